@@ -24,7 +24,8 @@ def _change_subset(space: SearchSpace, arch: Architecture, rng: np.random.Genera
     kept = dict(arch.kept)
     shared = _shared_sizes(space, arch)
     present, absent = list(kept), [i for i in range(space.layers) if i not in kept]
-    options = [(i, None) for i in present] + [(None, i) for i in absent]
+    options: list[tuple[int | None, int | None]] = [(i, None) for i in present]
+    options += [(None, i) for i in absent]
     options += [(i, j) for i in present for j in absent]
     allowed = [
         (drop, add)

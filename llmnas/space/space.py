@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -176,7 +176,7 @@ class SearchSpace(_Strict):
         shared = math.prod(len(self.dimension(name).choices) for name in self.shared_dimensions)
         layer = math.prod(len(self.dimension(name).choices) for name in self.layer_dimensions)
         depths = sum(self.subsets(depth) * layer**depth for depth in self.depth.choices)
-        return len(self.hidden_size) * shared * depths
+        return int(len(self.hidden_size) * shared * depths)
 
     def contains(self, arch: Architecture) -> bool:
         """Whether the architecture is one of this space."""
@@ -205,7 +205,7 @@ class SearchSpace(_Strict):
         """The architecture that keeps these layers and skips the others."""
         return Architecture(hidden_size, tuple(kept.get(i) for i in range(self.layers)))
 
-    def _extreme(self, pick: Any) -> Architecture:
+    def _extreme(self, pick: Callable[[tuple[int, ...]], int]) -> Architecture:
         spec = LayerSpec(**{name: pick(self.dimension(name).choices) for name in DIMENSIONS})
         kept = even_subset(self.layers, pick(self.depth.choices))
         return self.build(pick(self.hidden_size), dict.fromkeys(kept, spec))

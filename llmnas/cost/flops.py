@@ -1,0 +1,43 @@
+"""Floating-point operations of the forward pass, per token.
+
+Convention (Kaplan et al. 2020, table 1; PaLM, appendix B): a multiply-add counts as two
+operations; every weight matrix costs two operations per weight and token, the head
+included; attention costs 2 q_heads head_dim for q k^T and as much for the weighted sum
+of values, per attended position. Left out: the embedding lookup, norms, RoPE, softmax,
+the activation function and residual additions (under 1 % at usual widths). A training
+step costs three times the forward pass.
+"""
+
+from __future__ import annotations
+
+from llmnas.cost.params import layer_matmul_params
+from llmnas.space import Architecture, BaseModel, LayerSpec
+
+
+def layer_flops(hidden_size: int, spec: LayerSpec, attended: float) -> float:
+    """Operations of one block for one token that attends to `attended` positions."""
+    return 2 * layer_matmul_params(hidden_size, spec) + 4 * spec.q_heads * spec.head_dim * attended
+
+
+def head_flops(base: BaseModel, hidden_size: int) -> int:
+    """Operations of the projection to the vocabulary for one token."""
+    return 2 * base.vocab_size * hidden_size
+
+
+def prefill_flops_per_token(arch: Architecture, base: BaseModel, seq: int) -> float:
+    """Mean operations a token when `seq` tokens are read at once under a causal mask.
+
+    Position t (from 1) attends to t positions, (seq + 1) / 2 on average. Kernels that do
+    not skip the masked half do up to twice the attention work.
+    """
+    attended = (seq + 1) / 2
+    return head_flops(base, arch.hidden_size) + sum(
+        layer_flops(arch.hidden_size, spec, attended) for _, spec in arch.kept
+    )
+
+
+def decode_flops_per_token(arch: Architecture, base: BaseModel, context: int) -> float:
+    """Operations of generating one token that attends to `context` positions, itself included."""
+    return head_flops(base, arch.hidden_size) + sum(
+        layer_flops(arch.hidden_size, spec, context) for _, spec in arch.kept
+    )
