@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 
@@ -25,7 +26,7 @@ from llmnas.cost.flops import head_flops, layer_flops
 from llmnas.cost.memory import layer_activation_values, layer_kv_values
 from llmnas.cost.params import embedding_params, layer_params
 from llmnas.errors import UserError
-from llmnas.space import Architecture, LayerSpec, SearchSpace
+from llmnas.space import DIMENSIONS, Architecture, LayerSpec, SearchSpace
 
 _CHUNK = 64
 _MOST_PROPOSALS = 200_000
@@ -62,10 +63,10 @@ class BudgetSampler:
         broken: dict[str, int] = {}
         while len(found) < count:
             if proposals > _MOST_PROPOSALS and not found:
-                worst = max(broken, key=lambda name: broken[name])
+                limits = ", ".join(f"{low:,.0f} <= {name} <= {high:,.0f}" for name, (low, high) in self._limits.items())
+                worst = f"; {max(broken, key=lambda name: broken[name])} failed most often" if broken else ""
                 raise UserError(
-                    f"budget: no architecture of the space was found within all limits after {proposals:,} targeted "
-                    f"draws; {worst} = {getattr(self.budget, worst):,.0f} failed most often: widen it"
+                    f"budget: no architecture of the space meets {limits} ({proposals:,} targeted draws){worst}"
                 )
             for arch in self._propose(rng):
                 missed = self.budget.broken(self.space.base, arch)
@@ -94,7 +95,9 @@ class BudgetSampler:
         if name == "flops_per_token":
             return head_flops(base, hidden_size)
         stored = embedding_params(base, hidden_size) + hidden_size
-        return stored * (self.budget.workload.bytes_per_value if name == "memory_bytes" else 1)
+        if name == "params":
+            return stored
+        return self.budget.workload.bytes_per_value * stored + self._activation_bytes(hidden_size, min)
 
     def _layer(self, name: str, hidden_size: int, spec: LayerSpec) -> float:
         base, workload = self.space.base, self.budget.workload
@@ -105,15 +108,12 @@ class BudgetSampler:
         kv_values = workload.batch * workload.tokens(base) * layer_kv_values(spec)
         return workload.bytes_per_value * (layer_params(base, hidden_size, spec) + kv_values)
 
-    def _activation_bound(self, *, largest: bool) -> float:
-        """Activations are a maximum, not a sum: in the tilt they stand as a bound from the safe side."""
+    def _activation_bytes(self, hidden_size: int, pick: Callable[[tuple[int, ...]], int]) -> float:
+        """Activations are a maximum over layers, not a sum: in the tilt they stand as a bound from the safe side."""
         base, workload = self.space.base, self.budget.workload
-        if not largest:
-            return 0.0
-        arch = self.space.largest()
-        tokens = workload.batch * workload.tokens(base)
-        widest = layer_activation_values(arch.hidden_size, arch.kept[0][1])
-        return workload.bytes_per_value * max(tokens * widest, workload.batch * base.vocab_size)
+        spec = LayerSpec(**{name: pick(self.space.dimension(name).choices) for name in DIMENSIONS})
+        values = workload.tokens(base) * layer_activation_values(hidden_size, spec)
+        return workload.bytes_per_value * workload.batch * max(values, base.vocab_size)
 
     def _tabulate(self) -> None:
         """Costs in units of the limit, [cells, costs] and [cells, options, costs].
@@ -134,7 +134,8 @@ class BudgetSampler:
         self._layer_costs = np.array(layer) / self._unit
         low = np.array([pair[0] for pair in self._limits.values()])
         high = np.array([pair[1] for pair in self._limits.values()])
-        slack = [self._activation_bound(largest=True) if name == "memory_bytes" else 0.0 for name in names]
+        widest = self._activation_bytes(max(space.hidden_size), max)
+        slack = [widest if name == "memory_bytes" else 0.0 for name in names]
         self._low, self._high = (low - np.array(slack)) / self._unit, high / self._unit
         self._depths = np.array(space.depth.choices)
 
