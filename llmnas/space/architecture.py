@@ -25,7 +25,9 @@ class BaseModel:
         tied: the head is the embedding's transpose.
         qk_norm: RMSNorm over head_dim on queries and keys, before RoPE (Qwen3).
         qkv_bias: bias on the query, key and value projections (Qwen2).
-        rope_theta: base of the rotary frequencies at the largest head_dim.
+        rope_theta: base of the rotary frequencies, theta^(-2i / rope_dim).
+        rope_dim: the head_dim that the frequencies are spread over; None for the largest
+            of the space. A sub-network keeps its supernet's.
         rope_order: which channel pairs a smaller head_dim keeps. `leading` keeps the
             highest frequencies (exports as a stock model with another theta); `spread`
             keeps pairs evenly spaced over the frequencies (exports padded).
@@ -38,6 +40,7 @@ class BaseModel:
     qk_norm: bool = False
     qkv_bias: bool = False
     rope_theta: float = 10000.0
+    rope_dim: int | None = None
     rope_order: RopeOrder = "leading"
     max_seq: int = 1024
     norm_eps: float = 1e-5
@@ -46,6 +49,8 @@ class BaseModel:
         for name in ("vocab_size", "max_seq", "rope_theta", "norm_eps"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.rope_dim is not None and (self.rope_dim <= 0 or self.rope_dim % 2):
+            raise ValueError(f"rope_dim must be positive and even, got {self.rope_dim}")
 
 
 @dataclass(frozen=True, slots=True)

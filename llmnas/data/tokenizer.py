@@ -1,0 +1,109 @@
+"""Byte-level BPE: any text in, the same text out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from llmnas.errors import UserError
+from llmnas.files import read_json, write_text
+
+END_OF_TEXT = "<|endoftext|>"
+EOS_ID = 0
+SMALLEST = 257  # the 256 bytes and the end of text
+_CHUNK = 1 << 20  # characters encoded at once: enough for every core, bounded memory
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Learn a byte-level BPE (Sennrich et al. 2016; bytes as in GPT-2) of exactly `vocab_size` entries.
+
+    Entry 0 is the end of text, then come the 256 bytes, then the merges. The same texts give the same
+    tokenizer.
+
+    Raises:
+        UserError: fewer than 257 entries asked for, or more than the texts have merges for.
+    """
+    if vocab_size < SMALLEST:
+        raise UserError(f"vocabulary of {vocab_size}: a byte-level tokenizer needs at least {SMALLEST} entries")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    reached = tokenizer.get_vocab_size()
+    if reached != vocab_size:
+        raise UserError(
+            f"vocabulary of {vocab_size}: the corpus is too small for that, it yields {reached} entries; "
+            f"ask for at most {reached}, or give more text"
+        )
+    return _literal(tokenizer)
+
+
+def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
+    """Write `tokenizer.json` (the format of Hugging Face tokenizers), whole or not at all."""
+    write_text(path, tokenizer.to_str(pretty=True) + "\n")
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Read a `tokenizer.json`.
+
+    Raises:
+        UserError: no such file, damaged, or one whose entry 0 is not the end of text.
+    """
+    read_json(path)  # says "no such file" and "damaged JSON" in our words
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # noqa: BLE001 (tokenizers raises nothing more precise)
+        raise UserError(f"{path}: not a tokenizer ({error}); delete it to have it made again") from None
+    if tokenizer.token_to_id(END_OF_TEXT) != EOS_ID:
+        raise UserError(f"{path}: entry {EOS_ID} must be {END_OF_TEXT}, found {tokenizer.id_to_token(EOS_ID)!r}")
+    return _literal(tokenizer)
+
+
+def check_vocab(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Refuse a model whose vocabulary is not the tokenizer's.
+
+    Raises:
+        UserError: the sizes differ.
+    """
+    size = tokenizer.get_vocab_size()
+    if size != vocab_size:
+        raise UserError(
+            f"the tokenizer has {size} entries but the model's vocab_size is {vocab_size}; set it to {size}"
+        )
+
+
+def encode_texts(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[list[int]]:
+    """Token ids of each text, without end of text; many texts at once, on all cores, in bounded memory."""
+    for chunk in _chunks(texts):
+        for encoding in tokenizer.encode_batch_fast(chunk, add_special_tokens=False):
+            yield encoding.ids
+
+
+def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+    chunk: list[str] = []
+    size = 0
+    for text in texts:
+        chunk.append(text)
+        size += len(text)
+        if size >= _CHUNK:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _literal(tokenizer: Tokenizer) -> Tokenizer:
+    """Read "<|endoftext|>" in a text as those 13 characters: a corpus cannot forge a document's end.
+
+    Not kept in `tokenizer.json`, hence set after training and after loading.
+    """
+    tokenizer.encode_special_tokens = True
+    return tokenizer

@@ -1,0 +1,113 @@
+"""Grouped-query attention whose every size is a leading slice.
+
+Shapes: B batch, T sequence, H hidden, K kv heads, Q queries a group, D head_dim.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from llmnas.nn.linear import linear_from_heads, linear_heads
+from llmnas.nn.norm import rms_norm
+from llmnas.nn.rope import rotate
+from llmnas.space.architecture import BaseModel, LayerSpec
+
+_HAS_FLASH = importlib.util.find_spec("flash_attn") is not None
+
+
+class Attention(nn.Module):
+    """Attention with the weights of the largest sizes; `forward` uses the leading ones.
+
+    Weights are stored by head ([K, Q, D, H]), so that fewer KV heads, fewer queries a
+    group and a smaller head_dim all stay leading slices and every query keeps its KV head.
+    """
+
+    def __init__(self, base: BaseModel, hidden_size: int, largest: LayerSpec) -> None:
+        super().__init__()
+        kv, queries, dim = largest.kv_heads, largest.queries_per_group, largest.head_dim
+        self.eps = base.norm_eps
+        self.q = nn.Parameter(torch.empty(kv, queries, dim, hidden_size))
+        self.k = nn.Parameter(torch.empty(kv, dim, hidden_size))
+        self.v = nn.Parameter(torch.empty(kv, dim, hidden_size))
+        self.o = nn.Parameter(torch.empty(hidden_size, kv, queries, dim))
+        self.q_bias = nn.Parameter(torch.zeros(kv, queries, dim)) if base.qkv_bias else None
+        self.k_bias = nn.Parameter(torch.zeros(kv, dim)) if base.qkv_bias else None
+        self.v_bias = nn.Parameter(torch.zeros(kv, dim)) if base.qkv_bias else None
+        self.q_norm = nn.Parameter(torch.ones(dim)) if base.qk_norm else None
+        self.k_norm = nn.Parameter(torch.ones(dim)) if base.qk_norm else None
+
+    def forward(self, x: Tensor, spec: LayerSpec, rotation: Tensor, documents: Tensor | None) -> Tensor:
+        """Attend causally.
+
+        Args:
+            x: [B, T, H].
+            spec: sizes to use, each at most the stored one.
+            rotation: [T, 1, pairs], see `rope.rotations`.
+            documents: [B, T] document number of every token, or None for one document a row.
+
+        Returns:
+            [B, T, H].
+        """
+        kv, queries, dim = spec.kv_heads, spec.queries_per_group, spec.head_dim
+        q = linear_heads(x, self.q, (kv, queries, dim), self.q_bias).view(*x.shape[:-1], kv * queries, dim)
+        k = linear_heads(x, self.k, (kv, dim), self.k_bias).view(*x.shape[:-1], kv, dim)
+        v = linear_heads(x, self.v, (kv, dim), self.v_bias).view(*x.shape[:-1], kv, dim)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = rms_norm(q, self.q_norm, self.eps), rms_norm(k, self.k_norm, self.eps)
+        mixed = attend(rotate(q, rotation), rotate(k, rotation), v, documents)
+        return linear_from_heads(mixed.flatten(2), self.o, (kv, queries, dim), x.shape[-1])
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:
+    """Causal softmax(q k^T / sqrt(D)) v, within documents where they are given.
+
+    FlashAttention on a GPU that has it (half precision), else torch's SDPA.
+
+    Args:
+        q: [B, T, K * Q, D].
+        k, v: [B, T, K, D].
+        documents: [B, T] non-decreasing along T, or None.
+
+    Returns:
+        [B, T, K * Q, D].
+    """
+    if _HAS_FLASH and q.is_cuda and q.dtype in {torch.float16, torch.bfloat16}:
+        return _flash(q, k, v, documents)
+    mask = None
+    if documents is not None:
+        same = documents[:, None, :, None] == documents[:, None, None, :]
+        mask = same & torch.ones(q.shape[1], q.shape[1], dtype=torch.bool, device=q.device).tril()
+    mixed = F.scaled_dot_product_attention(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, is_causal=mask is None, enable_gqa=True
+    )
+    return mixed.transpose(1, 2)
+
+
+def document_starts(documents: Tensor) -> Tensor:
+    """Where documents begin in the batch laid out as one row, with its end: `[documents + 1]` int32.
+
+    Every row of `documents` [B, T] begins a document of its own.
+    """
+    begins = torch.ones_like(documents, dtype=torch.bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    starts = begins.flatten().nonzero().flatten()
+    end = torch.tensor([documents.numel()], device=documents.device)
+    return torch.cat([starts, end]).to(torch.int32)
+
+
+def _flash(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:
+    from flash_attn import flash_attn_func, flash_attn_varlen_func  # an extra that needs a GPU
+
+    if documents is None:
+        mixed: Tensor = flash_attn_func(q, k, v, causal=True)
+        return mixed
+    starts = document_starts(documents)
+    longest = int((starts[1:] - starts[:-1]).max())
+    packed: Tensor = flash_attn_varlen_func(
+        q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), starts, starts, longest, longest, causal=True
+    )
+    return packed.view_as(q)

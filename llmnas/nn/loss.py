@@ -1,0 +1,90 @@
+"""Losses on hidden states: next-token cross entropy, and distillation from another network.
+
+Shapes: N tokens, H hidden, V vocabulary, K kept entries of the teacher.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+
+class Teacher(NamedTuple):
+    """The most likely tokens of a teacher: what is left lumps into one rest class.
+
+    Attributes:
+        tokens: [N, K] int64.
+        probability: [N, K] float32, of the full softmax (sums to less than 1).
+    """
+
+    tokens: Tensor
+    probability: Tensor
+
+
+class Losses(NamedTuple):
+    """What a training forward returns.
+
+    Attributes:
+        loss: scalar, what to differentiate.
+        cross_entropy: scalar, nats a token, detached.
+        teacher: the network's own distribution, where it was asked for.
+    """
+
+    loss: Tensor
+    cross_entropy: Tensor
+    teacher: Teacher | None = None
+
+
+def losses(
+    hidden: Tensor,
+    head: Tensor,
+    targets: Tensor,
+    teacher: Teacher | None = None,
+    teacher_weight: float = 0.5,
+    emit_teacher: int = 0,
+) -> Losses:
+    """Mean loss over tokens: (1 - teacher_weight) cross entropy + teacher_weight KL(teacher || student).
+
+    Args:
+        hidden: [..., H], after the final norm.
+        head: [V, H].
+        targets: [...] int64 next tokens.
+        teacher: a distribution over the same tokens to learn from besides the targets, or None.
+        teacher_weight: its share of the loss.
+        emit_teacher: how many entries of the own distribution to return (0: none).
+    """
+    hidden, targets = hidden.flatten(0, -2), targets.flatten()
+    if teacher is None and not emit_teacher:
+        loss = F.linear_cross_entropy(hidden, head, targets)
+        return Losses(loss, loss.detach())
+    log_probs = F.log_softmax(F.linear(hidden, head), dim=-1, dtype=torch.float32)
+    cross_entropy = F.nll_loss(log_probs, targets)
+    loss = cross_entropy
+    if teacher is not None:
+        loss = torch.lerp(cross_entropy, top_k_divergence(log_probs, teacher), teacher_weight)
+    own = None
+    if emit_teacher:
+        top = log_probs.detach().topk(emit_teacher)
+        own = Teacher(top.indices, top.values.exp())
+    return Losses(loss, cross_entropy.detach(), own)
+
+
+def top_k_divergence(log_probs: Tensor, teacher: Teacher) -> Tensor:
+    """KL(teacher || student) over the K kept tokens and one rest class, mean over tokens.
+
+    Merging classes never raises a KL divergence (data-processing inequality), so this is a
+    lower bound of the full one, and equal to it at K = V.
+
+    Args:
+        log_probs: [N, V] of the student.
+        teacher: see `Teacher`.
+    """
+    kept = log_probs.gather(-1, teacher.tokens)
+    p = teacher.probability
+    p_rest = (1 - p.sum(-1)).clamp_min(0)
+    # log(1 - sum q): the clamp keeps the gradient finite where the kept tokens have all the mass
+    q_rest = torch.log1p(-kept.exp().sum(-1).clamp_max(1 - 1e-6))
+    return (torch.xlogy(p, p) - p * kept).sum(-1).add(torch.xlogy(p_rest, p_rest) - p_rest * q_rest).mean()

@@ -1,0 +1,31 @@
+"""Initial weights as a pure function of a seed."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def initialise(model: nn.Module, depth: int, seed: int, embedding_std: float = 0.02) -> None:
+    """Fill every parameter in place.
+
+    Matrices: normal with variance 1 / fan_in (LeCun et al. 1998, eq. 16), so that the width
+    of an activation does not change its size; those that write to the residual stream are
+    scaled by 1 / sqrt(2 depth) (GPT-2), so that all branches together add unit variance.
+    Embedding and head: normal with `embedding_std`. Gains 1, biases 0.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            kind = name.rsplit(".", 1)[-1]
+            if kind.endswith("norm"):
+                weight.fill_(1)
+            elif kind.endswith("bias"):
+                weight.zero_()
+            elif kind in {"embedding", "head"}:
+                weight.normal_(std=embedding_std, generator=generator)
+            elif kind in {"o", "down"}:
+                fan_in = weight[0].numel()
+                weight.normal_(std=(2 * depth * fan_in) ** -0.5, generator=generator)
+            else:
+                weight.normal_(std=weight.shape[-1] ** -0.5, generator=generator)

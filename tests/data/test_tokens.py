@@ -1,0 +1,223 @@
+"""Token files are whole or absent, and the stream of sequences is a pure function of (seed, n)."""
+
+import json
+import signal
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmnas.data import Sequences, TokenFile, write_tokens
+from llmnas.errors import UserError
+
+DOCUMENTS = [[5, 6, 7], [], [8, 0, 511]]
+
+
+@pytest.fixture
+def file(tmp_path):
+    return write_tokens(tmp_path / "train.bin", iter(DOCUMENTS), vocab_size=512, eos_id=0, text_bytes=40)
+
+
+def test_documents_are_written_with_their_ends(file):
+    assert TokenFile.open(file.path) == file
+    assert isinstance(file.tokens, np.memmap)
+    assert file.tokens.tolist() == [5, 6, 7, 0, 0, 8, 0, 511, 0]
+    assert file.path.read_bytes()[:4] == b"\x05\x00\x06\x00"
+    assert json.loads(file.path.with_suffix(".json").read_text()) == {
+        "dtype": "uint16",
+        "tokens": 9,
+        "documents": 3,
+        "text_bytes": 40,
+        "vocab_size": 512,
+        "file_bytes": 18,
+        "sha256": file.info.sha256,
+    }
+    assert sorted(path.name for path in file.path.parent.iterdir()) == ["train.bin", "train.json"]
+
+
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(65_536, "uint16"), (65_537, "uint32"), (200_000, "uint32")])
+def test_width_holds_every_id(tmp_path, vocab_size, dtype):
+    write_tokens(tmp_path / "a.bin", [[1, vocab_size - 1]], vocab_size, 0, 1)
+    file = TokenFile.open(tmp_path / "a.bin")
+    assert file.tokens.tolist() == [1, vocab_size - 1, 0]
+    assert file.info.dtype == file.tokens.dtype.name == dtype
+
+
+@pytest.mark.parametrize("ids", [[512], [-1], [3, 70_000]])
+def test_ids_outside_the_vocabulary_are_refused(tmp_path, ids):
+    with pytest.raises(ValueError, match="document 1: a token id outside the vocabulary of 512"):
+        write_tokens(tmp_path / "a.bin", [[1], ids], 512, 0, 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def flip(data, at):
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: data[:-1], "17 bytes instead of 18"),
+        (lambda data: data + b"\x00", "19 bytes instead of 18"),
+        (lambda data: flip(data, 0), "SHA-256 differs"),
+        (lambda data: flip(data, 17), "SHA-256 differs"),
+    ],
+)
+def test_damage_is_found_and_the_way_out_said(file, damage, message):
+    file.path.write_bytes(damage(file.path.read_bytes()))
+    with pytest.raises(UserError, match=message) as error:
+        TokenFile.open(file.path)
+    assert str(error.value).startswith(f"{file.path}: ")
+    assert str(error.value).endswith("delete data/ and run prepare again")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: text[:-5], "damaged JSON"),
+        (lambda text: "[]", "valid dictionary"),
+        (lambda text: text.replace('"tokens": 9', '"tokens": 8'), "8 tokens of uint16 are not 18 bytes"),
+        (lambda text: text.replace('"dtype": "uint16"', '"dtype": "int8"'), "dtype"),
+        (lambda text: text.replace('"documents": 3', '"extra": 3'), r"documents: missing key"),
+    ],
+)
+def test_damaged_description_is_found(file, damage, message):
+    sidecar = file.path.with_suffix(".json")
+    sidecar.write_text(damage(sidecar.read_text()))
+    with pytest.raises(UserError, match=message) as error:
+        TokenFile.open(file.path)
+    assert str(error.value).startswith(f"{sidecar}: ")
+
+
+@pytest.mark.parametrize("name", ["train.bin", "train.json"])
+def test_missing_half_is_named(file, name):
+    file.path.with_name(name).unlink()
+    with pytest.raises(UserError, match=rf"{name}: no such file; delete data/"):
+        TokenFile.open(file.path)
+
+
+def test_no_documents_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"a\.bin: no documents"):
+        write_tokens(tmp_path / "a.bin", [], 512, 0, 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def failing():
+    yield [1, 2]
+    raise RuntimeError("out of paper")
+
+
+def test_failed_writer_leaves_nothing_or_the_old_file(tmp_path):
+    path = tmp_path / "train.bin"
+    with pytest.raises(RuntimeError, match="out of paper"):
+        write_tokens(path, failing(), 512, 0, 1)
+    assert list(tmp_path.iterdir()) == []
+    old = write_tokens(path, DOCUMENTS, 512, 0, 1)
+    with pytest.raises(RuntimeError, match="out of paper"):
+        write_tokens(path, failing(), 512, 0, 1)
+    assert TokenFile.open(path) == old
+
+
+def test_killed_writer_leaves_no_half_file(tmp_path):
+    code = (
+        "import os, signal, sys; from pathlib import Path; from llmnas.data import write_tokens\n"
+        "def documents():\n    yield [1] * 100_000\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "write_tokens(Path(sys.argv[1]), documents(), 512, 0, 1)"
+    )
+    path = tmp_path / "train.bin"
+    ended = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert not path.exists()
+    assert not path.with_suffix(".json").exists()
+
+
+def test_replaced_tokens_without_their_description_are_refused(file):
+    """As a kill between the two renames leaves it."""
+    description = file.path.with_suffix(".json").read_bytes()
+    write_tokens(file.path, [[1, 2, 3]], 512, 0, 1)
+    file.path.with_suffix(".json").write_bytes(description)
+    with pytest.raises(UserError, match="delete data/ and run prepare again"):
+        TokenFile.open(file.path)
+
+
+def test_memory_stays_small_while_writing_and_reading(tmp_path):
+    tracemalloc.start()
+    try:
+        documents = (np.full(10_000, i, dtype=np.uint16) for i in range(400))
+        write_tokens(tmp_path / "a.bin", documents, 512, 511, 1)
+        file = TokenFile.open(tmp_path / "a.bin")
+        sequences = Sequences(file.tokens, seq=128, seed=0)
+        sequences.batch(0, 8)
+        sequences.fixed(8)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert file.info.file_bytes > 8_000_000
+    assert peak < 2_000_000
+
+
+sizes = st.integers(1, 40).flatmap(lambda seq: st.tuples(st.integers(seq + 1, 50 * seq + 1), st.just(seq)))
+
+
+@given(sizes, st.integers(0, 5), st.integers(0, 3))
+def test_an_epoch_holds_every_window_once(size, seed, epoch):
+    total, seq = size
+    sequences = Sequences(np.arange(total, dtype=np.uint16), seq, seed)
+    count = sequences.per_epoch
+    rows = sequences.batch(epoch * count, count)
+    assert rows.shape == (count, seq + 1)
+    assert rows.dtype == np.int64
+    assert (np.diff(rows, axis=1) == 1).all()  # the tokens are 0, 1, 2, ..., so a row is one stretch of them
+    starts = np.sort(rows[:, 0])
+    assert (np.diff(starts) == seq).all()
+    assert total - count * seq < 2 * seq or count == 1  # what an epoch leaves out is less than two windows
+
+
+@given(sizes, st.lists(st.tuples(st.integers(0, 200), st.integers(0, 9)), max_size=6))
+def test_batches_are_their_single_sequences_in_any_order_of_calls(size, calls):
+    total, seq = size
+    tokens = np.arange(total, dtype=np.uint32)
+    sequences = Sequences(tokens, seq, seed=3)
+    for first, count in calls:
+        np.random.seed(first)  # the disturbance under test
+        singles = [Sequences(tokens, seq, seed=3).batch(first + i, 1) for i in range(count)]
+        expected = np.concatenate([np.empty((0, seq + 1), dtype=np.int64), *singles])
+        np.testing.assert_array_equal(sequences.batch(first, count), expected)
+
+
+def test_epochs_and_seeds_differ_in_order_and_offset():
+    tokens = np.arange(5_000, dtype=np.uint16)
+    streams = [Sequences(tokens, 16, seed) for seed in (0, 1)]
+    count = streams[0].per_epoch
+    first_tokens = [stream.batch(epoch * count, count)[:, 0] for stream in streams for epoch in range(3)]
+    assert len({row.tobytes() for row in first_tokens}) == 6
+    assert len({int(row.min()) for row in first_tokens}) > 1
+
+
+def test_every_token_is_trained_on_in_some_epoch():
+    tokens = np.arange(107, dtype=np.uint16)
+    sequences = Sequences(tokens, 10, seed=0)
+    assert set(sequences.batch(0, 200 * sequences.per_epoch).ravel().tolist()) == set(range(107))
+
+
+@given(sizes, st.integers(1, 60))
+def test_fixed_windows_are_spread_and_do_not_overlap(size, count):
+    total, seq = size
+    tokens = np.arange(total, dtype=np.uint16)
+    rows = Sequences(tokens, seq, seed=0).fixed(count)
+    assert rows.shape == (min(count, (total - 1) // seq), seq + 1)
+    assert (np.diff(rows, axis=1) == 1).all()
+    gaps = np.diff(rows[:, 0])
+    assert (gaps >= seq).all()
+    assert gaps.size == 0 or gaps.max() - gaps.min() <= seq
+    np.testing.assert_array_equal(rows, Sequences(tokens, seq, seed=9).fixed(count))
+
+
+def test_corpus_shorter_than_a_sequence_is_refused():
+    with pytest.raises(UserError, match=r"16 tokens, fewer than one sequence of 16 \+ 1"):
+        Sequences(np.zeros(16, dtype=np.uint16), 16, 0)
+    assert Sequences(np.arange(17, dtype=np.uint16), 16, 0).batch(5, 2).tolist() == [list(range(17))] * 2
