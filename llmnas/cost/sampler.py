@@ -77,6 +77,14 @@ class BudgetSampler:
             proposals += _CHUNK
         return found[:count]
 
+    def feasible(self, rng: np.random.Generator) -> bool:
+        """Whether any architecture meets the budget, as far as targeted draws can tell."""
+        try:
+            self.sample(rng)
+        except UserError:
+            return False
+        return True
+
     def _check_reachable(self) -> None:
         """Costs grow with every size, so the extremes of the space bound each of them."""
         base, workload = self.space.base, self.budget.workload

@@ -1,0 +1,119 @@
+"""The model card: README.md of an exported folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from llmnas.export.shape import StockShape
+from llmnas.space import Architecture
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a reader must know that the weights do not say.
+
+    Attributes:
+        name: title of the card.
+        metrics: value by metric name, as measured on held-out data.
+        data: what it was trained on, a phrase.
+        seed: of the run.
+        trained_tokens: how many tokens these weights were trained on.
+        notes: further paragraphs.
+    """
+
+    name: str
+    metrics: dict[str, float]
+    data: str
+    seed: int
+    trained_tokens: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How a model is stored: what the card says beyond the architecture.
+
+    Attributes:
+        class_name: the transformers class.
+        shape: sizes of that class.
+        parameters: in the file.
+        own_parameters: of the architecture itself.
+        tokenizer: whether one lies beside the weights.
+    """
+
+    class_name: str
+    shape: StockShape
+    parameters: int
+    own_parameters: int
+    tokenizer: bool
+
+
+def render(card: Card, arch: Architecture, max_seq: int, vocab_size: int, stored: Stored) -> str:
+    """The card as Markdown with the front matter that the Hugging Face Hub reads."""
+    parts = [
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\n"
+        "tags:\n- llmnas\n- neural-architecture-search\n---",
+        f"# {card.name}",
+        f"A language model of {stored.own_parameters:,} parameters, architecture `{arch.id}`, found by llmnas. It is a "
+        f"plain `{stored.class_name}`: vocabulary {vocab_size:,}, at most {max_seq:,} tokens.",
+        "## Load it",
+        _loading(stored.tokenizer),
+        "## Architecture",
+        f"Hidden size {arch.hidden_size}, {arch.depth} layers:",
+        _table(
+            ("layer", "KV heads", "query heads", "head dim", "FFN size"),
+            [(i, s.kv_heads, s.q_heads, s.head_dim, s.ffn_size) for i, (_, s) in enumerate(arch.kept)],
+        ),
+        _storage(stored),
+        *_metrics(card),
+        "## Training",
+        f"Data: {card.data}. Tokens seen: {card.trained_tokens:,}. Seed: {card.seed}.",
+        *card.notes,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _loading(tokenizer: bool) -> str:
+    lines = [
+        "```python",
+        f"from transformers import AutoModelForCausalLM{', AutoTokenizer' if tokenizer else ''}",
+        "",
+        'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")',
+    ]
+    if not tokenizer:
+        return "\n".join([*lines, "```", "", "No tokenizer comes with it: it takes and gives token ids."])
+    lines += [
+        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
+        'ids = tokenizer("The state of", return_tensors="pt")',
+        "print(tokenizer.decode(model.generate(**ids, max_new_tokens=40)[0]))",
+        "```",
+        "",
+        "A special token written out in a text is read as plain characters (`split_special_tokens`), so that no "
+        "text can forge the end of a document; append `tokenizer.eos_token_id` where you mean it.",
+    ]
+    return "\n".join(lines)
+
+
+def _storage(stored: Stored) -> str:
+    spec, extra = stored.shape.spec, stored.parameters - stored.own_parameters
+    price = f"{stored.parameters:,} parameters for {stored.own_parameters:,} ({extra / stored.own_parameters:+.1%})"
+    if not stored.shape.exact:
+        return (
+            "Tier 2: stock classes have one size for all layers, so every layer is padded with zeros (and copies of "
+            f"KV heads where that is cheaper) to {spec.kv_heads} KV heads, {spec.q_heads} query heads, head dim "
+            f"{spec.head_dim}, FFN size {spec.ffn_size}. The logits are unchanged. The price: {price} are stored "
+            "and computed with."
+        )
+    text = "Tier 1: stored with exactly these sizes."
+    return f"{text} {price}: the class has a bias on the output projection, here zero." if extra else text
+
+
+def _metrics(card: Card) -> list[str]:
+    rows = [(name, f"{value:.6g}") for name, value in card.metrics.items()]
+    return ["## Metrics", _table(("metric", "value"), rows)] if rows else []
+
+
+def _table(header: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> str:
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)

@@ -1,0 +1,63 @@
+"""Names in an exported folder, and the `config.json` of a stock transformers class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig
+
+from llmnas.export.shape import StockShape
+from llmnas.space import Architecture, BaseModel
+
+ABOUT_FILE = "llmnas.json"  # the architecture, for tools; marks a folder as ours
+CLASS_NAMES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "seed_oss": "SeedOssForCausalLM",
+}
+
+
+def has_output_bias(kind: str, base: BaseModel) -> bool:
+    """Whether the class, asked for biases on q, k and v, has one on the output projection too."""
+    return base.qkv_bias and kind != "seed_oss"
+
+
+def stock_config(base: BaseModel, arch: Architecture, kind: str, shape: StockShape, eos_id: int | None) -> Any:
+    """A transformers `PreTrainedConfig`, for float32 weights.
+
+    Args:
+        base: of the model.
+        arch: the stand-alone architecture.
+        kind: `stock_class(base, arch)`.
+        shape: `stock_shape(base, arch)`.
+        eos_id: the token that ends and begins documents, or None without a tokenizer.
+    """
+    spec = shape.spec
+    if kind == "mistral":
+        own: dict[str, Any] = {"sliding_window": None}
+    elif kind == "seed_oss":
+        own = {"attention_bias": True, "attention_dropout": 0.0, "residual_dropout": 0.0}
+    else:
+        own = {"attention_bias": base.qkv_bias}
+    return AutoConfig.for_model(
+        kind,
+        architectures=[CLASS_NAMES[kind]],
+        dtype="float32",
+        vocab_size=base.vocab_size,
+        tie_word_embeddings=base.tied,
+        hidden_size=arch.hidden_size,
+        num_hidden_layers=arch.depth,
+        num_attention_heads=spec.q_heads,
+        num_key_value_heads=spec.kv_heads,
+        head_dim=spec.head_dim,
+        intermediate_size=spec.ffn_size,
+        max_position_embeddings=base.max_seq,
+        rms_norm_eps=base.norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
+        bos_token_id=eos_id,
+        eos_token_id=eos_id,
+        # nn.Embedding never trains its padding row, and ours is the end of text: only generation_config has it
+        pad_token_id=None,
+        **own,
+    )

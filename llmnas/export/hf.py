@@ -1,0 +1,195 @@
+"""Hugging Face checkpoints that load without any code of ours, verified before they appear."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from transformers import GenerationConfig
+
+from llmnas.cost import count_params
+from llmnas.errors import RunError, UserError
+from llmnas.export.card import Card, Stored, render
+from llmnas.export.config import ABOUT_FILE, CLASS_NAMES, has_output_bias, stock_config
+from llmnas.export.shape import stock_class, stock_shape
+from llmnas.export.weights import stock_weights
+from llmnas.files import read_json, sync_dir, write_json, write_text
+from llmnas.supernet import Transformer
+
+EOS_ID = 0  # tokenizers of this project have the end of text first
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written.
+
+    Attributes:
+        folder: where it lies.
+        class_name: the transformers class that loads it.
+        tier: 1, exactly the architecture's sizes; 2, padded.
+        parameters: in the file.
+        own_parameters: of the architecture itself.
+        difference: largest difference of a logit in a fresh process, relative to the largest logit.
+    """
+
+    folder: Path
+    class_name: str
+    tier: int
+    parameters: int
+    own_parameters: int
+    difference: float
+
+
+def export_hf(
+    model: Transformer, folder: Path, *, tokenizer_path: Path | None, card: Card, force: bool = False
+) -> ExportReport:
+    """Write a stand-alone model as a stock transformers checkpoint, in float32.
+
+    It is written beside `folder`, loaded in a fresh offline process whose logits must equal the
+    model's (within `verify.TOLERANCE` of their scale), and only then renamed to `folder`.
+
+    Args:
+        model: from `extract`, or trained by itself.
+        folder: what to make.
+        tokenizer_path: a `tokenizer.json` whose entry 0 is the end of text, or None.
+        card: what the model card says.
+        force: replace an earlier export.
+
+    Raises:
+        UserError: `folder` is there already, or the tokenizer does not fit.
+        RunError: the files could not be written, or do not give the model's logits.
+    """
+    _check_folder(folder, force)
+    if tokenizer_path is not None:
+        _check_tokenizer(tokenizer_path, model.base.vocab_size)
+    model = copy.deepcopy(model).float().cpu()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as staging:
+            checkpoint, expected = Path(staging, "checkpoint"), Path(staging, "expected.safetensors")
+            checkpoint.mkdir()
+            stored = write_checkpoint(model, checkpoint, tokenizer_path, card)
+            write_expected(model, expected)
+            difference = _verify(checkpoint, expected, folder)
+            for path in (*checkpoint.iterdir(), checkpoint):
+                sync_dir(path)  # it opens and fsyncs, files too
+            if force and folder.exists():
+                folder.rename(Path(staging, "replaced"))
+            checkpoint.rename(folder)
+            sync_dir(folder.parent)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{folder}: cannot write the export: {error}") from None
+    return ExportReport(
+        folder, stored.class_name, stored.shape.tier, stored.parameters, stored.own_parameters, difference
+    )
+
+
+def write_expected(model: Transformer, path: Path) -> None:
+    """Fixed random tokens and the logits that `model` gives them, for `llmnas.export.verify`."""
+    base = model.base
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(base.vocab_size, (2, min(base.max_seq, 64)), generator=generator)
+    with torch.no_grad():
+        logits = model(tokens)
+    save_file({"tokens": tokens, "logits": logits.contiguous()}, path)
+
+
+def _check_folder(folder: Path, force: bool) -> None:
+    if not os.path.lexists(folder):
+        return
+    if not force:
+        raise UserError(f"{folder}: is there already; name another folder, or use force to replace an earlier export")
+    if not (folder / ABOUT_FILE).is_file():
+        raise UserError(f"{folder}: is there and has no {ABOUT_FILE}; force replaces only an earlier export")
+
+
+def _check_tokenizer(path: Path, vocab_size: int) -> None:
+    read_json(path)  # says "no such file" and "damaged JSON" in our words
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # noqa: BLE001 (tokenizers raises nothing more precise)
+        raise UserError(f"{path}: not a tokenizer ({error})") from None
+    if tokenizer.get_vocab_size() != vocab_size:
+        raise UserError(
+            f"{path}: has {tokenizer.get_vocab_size()} entries, the model's vocabulary {vocab_size}; they must be equal"
+        )
+    special = tokenizer.get_added_tokens_decoder().get(EOS_ID)
+    if special is None or not special.special:
+        raise UserError(f"{path}: entry {EOS_ID} must be a special token that ends a document")
+
+
+def write_checkpoint(model: Transformer, folder: Path, tokenizer_path: Path | None, card: Card) -> Stored:
+    """Write all files of an export into the empty `folder`, unverified; `model` is float32 on the CPU."""
+    base, arch = replace(model.base, rope_dim=model.rope_dim), model.envelope
+    kind, shape = stock_class(base, arch), stock_shape(base, arch)
+    eos_id = None if tokenizer_path is None else EOS_ID
+    stock_config(base, arch, kind, shape, eos_id).save_pretrained(folder)
+    # transformers 5 reads rope_parameters; transformers 4 and engines built on it read the key at the top
+    config_path = folder / "config.json"
+    write_json(config_path, read_json(config_path) | {"rope_theta": shape.rope_theta})
+    GenerationConfig(bos_token_id=eos_id, eos_token_id=eos_id, pad_token_id=eos_id).save_pretrained(folder)
+    weights = stock_weights(model, shape, o_bias=has_output_bias(kind, base))
+    weights_path = folder / "model.safetensors"
+    save_file(weights, weights_path, metadata={"format": "pt"})
+    shutil.copymode(config_path, weights_path)  # safetensors lets nobody but the owner read it
+    if tokenizer_path is not None:
+        _write_tokenizer(tokenizer_path, folder, base.max_seq)
+    stored = Stored(
+        class_name=CLASS_NAMES[kind],
+        shape=shape,
+        parameters=sum(weight.numel() for weight in weights.values()),
+        own_parameters=count_params(arch, base).total,
+        tokenizer=tokenizer_path is not None,
+    )
+    write_json(
+        folder / ABOUT_FILE,
+        {
+            "architecture": arch.to_dict(),
+            "base": asdict(base),
+            "export": {"class": stored.class_name, "tier": shape.tier, "sizes": asdict(shape.spec)},
+        },
+    )
+    write_text(folder / "README.md", render(card, arch, base.max_seq, base.vocab_size, stored))
+    return stored
+
+
+def _write_tokenizer(source: Path, folder: Path, max_seq: int) -> None:
+    """`split_special_tokens`: "<|endoftext|>" in a text is plain characters, as in training."""
+    shutil.copyfile(source, folder / "tokenizer.json")
+    end = Tokenizer.from_file(str(source)).id_to_token(EOS_ID)
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": end,
+        "eos_token": end,
+        "pad_token": end,
+        "split_special_tokens": True,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": max_seq,
+        "padding_side": "left",
+    }
+    write_json(folder / "tokenizer_config.json", settings)
+
+
+def _verify(checkpoint: Path, expected: Path, folder: Path) -> float:
+    """Run `llmnas.export.verify` in a fresh process without a network; returns the relative difference."""
+    done = subprocess.run(
+        [sys.executable, "-m", "llmnas.export.verify", str(checkpoint), str(expected)],
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise RunError(f"{folder}: not written, the export does not verify: {reason}")
+    return float(done.stdout.split()[-1])

@@ -1,0 +1,87 @@
+"""Checks an exported folder as a stranger would use it: `python -m llmnas.export.verify FOLDER EXPECTED`.
+
+EXPECTED is a safetensors file with `tokens` [batch, seq] and the `logits` [batch, seq, vocab] they
+must give. Prints the largest difference of a logit relative to the largest logit; exits with 1,
+and the reason on the last line of stderr, when the folder is not what it should be.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llmnas.errors import RunError
+from llmnas.export.config import ABOUT_FILE
+from llmnas.files import read_json
+
+# float32 arithmetic in another order differs by about 1e-6
+TOLERANCE = 1e-4
+
+
+def relative_difference(actual: Tensor, expected: Tensor) -> float:
+    """max |actual - expected| / max |expected|; NaN where either holds one."""
+    return float((actual - expected).abs().max() / expected.abs().max())
+
+
+def check_model(folder: Path, tokens: Tensor, logits: Tensor) -> float:
+    """Load the model by its folder alone and compare; returns `relative_difference`.
+
+    Raises:
+        RunError: not the stock class, weights missing or left over, or other logits.
+    """
+    model, loading = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    name, module = type(model).__name__, type(model).__module__
+    wanted = read_json(folder / ABOUT_FILE)["export"]["class"]
+    if name != wanted or not module.startswith("transformers."):
+        raise RunError(f"loads as {module}.{name}, should be transformers' {wanted}")
+    wrong = {kind: sorted(names) for kind, names in loading.items() if names}
+    if wrong:
+        raise RunError(f"weights do not fit the class: {wrong}")
+    with torch.no_grad():
+        difference = relative_difference(model(tokens).logits, logits)
+    if not difference <= TOLERANCE:  # NaN must fail
+        raise RunError(f"logits differ by {difference:.1e} of their scale, at most {TOLERANCE:.0e} is allowed")
+    return difference
+
+
+def check_tokenizer(folder: Path) -> None:
+    """AutoTokenizer must split text as `tokenizer.json` says, and take special tokens in a text as text.
+
+    transformers rebuilds some tokenizers by model type, with another pre-tokenizer.
+
+    Raises:
+        RunError: it does something else.
+    """
+    loaded = AutoTokenizer.from_pretrained(folder)
+    ours = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    theirs, wanted = json.loads(loaded.backend_tokenizer.to_str()), json.loads(ours.to_str())
+    for part in ("normalizer", "pre_tokenizer", "model", "decoder", "added_tokens"):
+        if theirs[part] != wanted[part]:
+            raise RunError(f"AutoTokenizer loads a {type(loaded).__name__} with another {part}")
+    if loaded.eos_token_id in loaded.encode(f"a{loaded.eos_token}b"):
+        raise RunError(f"a text can forge the special token {loaded.eos_token}")
+
+
+def main(folder: Path, expected: Path) -> int:
+    """Check one folder; returns the exit status."""
+    reference = load_file(expected)
+    try:
+        difference = check_model(folder, reference["tokens"], reference["logits"])
+        if (folder / "tokenizer.json").exists():
+            check_tokenizer(folder)
+    except RunError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(difference)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))

@@ -1,0 +1,157 @@
+"""The one search loop: ask, evaluate what is new, store, tell."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from llmnas.cost import Budget
+from llmnas.errors import UserError, explain
+from llmnas.pareto import Archive, Constraints, Objectives, check_constraints, check_objectives
+from llmnas.search.evolution import EvolutionOptions, RegularizedEvolution
+from llmnas.search.local import LocalOptions, LocalSearch
+from llmnas.search.nsga2 import Nsga2, Nsga2Options
+from llmnas.search.random import RandomOptions, RandomSearch
+from llmnas.search.strategy import Options, Problem, Strategy
+from llmnas.space import Architecture, SearchSpace
+
+Evaluate = Callable[[Sequence[Architecture]], Sequence[Mapping[str, float]]]
+
+STRATEGIES: dict[str, tuple[type[Options], Callable[[Problem, Any], Strategy]]] = {
+    "random": (RandomOptions, RandomSearch),
+    "evolution": (EvolutionOptions, RegularizedEvolution),
+    "nsga2": (Nsga2Options, Nsga2),
+    "local": (LocalOptions, LocalSearch),
+}
+"""Name -> (its options, its constructor)."""
+
+_BARREN_ASKS = 20
+_LOG = logging.getLogger(__name__)
+
+
+def search(
+    space: SearchSpace,
+    evaluate: Evaluate,
+    strategy: str = "nsga2",
+    objectives: Objectives = {"val_loss": "min", "params": "min"},  # noqa: B006 (never written to)
+    budget: Budget | None = None,
+    constraints: Constraints = {},  # noqa: B006
+    evaluations: int = 200,
+    seed: int = 0,
+    *,
+    archive_path: str | Path | None = None,
+    options: Mapping[str, Any] = {},
+    batch: int = 8,
+    on_progress: Callable[[Archive], None] | None = None,
+) -> Archive:
+    """Search `space` for the Pareto front of `objectives`.
+
+    The same arguments give the same evaluations, whatever the global random generators do. With
+    an existing `archive_path` the search is replayed: the strategy is asked again from the start
+    and answered from the archive until it comes to what was not evaluated yet. So an interrupted
+    search ends with the same evaluations as an uninterrupted one, and at most the batch that was
+    being evaluated is evaluated again.
+
+    Args:
+        evaluate: measures a few architectures (at most `batch`), one mapping from metric to
+            number each. NaN or infinity is a failed evaluation: stored, never on the front.
+        strategy: a key of `STRATEGIES`.
+        budget: limits on closed-form costs; no architecture outside of it is ever evaluated.
+        constraints: limits on measured metrics: an upper bound, or (low, high) with None for an
+            open end. What misses them is stored, and never on the front.
+        evaluations: how many different architectures to evaluate in all, those already in the
+            archive included. Fewer where the space, or what of it the budget admits, has no more.
+        archive_path: where the evaluations are kept; None keeps them in memory.
+        options: the strategy's own options.
+        on_progress: called with the archive after every stored batch.
+
+    Raises:
+        UserError: a wrong argument, a budget that nothing meets, a damaged archive or that of another
+            search, or results of `evaluate` without an objective. What `evaluate` raises passes through.
+    """
+    for name, value, least in (("evaluations", evaluations, 1), ("batch", batch, 1), ("seed", seed, 0)):
+        if value < least:
+            raise UserError(f"{name} must be at least {least}, got {value}")
+    chosen, make = _options(strategy, options)
+    # Sorted: the order in which the same objectives are named must not change the search.
+    goals = dict(sorted(check_objectives(objectives).items()))
+    limits = dict(sorted(check_constraints(constraints).items()))
+    searcher = make(Problem(space, goals, limits, budget, seed), chosen)
+    identity = {
+        "space": hashlib.sha256(space.model_dump_json().encode()).hexdigest(),
+        "strategy": strategy,
+        "options": chosen.model_dump(mode="json"),
+        "seed": seed,
+        "batch": batch,
+        "budget": asdict(budget) if budget else None,
+    }
+    archive = Archive(archive_path or ":memory:", objectives, constraints, identity)
+    try:
+        _run(searcher, evaluate, archive, evaluations, batch, on_progress)
+    except BaseException:
+        archive.close()
+        raise
+    return archive
+
+
+def _options(strategy: str, options: Mapping[str, Any]) -> tuple[Options, Callable[[Problem, Any], Strategy]]:
+    if strategy not in STRATEGIES:
+        raise UserError(f"strategy: {strategy!r} does not exist; allowed: {', '.join(STRATEGIES)}")
+    kind, make = STRATEGIES[strategy]
+    unknown = sorted(set(options) - set(kind.model_fields))
+    if unknown:
+        allowed = ", ".join(kind.model_fields) or "none"
+        raise UserError(f"options: {strategy} has no {unknown[0]!r}; allowed: {allowed}")
+    try:
+        return kind.model_validate(dict(options)), make
+    except ValidationError as error:
+        raise explain(f"options of {strategy}", error) from None
+
+
+def _run(
+    searcher: Strategy,
+    evaluate: Evaluate,
+    archive: Archive,
+    evaluations: int,
+    batch: int,
+    on_progress: Callable[[Archive], None] | None,
+) -> None:
+    order: dict[Architecture, None] = {}  # distinct architectures in the order first asked, as in the archive
+    barren = 0
+    while len(archive) < evaluations:
+        asked = searcher.ask(batch)
+        fresh = [arch for arch in dict.fromkeys(asked) if arch not in order]
+        _require_replay(archive, fresh, len(order))
+        order.update(dict.fromkeys(fresh))
+        barren = 0 if fresh else barren + 1
+        if not asked or barren == _BARREN_ASKS:
+            _LOG.warning(
+                "search ends after %d of %d evaluations: no further architecture found in the space and budget",
+                len(archive),
+                evaluations,
+            )
+            return
+        # Only the evaluation stops at the limit, never the asking, so that a longer search begins with this one.
+        new = [arch for arch in fresh if archive.get(arch) is None][: evaluations - len(archive)]
+        if new:
+            archive.append(new, list(evaluate(new)))
+            if on_progress is not None:
+                on_progress(archive)
+        if len(archive) < evaluations:
+            searcher.tell([found for arch in asked if (found := archive.get(arch)) is not None])
+
+
+def _require_replay(archive: Archive, fresh: list[Architecture], start: int) -> None:
+    """The architectures first asked for from position `start` on must be those stored there."""
+    for arch, stored in zip(fresh, archive.evaluations[start:], strict=False):
+        if arch != stored.arch:
+            raise UserError(
+                f"{archive.path}: evaluation {stored.index} is of {stored.arch.id}, but this version of llmnas and its "
+                f"libraries asks for {arch.id} there; continue with the versions that began the search, or start anew"
+            )

@@ -1,0 +1,110 @@
+"""What a search strategy is, and what all strategies draw their architectures from."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from llmnas.cost import Budget, BudgetSampler
+from llmnas.pareto import Constraints, Evaluation, Objectives
+from llmnas.rng import generator
+from llmnas.space import Architecture, SearchSpace, crossover, mutate
+
+_VARIATIONS = 20
+"""How often a variation that leaves the budget or was proposed before is tried again."""
+_POOL = 64
+_POOLS = 16
+
+
+class Options(BaseModel):
+    """The options of one strategy: unknown ones are refused, never ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is searched: a strategy is a function of this, its options, and what it is told."""
+
+    space: SearchSpace
+    objectives: Objectives
+    constraints: Constraints
+    budget: Budget | None
+    seed: int
+
+
+class Strategy(Protocol):
+    """Proposes architectures and learns from their evaluations.
+
+    `ask` and `tell` alternate. A strategy depends on nothing but its problem and what it was told:
+    asked again from the start and told the same, it proposes the same. That is how a search resumes.
+    """
+
+    def ask(self, n: int) -> list[Architecture]:
+        """At most `n` members of the space within the budget; empty when it finds no new one."""
+        ...
+
+    def tell(self, evaluations: Sequence[Evaluation]) -> None:
+        """The evaluations of all architectures of the last `ask`, in its order."""
+        ...
+
+
+class Candidates:
+    """Members of the space within the budget, with the search's own random stream."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.rng = generator(problem.seed, "search")
+        self._space = problem.space
+        self._budget = problem.budget
+        self._sampler = BudgetSampler(problem.space, problem.budget)
+        self._pool: list[Architecture] = []
+        self._handed: set[Architecture] = set()
+
+    def sample(self) -> Architecture:
+        """A random one (drawn in pools, which is cheaper under a tight budget)."""
+        if not self._pool:
+            self._pool = self._sampler.sample_many(self.rng, _POOL)
+        return self._pool.pop()
+
+    def mutate(self, arch: Architecture) -> Architecture:
+        """One decision changed; a random one where no mutation tried stays within the budget."""
+        for _ in range(_VARIATIONS):
+            child = mutate(self._space, arch, self.rng)
+            if self._admits(child):
+                return child
+        return self.sample()
+
+    def crossover(self, a: Architecture, b: Architecture) -> Architecture:
+        """Every decision from one of the parents; may leave the budget, as `mutate` accepts."""
+        return crossover(self._space, a, b, self.rng)
+
+    def anchors(self) -> list[Architecture]:
+        """Hand out the smallest, largest and middle of the space, those within the budget."""
+        named = (self._space.smallest(), self._space.largest(), self._space.middle())
+        inside = [arch for arch in dict.fromkeys(named) if self._admits(arch)]
+        self._handed.update(inside)
+        return inside
+
+    def new(self, n: int, propose: Callable[[], Architecture]) -> list[Architecture]:
+        """`n` architectures that were not handed out before.
+
+        Each is the first new one of a few proposals, else of about a thousand random ones. Fewer than
+        `n` come back when these find none: the space within the budget is (all but) exhausted.
+        """
+        batch: list[Architecture] = []
+        while len(batch) < n:
+            proposals = (propose() for _ in range(_VARIATIONS))
+            samples = (self.sample() for _ in range(_POOL * _POOLS))
+            found = next((a for a in itertools.chain(proposals, samples) if a not in self._handed), None)
+            if found is None:
+                break
+            self._handed.add(found)
+            batch.append(found)
+        return batch
+
+    def _admits(self, arch: Architecture) -> bool:
+        return self._budget is None or self._budget.admits(self._space.base, arch)

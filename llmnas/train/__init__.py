@@ -1,0 +1,1 @@
+"""Training the supernet and stand-alone networks, through DeepSpeed."""

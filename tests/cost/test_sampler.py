@@ -1,0 +1,298 @@
+"""Sampling under a budget against `space.sample` conditioned on it: by brute force, by rejection, by convolution."""
+
+import functools
+import itertools
+import math
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy.stats import chisquare, ks_2samp
+from strategies import brute_size, members_with_probability, spaces
+
+from llmnas.cost import COSTS, Budget, BudgetSampler, Workload, bands, costs, count_params, sample
+from llmnas.errors import UserError
+from llmnas.space import SearchSpace
+
+DIMENSIONS = {
+    "kv_heads": {"choices": [1, 2, 4], "per_layer": True},
+    "queries_per_group": {"choices": [1, 2]},
+    "head_dim": {"choices": [8, 16], "per_layer": True},
+    "ffn_size": {"choices": [32, 64, 128, 256], "per_layer": True},
+}
+WIDE = SearchSpace.from_dict(
+    {"base": {"vocab_size": 200}, "layers": 6, "hidden_size": [32, 48, 64], "depth": [3, 4, 6], **DIMENSIONS}
+)
+# one hidden size and one depth: the parameters are a sum of 16 independent layers, so their distribution is a convolution
+SUM = SearchSpace.from_dict(
+    {"base": {"vocab_size": 200}, "layers": 16, "hidden_size": 32, "depth": 16, **DIMENSIONS, "queries_per_group": 1}
+)
+
+
+def seeded(seed=0):
+    return np.random.default_rng(seed)
+
+
+def params_of(archs, base):
+    return [count_params(arch, base).total for arch in archs]
+
+
+def layer_params(hidden_size, ffn_sizes):
+    """{parameters of one layer: probability}, for the attention choices of `DIMENSIONS` with one query a group."""
+    layer = Counter()
+    for kv_heads, head_dim, ffn_size in itertools.product((1, 2, 4), (8, 16), ffn_sizes):
+        layer[hidden_size * (4 * kv_heads * head_dim + 3 * ffn_size + 2)] += 1 / (6 * len(ffn_sizes))
+    return layer
+
+
+def convolve(total, layer, times):
+    """The distribution of a sum of independent draws, one from `total` and `times` from `layer`."""
+    for _ in range(times):
+        longer = Counter()
+        for (a, p), (b, q) in itertools.product(total.items(), layer.items()):
+            longer[a + b] += p * q
+        total = longer
+    return total
+
+
+@functools.cache
+def exact_distribution():
+    """{parameters: probability} under `SUM.sample`, ascending."""
+    outside = Counter({(200 + 1) * 32: 1.0})  # embedding and final norm
+    return dict(sorted(convolve(outside, layer_params(32, (32, 64, 128, 256)), 16).items()))
+
+
+def goodness(counts, expected, draws):
+    """Chi-square p-value, with cells joined until each expects at least eight."""
+    observed, wanted, joined = [], [], [0, 0.0]
+    for value, probability in expected.items():
+        joined = [joined[0] + counts.get(value, 0), joined[1] + probability * draws]
+        if joined[1] >= 8:
+            observed.append(joined[0])
+            wanted.append(joined[1])
+            joined = [0, 0.0]
+    observed[-1] += joined[0]
+    wanted[-1] += joined[1]
+    assert len(observed) > 1
+    return chisquare(observed, wanted).pvalue
+
+
+@st.composite
+def spaces_with_budgets(draw):
+    """Limits on one to three costs, all met by one architecture and each by itself often not by others."""
+    space = draw(spaces(max_layers=3))
+    workload = draw(st.sampled_from([Workload(), Workload(batch=2, context=40, bytes_per_value=4)]))
+    found = costs(space.sample(seeded(draw(st.integers(0, 1000)))), space.base, workload)
+    limits = {}
+    for name in draw(st.lists(st.sampled_from(COSTS), min_size=1, unique=True)):
+        sides = draw(st.sampled_from([("min",), ("max",), ("min", "max")]))
+        limits |= {f"{side}_{name}": found[name] * (0.9 if side == "min" else 1.1) for side in sides}
+    return space, Budget(**limits, workload=workload)
+
+
+@given(spaces_with_budgets())
+@settings(max_examples=40)
+def test_all_samples_are_admitted_members(case):
+    space, budget = case
+    for arch in BudgetSampler(space, budget).sample_many(seeded(), 20):
+        assert space.contains(arch)
+        assert budget.admits(space.base, arch)
+
+
+@given(spaces_with_budgets())
+@settings(max_examples=12, derandomize=True)
+def test_every_admitted_member_has_its_probability(case):
+    space, budget = case
+    assume(brute_size(space) <= 3000)
+    members = members_with_probability(space)
+    admitted = {arch: p for arch, p in members.items() if budget.admits(space.base, arch)}
+    assume(1 < len(admitted) <= 150)
+    mass = sum(admitted.values())
+    draws = 1500
+    counts = Counter(BudgetSampler(space, budget).sample_many(seeded(), draws))
+    assert set(counts) <= set(admitted)
+    assert goodness(counts, {arch: p / mass for arch, p in admitted.items()}, draws) > 1e-5
+
+
+BUDGETS = {
+    "low tail": Budget(max_params=80_000),
+    "high tail": Budget(min_params=270_000),
+    "band": Budget(min_params=120_000, max_params=130_000),
+    "flops": Budget(max_flops_per_token=300_000),
+    "memory": Budget(max_memory_bytes=400_000, workload=Workload(batch=2, context=64)),
+    "memory that activations rule": Budget(max_memory_bytes=2_500_000, workload=Workload(batch=16, context=128)),
+    "all three": Budget(
+        min_params=60_000,
+        max_params=140_000,
+        min_flops_per_token=200_000,
+        max_flops_per_token=380_000,
+        max_memory_bytes=400_000,
+        workload=Workload(batch=1, context=128),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def pool():
+    rng = seeded(1)
+    return [WIDE.sample(rng) for _ in range(12_000)]
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_the_distribution_is_that_of_rejection(pool, name):
+    budget = BUDGETS[name]
+    wanted = [arch for arch in pool if budget.admits(WIDE.base, arch)]
+    assert 80 < len(wanted) < 0.9 * len(pool)
+    found = BudgetSampler(WIDE, budget).sample_many(seeded(2), 1500)
+    assert all(budget.admits(WIDE.base, arch) for arch in found)
+    statistics = {
+        "params": lambda arch: count_params(arch, WIDE.base).total,
+        "hidden_size": lambda arch: arch.hidden_size,
+        "depth": lambda arch: arch.depth,
+        "first layer": lambda arch: arch.kept[0][0],
+        "queries": lambda arch: arch.kept[0][1].queries_per_group,
+        "ffn": lambda arch: sum(spec.ffn_size for _, spec in arch.kept),
+        "attention": lambda arch: sum(spec.kv_heads * spec.head_dim for _, spec in arch.kept),
+        "last ffn": lambda arch: arch.kept[-1][1].ffn_size,
+    }
+    for label, statistic in statistics.items():
+        pvalue = ks_2samp([statistic(a) for a in found], [statistic(a) for a in wanted]).pvalue
+        assert pvalue > 1e-4, label
+
+
+@pytest.mark.parametrize("tail", ["low", "high"])
+@pytest.mark.parametrize("rarity", [1e-6, 1e-10])
+def test_one_in_a_million_is_drawn_with_the_exact_distribution(tail, rarity):
+    expected = exact_distribution()
+    values = list(expected)[:: 1 if tail == "low" else -1]
+    mass = np.cumsum([expected[value] for value in values])
+    last = int(np.searchsorted(mass, rarity))
+    assert rarity <= mass[last] < 3 * rarity
+    budget = Budget(max_params=values[last]) if tail == "low" else Budget(min_params=values[last])
+    draws = 3000
+    found = params_of(BudgetSampler(SUM, budget).sample_many(seeded(), draws), SUM.base)
+    assert set(found) <= set(values[: last + 1])
+    conditional = {value: expected[value] / mass[last] for value in values[: last + 1]}
+    assert goodness(Counter(found), conditional, draws) > 1e-5
+
+
+def test_a_narrow_band_in_the_tail():
+    expected = exact_distribution()
+    values = list(expected)
+    first = int(np.searchsorted(np.cumsum(list(expected.values())), 1e-5))
+    band = values[first : first + 3]
+    budget = Budget(min_params=band[0], max_params=band[-1])
+    found = params_of(BudgetSampler(SUM, budget).sample_many(seeded(), 600), SUM.base)
+    mass = sum(expected[value] for value in band)
+    assert mass < 1e-5
+    assert goodness(Counter(found), {value: expected[value] / mass for value in band}, 600) > 1e-5
+
+
+def test_a_rare_value_in_the_middle_is_not_called_impossible():
+    """One value of the cost near its median, met by two draws in a million: no exponential tilt helps."""
+    ffn_sizes = [1 + i + 211 * i**3 for i in range(12)]
+    space = SearchSpace.from_dict(
+        {**SUM.model_dump(), "ffn_size": {"choices": ffn_sizes, "per_layer": True}, "layers": 6, "depth": 6}
+    )
+    half = convolve(Counter({0: 1.0}), layer_params(32, ffn_sizes), 3)
+    target = 42_498_080
+    layers = target - 201 * 32
+    assert 1e-6 < sum(p * half[layers - value] for value, p in half.items() if layers - value in half) < 2e-6
+    found = BudgetSampler(space, Budget(min_params=target, max_params=target)).sample(seeded())
+    assert params_of([found], space.base) == [target]
+
+
+def test_flops_and_params_against_each_other():
+    """Attention costs FLOPs beyond its weights: many parameters but few FLOPs asks for wide FFNs and few heads."""
+    workload = Workload(context=1024)
+    generous = [costs(arch, WIDE.base, workload) for arch in BudgetSampler(WIDE, None).sample_many(seeded(), 2000)]
+    flops = float(np.quantile([c["flops_per_token"] for c in generous], 0.3))
+    params = int(np.quantile([c["params"] for c in generous if c["flops_per_token"] <= flops], 0.99))
+    budget = Budget(min_params=params, max_flops_per_token=flops, workload=workload)
+    found = BudgetSampler(WIDE, budget).sample_many(seeded(), 100)
+    assert all(budget.admits(WIDE.base, arch) for arch in found)
+    assert len(set(found)) > 50
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_a_limit_beyond_the_space_is_named_with_what_is_there(name):
+    least, most = (costs(arch, WIDE.base)[name] for arch in (WIDE.smallest(), WIDE.largest()))
+    with pytest.raises(UserError, match=rf"^budget: max_{name} = .* but the smallest architecture has {least:,.0f}$"):
+        BudgetSampler(WIDE, Budget(**{f"max_{name}": least - 1}))
+    with pytest.raises(UserError, match=rf"^budget: min_{name} = .* but the largest architecture has {most:,.0f}$"):
+        BudgetSampler(WIDE, Budget(**{f"min_{name}": most + 1}))
+    assert BudgetSampler(WIDE, Budget(**{f"max_{name}": least})).sample(seeded()).depth == 3
+    assert BudgetSampler(WIDE, Budget(**{f"min_{name}": most})).sample(seeded()) == WIDE.largest()
+
+
+def test_limits_that_contradict_each_other_are_named():
+    most = costs(WIDE.largest(), WIDE.base)["params"]
+    least = costs(WIDE.smallest(), WIDE.base)["flops_per_token"]
+    budget = Budget(min_params=int(most * 0.9), max_flops_per_token=least * 1.2)
+    with pytest.raises(UserError, match=r"min_params|params.*flops_per_token") as error:
+        BudgetSampler(WIDE, budget).sample(seeded())
+    assert "\n" not in str(error.value)
+
+
+def test_a_gap_between_two_possible_values_is_reported():
+    values = list(exact_distribution())
+    gap = next(a for a, b in itertools.pairwise(values) if b - a > 2) + 1
+    with pytest.raises(UserError, match=rf"{gap:,} <= params <= {gap:,}"):
+        BudgetSampler(SUM, Budget(min_params=gap, max_params=gap)).sample(seeded())
+
+
+def test_draws_depend_on_the_generator_alone():
+    results = []
+    for disturb in (1, 2):
+        np.random.seed(disturb)
+        random.seed(disturb)
+        torch.manual_seed(disturb)
+        sampler = BudgetSampler(WIDE, BUDGETS["all three"])
+        results.append([sampler.sample_many(seeded(5), 5), [sample(WIDE, seeded(6), BUDGETS["band"])]])
+    assert results[0] == results[1]
+
+
+def test_without_limits_it_is_the_space_itself():
+    expected = [WIDE.sample(rng) for rng in [seeded(3)] for _ in range(4)]
+    assert BudgetSampler(WIDE, None).sample_many(seeded(3), 4) == expected
+    assert BudgetSampler(WIDE, Budget()).sample_many(seeded(3), 4) == expected
+    assert sample(WIDE, seeded(3)) == expected[0]
+
+
+def test_the_same_space_built_twice_gives_the_same_draw():
+    again = SearchSpace.from_dict(WIDE.model_dump())
+    assert sample(again, seeded(), BUDGETS["band"]) == sample(WIDE, seeded(), BUDGETS["band"])
+
+
+@given(st.integers(1, 12), st.sampled_from([None, Budget(max_params=150_000), BUDGETS["all three"]]))
+@settings(max_examples=20)
+def test_bands_cover_the_range_once_and_keep_the_other_limits(count, budget):
+    found = bands(WIDE, budget, count)
+    budget = budget or Budget()
+    assert len(found) == count
+    low = max(count_params(WIDE.smallest(), WIDE.base).total, budget.min_params or 0)
+    high = min(count_params(WIDE.largest(), WIDE.base).total, budget.max_params or math.inf)
+    assert (found[0].min_params, found[-1].max_params) == (low, high)
+    for left, right in itertools.pairwise(found):
+        assert 0 <= left.max_params - right.min_params <= 1
+    widths = [band.max_params - band.min_params for band in found]
+    assert max(widths) - min(widths) <= 2
+    for band in found:
+        assert band.max_flops_per_token == budget.max_flops_per_token
+        assert band.max_memory_bytes == budget.max_memory_bytes
+        assert band.workload == budget.workload
+
+
+def test_every_band_can_be_sampled():
+    for band in bands(WIDE, None, 6):
+        assert all(band.admits(WIDE.base, arch) for arch in BudgetSampler(WIDE, band).sample_many(seeded(), 10))
+
+
+@pytest.mark.parametrize("budget", [Budget(max_params=10), Budget(min_params=10**9)])
+def test_bands_of_an_unreachable_budget_are_a_user_error(budget):
+    with pytest.raises(UserError, match="_params"):
+        bands(WIDE, budget, 3)

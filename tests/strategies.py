@@ -1,0 +1,128 @@
+"""Small random search spaces, their members by brute force, and models with nothing left at its initial value."""
+
+import itertools
+import math
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+
+from llmnas.space import DIMENSIONS, Architecture, BaseModel, LayerSpec, SearchSpace
+from llmnas.supernet import Transformer
+
+VALUES = {
+    "kv_heads": [1, 2, 3],
+    "queries_per_group": [1, 2, 3],
+    "head_dim": [2, 4, 6, 8],
+    "ffn_size": [4, 7, 12, 16],
+}
+
+
+def subsets_of(values, most):
+    return st.lists(st.sampled_from(values), min_size=1, max_size=most, unique=True)
+
+
+@st.composite
+def base_models(draw):
+    return BaseModel(
+        vocab_size=draw(st.sampled_from([11, 32])),
+        tied=draw(st.booleans()),
+        qk_norm=draw(st.booleans()),
+        qkv_bias=draw(st.booleans()),
+        rope_order=draw(st.sampled_from(["leading", "spread"])),
+        max_seq=16,
+    )
+
+
+@st.composite
+def spaces(draw, max_layers=4, most_choices=2):
+    """A space of any depth policy whose dimensions are a mix of shared and per layer."""
+    layers = draw(st.integers(1, max_layers))
+    policy = draw(st.sampled_from(["any", "keep_ends", "even"]))
+    low = min(2, layers) if policy == "keep_ends" else 1
+    dimensions = {
+        name: {"choices": draw(subsets_of(values, most_choices)), "per_layer": draw(st.booleans())}
+        for name, values in VALUES.items()
+    }
+    return SearchSpace.from_dict(
+        {
+            "base": draw(base_models()),
+            "layers": layers,
+            "hidden_size": draw(subsets_of([4, 6, 8, 12], 2)),
+            "depth": {"choices": draw(subsets_of(range(low, layers + 1), 3)), "policy": policy},
+            **dimensions,
+        }
+    )
+
+
+def architectures(space):
+    return st.integers(0, 2**32 - 1).map(lambda seed: space.sample(np.random.default_rng(seed)))
+
+
+@st.composite
+def spaces_with_members(draw, members=1, **kwargs):
+    space = draw(spaces(**kwargs))
+    return (space, *(draw(architectures(space)) for _ in range(members)))
+
+
+def allowed_subset(space, kept):
+    """The depth policies, written again from their description."""
+    if len(kept) not in space.depth.choices:
+        return False
+    if space.depth.policy == "keep_ends":
+        return {0, space.layers - 1} <= set(kept)
+    if space.depth.policy == "even":
+        even = [0] if len(kept) == 1 else np.linspace(0, space.layers - 1, len(kept)).round().astype(int).tolist()
+        return list(kept) == even
+    return True
+
+
+def members_with_probability(space):
+    """{architecture: probability under `space.sample`}, by trying every filling of every layer."""
+    options = [
+        LayerSpec(**dict(zip(DIMENSIONS, sizes, strict=True)))
+        for sizes in itertools.product(*(getattr(space, name).choices for name in DIMENSIONS))
+    ]
+    shared = [name for name in DIMENSIONS if not getattr(space, name).per_layer]
+    own = math.prod(len(getattr(space, name).choices) for name in DIMENSIONS if name not in shared)
+    subsets = {
+        depth: [kept for kept in itertools.combinations(range(space.layers), depth) if allowed_subset(space, kept)]
+        for depth in space.depth.choices
+    }
+    global_choices = len(space.hidden_size) * math.prod(len(getattr(space, name).choices) for name in shared)
+    found = {}
+    for hidden_size, (depth, layouts) in itertools.product(space.hidden_size, subsets.items()):
+        probability = 1 / (global_choices * len(space.depth.choices) * len(layouts) * own**depth)
+        for kept, specs in itertools.product(layouts, itertools.product(options, repeat=depth)):
+            if all(len({getattr(spec, name) for spec in specs}) == 1 for name in shared):
+                layers = [None] * space.layers
+                for i, spec in zip(kept, specs, strict=True):
+                    layers[i] = spec
+                found[Architecture(hidden_size, tuple(layers))] = probability
+    return found
+
+
+def brute_size(space):
+    """Upper bound on the work of `members_with_probability`."""
+    options = math.prod(len(getattr(space, name).choices) for name in DIMENSIONS)
+    return len(space.hidden_size) * (1 + options) ** max(space.depth.choices)
+
+
+def scrambled(shape, seed=0):
+    """A model whose gains and biases are random too, so that a wrongly sliced one is seen."""
+    model = Transformer(shape, seed=seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() < 2:
+                parameter.uniform_(0.5, 1.5, generator=generator)
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(generator=generator)
+            elif name.endswith(("embedding", "head")):
+                parameter.normal_(std=0.3, generator=generator)
+    return model
+
+
+def random_tokens(base, batch, seq, seed=0):
+    return torch.randint(base.vocab_size, (batch, seq), generator=torch.Generator().manual_seed(seed))
