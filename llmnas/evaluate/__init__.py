@@ -1,0 +1,1 @@
+"""How good an architecture is, and how far that number can be trusted."""

@@ -1,0 +1,82 @@
+"""The evaluator of a search: quality from the supernet, costs from closed forms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from llmnas.cost import Workload, costs
+from llmnas.evaluate.quality import quality, window_losses
+from llmnas.space import Architecture
+from llmnas.supernet import Transformer
+
+
+class Estimate(NamedTuple):
+    """A mean and its standard error."""
+
+    mean: float
+    error: float
+
+
+def regression_estimate(sample: np.ndarray, reference: np.ndarray, chosen: np.ndarray) -> Estimate:
+    """Mean over all windows from a sample of them, with a known reference as control variate.
+
+    y + b (X - x), b the regression slope of the sample on the reference (Cochran 1977,
+    section 7.3): what makes a window hard is common to all networks, so the reference
+    explains most of the variance between windows. Error: residual variance over n with
+    the finite-population correction 1 - n / N.
+
+    Args:
+        sample: [n] losses of the candidate on the chosen windows.
+        reference: [N] losses of the reference on all windows.
+        chosen: [n] which windows those are.
+    """
+    n, total = len(sample), len(reference)
+    x = reference[chosen]
+    spread = x - x.mean()
+    variance = float(spread @ spread)
+    slope = float(spread @ (sample - sample.mean())) / variance if n > 2 and variance > 0 else 0.0
+    residual = sample - sample.mean() - slope * spread
+    mean = float(sample.mean() + slope * (reference.mean() - x.mean()))
+    if n == total or n < 3:
+        return Estimate(mean, 0.0 if n == total else float("inf"))
+    return Estimate(mean, float(np.sqrt(residual @ residual / (n - 2) / n * (1 - n / total))))
+
+
+class Evaluator:
+    """Measures architectures of one supernet; callable as `search` wants it.
+
+    Args:
+        model: the trained supernet.
+        windows: [N, seq + 1] validation windows; the loss reported is the mean over all of them.
+        sample: windows a candidate is really run on, evenly spread; the largest network,
+            run once on all, corrects the mean (see `regression_estimate`).
+        bytes_per_token: of the validation text.
+        workload: what costs are counted for.
+    """
+
+    def __init__(
+        self, model: Transformer, windows: np.ndarray, sample: int, bytes_per_token: float, workload: Workload
+    ) -> None:
+        self.model = model
+        self.bytes_per_token = bytes_per_token
+        self.workload = workload
+        self.chosen = np.linspace(0, len(windows) - 1, min(sample, len(windows))).round().astype(int)
+        self.reference = window_losses(model, None, windows)
+        self.windows = windows[self.chosen]
+
+    def __call__(self, archs: Sequence[Architecture]) -> list[dict[str, float]]:
+        """Metrics of every architecture, by the names of the contract; `val_loss_error` is one standard error."""
+        return [self.measure(arch) for arch in archs]
+
+    def measure(self, arch: Architecture) -> dict[str, float]:
+        """Metrics of one architecture."""
+        sample = window_losses(self.model, arch, self.windows)
+        loss, error = regression_estimate(sample, self.reference, self.chosen)
+        return {
+            **quality(loss, self.bytes_per_token),
+            "val_loss_error": error,
+            **costs(arch, self.model.base, self.workload),
+        }

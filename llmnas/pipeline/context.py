@@ -1,0 +1,53 @@
+"""What every stage is given, and the pieces of the run that several stages open."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import yaml
+
+from llmnas.config import Config, differences
+from llmnas.data import TokenFile
+from llmnas.data.tokens import Sequences
+from llmnas.runs import RunFolder, identity
+from llmnas.supernet import Transformer, load_weights
+from llmnas.tracking import Tracker
+
+# what the stored tokens and weights depend on; later stages check their own artifacts
+_FIXED = ("seed", "data", "space", "budget", "train")
+
+
+@dataclass(frozen=True)
+class Context:
+    """A run: its config, its folder, and where metrics go."""
+
+    config: Config
+    run: RunFolder
+    tracker: Tracker
+
+    def claim(self) -> None:
+        """Bind the folder to this config; `UserError` with the difference if it has another."""
+        values = self.config.model_dump(mode="json")
+        self.run.claim(yaml.safe_dump(values, sort_keys=False), values, _FIXED, differences)
+
+    @property
+    def identity(self) -> str:
+        """Tells apart runs whose tokens or weights must not mix."""
+        return identity({key: self.config.model_dump(mode="json")[key] for key in _FIXED})
+
+    def tokens(self, split: str) -> TokenFile:
+        """The stored tokens, verified."""
+        path = self.run.require(self.run.tokens(split), "prepare")
+        return TokenFile.open(path)
+
+    def windows(self, count: int) -> tuple[np.ndarray, float]:
+        """(validation windows [count, seq + 1], bytes of text a token)."""
+        file = self.tokens("validation")
+        windows = Sequences(file.tokens, self.config.train.seq_len, 0).fixed(count)
+        return windows, file.info.text_bytes / file.info.tokens
+
+    def supernet(self) -> Transformer:
+        """The trained supernet."""
+        path = self.run.require(self.run.supernet, "train")
+        return load_weights(Transformer(self.config.space), path).eval()

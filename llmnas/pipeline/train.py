@@ -1,0 +1,56 @@
+"""Train the supernet."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llmnas.cost import BudgetSampler
+from llmnas.data import Sequences
+from llmnas.evaluate.quality import window_losses
+from llmnas.pipeline.context import Context
+from llmnas.rng import generator, torch_seed
+from llmnas.supernet import Transformer, save_weights
+from llmnas.train.engine import start_processes
+from llmnas.train.sampling import SupernetSampler, parameter_histogram
+from llmnas.train.trainer import Outcome, train
+
+_RANDOM_NETWORKS = 4
+
+
+def train_supernet(context: Context) -> Outcome | None:
+    """Write `supernet/`; None where it is complete already. Collective under the deepspeed launcher."""
+    config, run, tracker = context.config, context.run, context.tracker
+    if run.supernet.exists():
+        return None
+    settings, space = config.train, config.space
+    sequences = Sequences(context.tokens("train").tokens, settings.seq_len, config.seed)
+    processes = start_processes()
+    sampler = SupernetSampler(space, config.budget, settings.sampler, config.seed)
+    model = Transformer(space, torch_seed(config.seed, "init"))
+    windows, _ = context.windows(settings.eval_sequences)
+    drawn = BudgetSampler(space, config.budget).sample_many(generator(config.seed, "watched"), _RANDOM_NETWORKS)
+
+    def evaluate(model: Transformer) -> dict[str, float]:
+        random = [float(window_losses(model, arch, windows).mean()) for arch in drawn]
+        return {
+            "val_loss_smallest": float(window_losses(model, sampler.smallest, windows).mean()),
+            "val_loss_largest": float(window_losses(model, sampler.largest, windows).mean()),
+            "val_loss_random": float(np.mean(random)),
+        }
+
+    def log(step: int, metrics: dict[str, float]) -> None:
+        tracker.log("supernet", step, metrics)
+        if "train_loss" in metrics:
+            note = f"loss {metrics['train_loss']:.3f}, {metrics['tokens_per_second']:,.0f} tokens/s"
+            tracker.progress("supernet", step, settings.steps, note)
+
+    if processes.rank == 0:
+        tracker.log("supernet", 0, parameter_histogram(space, sampler))
+    outcome = train(
+        model, sampler, sequences, settings, processes,
+        folder=run.checkpoints, identity=context.identity, log=log, evaluate=evaluate,
+    )  # fmt: skip
+    if processes.rank == 0:
+        save_weights(model, run.supernet)
+        run.record("train", steps=outcome.steps, tokens=outcome.tokens, seconds=round(outcome.seconds, 1))
+    return outcome

@@ -1,0 +1,116 @@
+"""The run folder: where every stage finds what the one before it wrote."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from llmnas.errors import UserError
+from llmnas.files import read_json, read_yaml, write_json, write_text
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Typed paths below one folder."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The config the run was started with."""
+        return self.path / "config.yaml"
+
+    @property
+    def manifest(self) -> Path:
+        """When each stage ended, with which versions."""
+        return self.path / "manifest.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The trained tokenizer."""
+        return self.path / "data" / "tokenizer.json"
+
+    def tokens(self, split: str) -> Path:
+        """Token ids of `train` or `validation`."""
+        return self.path / "data" / f"{split}.bin"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Checkpoints of supernet training."""
+        return self.path / "supernet" / "checkpoints"
+
+    @property
+    def supernet(self) -> Path:
+        """The trained supernet's weights."""
+        return self.path / "supernet" / "model.safetensors"
+
+    @property
+    def evaluations(self) -> Path:
+        """Every evaluation of the search."""
+        return self.path / "evaluations.sqlite"
+
+    @property
+    def pareto(self) -> Path:
+        """The front of the search."""
+        return self.path / "pareto.json"
+
+    @property
+    def metrics(self) -> Path:
+        """Training curves, a JSON record a line."""
+        return self.path / "metrics.jsonl"
+
+    def result(self, stage: str) -> Path:
+        """What `retrain` or `correlate` found."""
+        return self.path / stage / "result.json"
+
+    def stand_alone(self, stage: str, label: str, seed: int) -> Path:
+        """Folder of one network trained alone."""
+        return self.path / stage / f"{label}-seed{seed}"
+
+    @property
+    def report(self) -> Path:
+        """The report of the run."""
+        return self.path / "report.html"
+
+    def export(self, arch_id: str) -> Path:
+        """The exported checkpoint of an architecture."""
+        return self.path / "export" / arch_id
+
+    def require(self, path: Path, verb: str) -> Path:
+        """The path, or a `UserError` that names the verb which writes it."""
+        if not path.exists():
+            raise UserError(f"{path}: not there yet; run `llmnas {verb}` with this run folder first")
+        return path
+
+    def claim(self, text: str, values: dict[str, Any], fixed: tuple[str, ...], differ: Any) -> None:
+        """Write the config on the first use; later refuse one that differs in the `fixed` sections."""
+        if self.config.exists():
+            stored = read_yaml(self.config)
+            changed = differ({k: stored.get(k) for k in fixed}, {k: values.get(k) for k in fixed})
+            if changed:
+                more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
+                raise UserError(
+                    f"{self.path}: made with another config: {'; '.join(changed[:3])}{more}; use another --run-dir"
+                )
+        write_text(self.config, text)
+
+    def record(self, stage: str, **facts: Any) -> None:
+        """Note in the manifest that a stage is done."""
+        manifest = read_json(self.manifest) if self.manifest.exists() else {"stages": {}}
+        manifest["versions"] = {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("llmnas", "torch", "deepspeed", "transformers")},
+        }
+        manifest["stages"][stage] = {"ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts}
+        write_json(self.manifest, manifest)
+
+
+def identity(*values: Any) -> str:
+    """Twelve hex digits that tell apart runs whose artifacts must not mix."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
