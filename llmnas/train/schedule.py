@@ -8,7 +8,7 @@ from llmnas.train.settings import TrainSettings
 
 
 def learning_rate(step: int, settings: TrainSettings) -> float:
-    """Linear warm-up to the peak, then a cosine down to `lr_floor * lr` at the last step."""
+    """Linear warm-up to the peak, then a cosine that would reach `lr_floor * lr` one step after the last."""
     warmup = max(1, round(settings.warmup * settings.steps))
     if step < warmup:
         return settings.lr * (step + 1) / warmup

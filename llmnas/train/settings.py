@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel as Model
 from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
 
 class _Strict(Model):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class SamplerSettings(_Strict):
@@ -77,7 +79,7 @@ class TrainSettings(_Strict):
     warmup: float = Field(0.05, ge=0, lt=1)
     lr_floor: float = Field(0.1, ge=0, le=1)
     weight_decay: NonNegativeFloat = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     grad_clip: PositiveFloat = 1.0
     sampler: SamplerSettings = SamplerSettings()
     distill: DistillSettings = DistillSettings()

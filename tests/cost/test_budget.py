@@ -69,7 +69,9 @@ def test_limits_that_are_not_positive_are_refused(side, name, limit):
         Budget(**{f"{side}_{name}": limit})
 
 
-@pytest.mark.parametrize("wrong", [{"batch": 0}, {"batch": -1}, {"context": 0}, {"context": -5}, {"bytes_per_value": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"batch": 0}, {"batch": -1}, {"context": 0}, {"context": -5}, {"bytes_per_value": 0}]
+)
 def test_impossible_workloads_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Workload(**wrong)

@@ -21,7 +21,8 @@ PUBLISHED = {
         160  # embedding and head, 10 x 8 each
         + 8  # final norm
         + 16  # two norms
-        + (8 * 8 + 8) + 2 * (8 * 4 + 4)  # q: 2 heads of 4; k and v: 1 head of 4; with biases
+        + (8 * 8 + 8)
+        + 2 * (8 * 4 + 4)  # q: 2 heads of 4; k and v: 1 head of 4; with biases
         + 8 * 8  # o
         + 3 * 8 * 5,  # gate, up, down
         BaseModel(10, tied=False, qkv_bias=True),

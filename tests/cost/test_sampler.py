@@ -27,7 +27,7 @@ DIMENSIONS = {
 WIDE = SearchSpace.from_dict(
     {"base": {"vocab_size": 200}, "layers": 6, "hidden_size": [32, 48, 64], "depth": [3, 4, 6], **DIMENSIONS}
 )
-# one hidden size and one depth: the parameters are a sum of 16 independent layers, so their distribution is a convolution
+# one hidden size and one depth: the parameters are a sum of 16 independent layers, their distribution a convolution
 SUM = SearchSpace.from_dict(
     {"base": {"vocab_size": 200}, "layers": 16, "hidden_size": 32, "depth": 16, **DIMENSIONS, "queries_per_group": 1}
 )
@@ -41,11 +41,12 @@ def params_of(archs, base):
     return [count_params(arch, base).total for arch in archs]
 
 
-def layer_params(hidden_size, ffn_sizes):
-    """{parameters of one layer: probability}, for the attention choices of `DIMENSIONS` with one query a group."""
+def layer_params(hidden_size, queries, ffn_sizes):
+    """{parameters of one layer: probability}, for the attention choices of `DIMENSIONS`."""
     layer = Counter()
     for kv_heads, head_dim, ffn_size in itertools.product((1, 2, 4), (8, 16), ffn_sizes):
-        layer[hidden_size * (4 * kv_heads * head_dim + 3 * ffn_size + 2)] += 1 / (6 * len(ffn_sizes))
+        attention = 2 * kv_heads * head_dim * (queries + 1)
+        layer[hidden_size * (attention + 3 * ffn_size + 2)] += 1 / (6 * len(ffn_sizes))
     return layer
 
 
@@ -60,10 +61,14 @@ def convolve(total, layer, times):
 
 
 @functools.cache
-def exact_distribution():
-    """{parameters: probability} under `SUM.sample`, ascending."""
-    outside = Counter({(200 + 1) * 32: 1.0})  # embedding and final norm
-    return dict(sorted(convolve(outside, layer_params(32, (32, 64, 128, 256)), 16).items()))
+def exact_distribution(name):
+    """{parameters: probability} under `sample` of the space, ascending."""
+    hidden_sizes, queries, depths = {"one shape": ([32], [1], [16]), "mixed": ([32, 48, 64], [1, 2], [3, 4, 6])}[name]
+    total = Counter()
+    for hidden_size, group, depth in itertools.product(hidden_sizes, queries, depths):
+        outside = {(200 + 1) * hidden_size: 1 / (len(hidden_sizes) * len(queries) * len(depths))}
+        total.update(convolve(outside, layer_params(hidden_size, group, (32, 64, 128, 256)), depth))
+    return dict(sorted(total.items()))
 
 
 def goodness(counts, expected, draws):
@@ -165,23 +170,36 @@ def test_the_distribution_is_that_of_rejection(pool, name):
 
 
 @pytest.mark.parametrize("tail", ["low", "high"])
-@pytest.mark.parametrize("rarity", [1e-6, 1e-10])
-def test_one_in_a_million_is_drawn_with_the_exact_distribution(tail, rarity):
-    expected = exact_distribution()
+@pytest.mark.parametrize(
+    ("space", "name", "rarity"), [(SUM, "one shape", 1e-6), (SUM, "one shape", 1e-10), (WIDE, "mixed", 3e-5)]
+)
+def test_one_in_a_million_is_drawn_with_the_exact_distribution(space, name, rarity, tail):
+    expected = exact_distribution(name)
     values = list(expected)[:: 1 if tail == "low" else -1]
     mass = np.cumsum([expected[value] for value in values])
     last = int(np.searchsorted(mass, rarity))
-    assert rarity <= mass[last] < 3 * rarity
+    assert rarity <= mass[last] < 5 * rarity
     budget = Budget(max_params=values[last]) if tail == "low" else Budget(min_params=values[last])
-    draws = 3000
-    found = params_of(BudgetSampler(SUM, budget).sample_many(seeded(), draws), SUM.base)
+    draws = 10_000
+    found = params_of(BudgetSampler(space, budget).sample_many(seeded(), draws), space.base)
     assert set(found) <= set(values[: last + 1])
     conditional = {value: expected[value] / mass[last] for value in values[: last + 1]}
     assert goodness(Counter(found), conditional, draws) > 1e-5
 
 
+@pytest.mark.parametrize("limit", [{"max_params": 60_000}, {"min_params": 120_000, "max_params": 125_000}])
+def test_depths_and_widths_are_mixed_as_in_the_space(limit):
+    expected = exact_distribution("mixed")
+    budget, draws = Budget(**limit), 10_000
+    low, high = budget.limits()["params"]
+    inside = {value: p for value, p in expected.items() if low <= value <= high}
+    mass = sum(inside.values())
+    found = params_of(BudgetSampler(WIDE, budget).sample_many(seeded(), draws), WIDE.base)
+    assert goodness(Counter(found), {value: p / mass for value, p in inside.items()}, draws) > 1e-5
+
+
 def test_a_narrow_band_in_the_tail():
-    expected = exact_distribution()
+    expected = exact_distribution("one shape")
     values = list(expected)
     first = int(np.searchsorted(np.cumsum(list(expected.values())), 1e-5))
     band = values[first : first + 3]
@@ -198,7 +216,7 @@ def test_a_rare_value_in_the_middle_is_not_called_impossible():
     space = SearchSpace.from_dict(
         {**SUM.model_dump(), "ffn_size": {"choices": ffn_sizes, "per_layer": True}, "layers": 6, "depth": 6}
     )
-    half = convolve(Counter({0: 1.0}), layer_params(32, ffn_sizes), 3)
+    half = convolve(Counter({0: 1.0}), layer_params(32, 1, ffn_sizes), 3)
     target = 42_498_080
     layers = target - 201 * 32
     assert 1e-6 < sum(p * half[layers - value] for value, p in half.items() if layers - value in half) < 2e-6
@@ -230,19 +248,20 @@ def test_a_limit_beyond_the_space_is_named_with_what_is_there(name):
 
 
 def test_limits_that_contradict_each_other_are_named():
-    most = costs(WIDE.largest(), WIDE.base)["params"]
-    least = costs(WIDE.smallest(), WIDE.base)["flops_per_token"]
+    space = SearchSpace.from_dict({**WIDE.model_dump(), "layers": 2, "depth": [1, 2]})
+    most = costs(space.largest(), space.base)["params"]
+    least = costs(space.smallest(), space.base)["flops_per_token"]
     budget = Budget(min_params=int(most * 0.9), max_flops_per_token=least * 1.2)
-    with pytest.raises(UserError, match=r"min_params|params.*flops_per_token") as error:
-        BudgetSampler(WIDE, budget).sample(seeded())
+    with pytest.raises(UserError, match=r"params.*flops_per_token") as error:
+        BudgetSampler(space, budget).sample(seeded())
     assert "\n" not in str(error.value)
 
 
 def test_a_gap_between_two_possible_values_is_reported():
-    values = list(exact_distribution())
-    gap = next(a for a, b in itertools.pairwise(values) if b - a > 2) + 1
+    space = SearchSpace.from_dict({**SUM.model_dump(), "layers": 2, "depth": 2})
+    gap = costs(space.smallest(), space.base)["params"] + 1  # every size adds a multiple of the hidden size
     with pytest.raises(UserError, match=rf"{gap:,} <= params <= {gap:,}"):
-        BudgetSampler(SUM, Budget(min_params=gap, max_params=gap)).sample(seeded())
+        BudgetSampler(space, Budget(min_params=gap, max_params=gap)).sample(seeded())
 
 
 def test_draws_depend_on_the_generator_alone():

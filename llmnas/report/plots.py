@@ -1,0 +1,68 @@
+"""Pictures of a run as PNG files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from llmnas.files import atomic_open
+from llmnas.pareto import Evaluation, Objectives
+from llmnas.report.series import GREY, PALETTE, VERMILION, axis_label, loss_curves, panels, points
+
+_WIDTH, _HEIGHT, _DPI = 6.4, 4.4, 150  # of one panel, in inches and dots per inch
+
+
+def front_png(
+    path: Path, evaluations: Sequence[Evaluation], front: Sequence[Evaluation], objectives: Objectives
+) -> None:
+    """Draw every evaluation, and the Pareto front as a line: the first objective over each other one.
+
+    With one objective it is drawn over the evaluation number. An empty front or archive gives empty axes.
+    """
+    sides = panels(objectives)
+    figure = Figure(figsize=(_WIDTH * len(sides), _HEIGHT), layout="constrained")
+    for axes, (x, y) in zip(figure.subplots(1, len(sides), squeeze=False)[0], sides, strict=True):
+        everything, best = points(evaluations, x, y), points(front, x, y)
+        axes.scatter([p[0] for p in everything], [p[1] for p in everything], s=14, color=GREY, label="evaluated")
+        axes.plot(
+            [p[0] for p in best], [p[1] for p in best], marker="o", markersize=5, color=VERMILION, label="Pareto front"
+        )
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        _finish(axes, axis_label(x), axis_label(y))
+    _save(figure, path)
+
+
+def curves_png(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the losses in the records of metrics.jsonl over optimizer steps; no record gives empty axes."""
+    figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
+    axes = figure.subplots()
+    for i, curve in enumerate(loss_curves(records)):
+        axes.plot(
+            curve.steps, curve.values, color=PALETTE[i % len(PALETTE)], linewidth=1.2,
+            marker="o" if len(curve.steps) < 20 else "", markersize=4, label=_plain(curve.label),
+        )  # fmt: skip
+    _finish(axes, "optimizer step", "loss (nats/token)")
+    _save(figure, path)
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib shows as it is: a dollar sign would begin a formula."""
+    return text.replace("$", r"\$")
+
+
+def _finish(axes: Axes, x_label: str, y_label: str) -> None:
+    axes.set_xlabel(_plain(x_label))
+    axes.set_ylabel(_plain(y_label))
+    axes.grid(alpha=0.25)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with atomic_open(path) as stream:
+        figure.savefig(stream, format="png", dpi=_DPI)

