@@ -156,7 +156,7 @@ def _optimizer(model: Transformer, settings: TrainSettings) -> torch.optim.Optim
     free: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         kind = name.rsplit(".", 1)[-1]
-        exempt = kind.endswith(("norm", "bias")) or kind in {"embedding", "head"}
+        exempt = kind.endswith(("norm", "bias")) or kind in {"embedding", "head", "lower"}
         (free if exempt else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": free, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
