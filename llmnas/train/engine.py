@@ -127,6 +127,13 @@ class Engine:
             dist.all_reduce(total)
         return float(total) / self.processes.size
 
+    def average(self, values: Tensor) -> Tensor:
+        """Mean of a tensor over the processes."""
+        total = values.detach().clone()
+        if self.processes.size > 1:
+            dist.all_reduce(total)
+        return total / self.processes.size
+
     def barrier(self) -> None:
         """Wait for every process."""
         if self.processes.size > 1:
