@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from llmnas.nn.block import Block
+from llmnas.nn.cache import Cache, key_value_cache
 from llmnas.nn.loss import Losses, Teacher, losses
 from llmnas.nn.norm import rms_norm
 from llmnas.nn.rope import frequencies, rotations
@@ -48,6 +49,7 @@ class Transformer(nn.Module):
         teacher_weight: float = 0.5,
         emit_teacher: int = 0,
         documents: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> Tensor | Losses:
         """Run one architecture.
 
@@ -59,12 +61,13 @@ class Transformer(nn.Module):
             teacher_weight: its share of the loss.
             emit_teacher: entries of the own distribution to return with the losses.
             documents: [batch, seq] document numbers that attention must not cross.
+            cache: from `new_cache`; `tokens` follow what it holds and are added to it.
 
         Returns:
             Logits [batch, seq, vocab] without targets, else `Losses`.
         """
         arch = arch or self.envelope
-        hidden = self.hidden_states(tokens, arch, documents)
+        hidden = self.hidden_states(tokens, arch, documents, cache)
         head = self.head_weight(arch)
         if targets is None:
             return F.linear(hidden, head)
@@ -74,12 +77,27 @@ class Transformer(nn.Module):
         """[vocab, hidden] of the architecture: a view."""
         return (self.embedding if self.head is None else self.head)[:, : arch.hidden_size]
 
-    def hidden_states(self, tokens: Tensor, arch: Architecture, documents: Tensor | None = None) -> Tensor:
+    def new_cache(self, arch: Architecture, batch: int, capacity: int) -> Cache:
+        """An empty cache for `batch` sequences of at most `capacity` tokens."""
+        return Cache([
+            None if spec is None else key_value_cache(self.embedding, batch, capacity, spec.kv_heads, spec.head_dim)
+            for spec in arch.layers
+        ])  # fmt: skip
+
+    def hidden_states(
+        self, tokens: Tensor, arch: Architecture, documents: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
         """[batch, seq] int64 -> [batch, seq, hidden], after the final norm."""
         x = F.embedding(tokens, self.embedding[:, : arch.hidden_size])
         freqs = frequencies(self.rope_dim, self.base.rope_theta, self.base.rope_order)
-        rotation = rotations(freqs, tokens.shape[1], tokens.device)
-        for layer, spec in zip(self.layers, arch.layers, strict=True):
+        if cache and documents is not None:
+            raise ValueError("documents cannot be told apart in a cache: read each one with a cache of its own")
+        start = cache.length if cache else 0
+        rotation = rotations(freqs, tokens.shape[1], tokens.device, start)
+        past = cache.layers if cache else [None] * len(arch.layers)
+        for layer, spec, own in zip(self.layers, arch.layers, past, strict=True):
             if spec is not None:
-                x = layer(x, spec, rotation, documents)
+                x = layer(x, spec, rotation, documents, own)
+        if cache:
+            cache.length += tokens.shape[1]
         return rms_norm(x, self.norm, self.base.norm_eps)
