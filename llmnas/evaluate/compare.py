@@ -14,8 +14,10 @@ group-sequential form with equal spending). A candidate that an interval puts be
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -68,12 +70,18 @@ def compare(a: np.ndarray, b: np.ndarray, alpha: float = 0.05, names: tuple[int,
     Raises:
         ValueError: another number of windows for each, or fewer than two.
     """
-    delta = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
-    if delta.ndim != 1 or len(delta) < 2 or np.shape(a) != np.shape(b):
+    if np.ndim(a) != 1 or np.size(a) < 2 or np.shape(a) != np.shape(b):
         raise ValueError(f"needs two or more windows, the same for both, got {np.shape(a)} and {np.shape(b)}")
+    delta = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     n = len(delta)
-    half = float(stats.t.ppf(1 - alpha / 2, n - 1) * delta.std(ddof=1) / np.sqrt(n))
+    half = _quantile(1 - alpha / 2, n - 1) * float(delta.std(ddof=1)) / math.sqrt(n)
     return Comparison(*names, float(delta.mean()), half, n)
+
+
+@lru_cache(maxsize=1024)
+def _quantile(level: float, freedom: int) -> float:
+    """Of Student's t; a race asks for the same few again and again."""
+    return float(stats.t.ppf(level, freedom))
 
 
 Reason = Literal["decided", "equal", "exhausted"]

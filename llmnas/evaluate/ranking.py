@@ -6,11 +6,11 @@ also taken within bands of parameters, and over the pairs whose sizes differ by 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from llmnas.evaluate.rank import Agreement, rank_agreement
 from llmnas.rng import generator
 
 _RESAMPLES = 2000
@@ -29,13 +29,14 @@ class Band(NamedTuple):
 
     Attributes:
         low, high: least and greatest parameters in the band.
-        count: networks in it.
+        networks: how many are in it.
+        tau: Kendall's tau-b.
     """
 
     low: float
     high: float
-    count: int
-    agreement: Agreement
+    networks: int
+    tau: Interval
 
 
 def top_k_regret(predicted: np.ndarray, actual: np.ndarray, k: int, seed: int = 0) -> Interval:
@@ -57,20 +58,46 @@ def top_k_regret(predicted: np.ndarray, actual: np.ndarray, k: int, seed: int = 
         p, a = predicted[chosen], actual[chosen]
         return float(a[np.argsort(p, kind="stable")[:k]].min() - a.min())
 
-    rng = generator(seed, "regret")
-    draws = [regret(rng.integers(len(actual), size=len(actual))) for _ in range(_RESAMPLES)]
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return Interval(regret(np.arange(len(actual))), float(low), float(high))
+    return _bootstrapped(regret, len(actual), generator(seed, "regret"))
 
 
 def banded_agreement(predicted: np.ndarray, actual: np.ndarray, size: np.ndarray, bands: int) -> list[Band]:
-    """Agreement within each of `bands` equally populated ranges of `size` [K], small to large."""
+    """Agreement within each of `bands` equally populated ranges of `size` [K], small to large.
+
+    A band in which a score does not vary has no tau and is left out.
+    """
     parts = np.array_split(np.argsort(size, kind="stable"), bands)
-    return [
-        Band(float(size[part].min()), float(size[part].max()), len(part), rank_agreement(predicted[part], actual[part]))
-        for part in parts
-        if len(part) > 1
-    ]
+    found = []
+    for number, part in enumerate(parts):
+        tau = _tau_b(predicted[part], actual[part], generator(0, "band", number))
+        if np.isfinite(tau.value):
+            found.append(Band(float(size[part].min()), float(size[part].max()), len(part), tau))
+    return found
+
+
+def _signs(score: np.ndarray) -> np.ndarray:
+    """[K] -> [K, K]: 1 where the first is greater, -1 where the second is, 0 where they are equal."""
+    return np.asarray(np.sign(score[:, None] - score))
+
+
+def _tau_b(predicted: np.ndarray, actual: np.ndarray, rng: np.random.Generator) -> Interval:
+    """Kendall 1945: sum of sign products over the root of the product of the numbers of untied pairs."""
+    p, a = _signs(predicted), _signs(actual)
+
+    def tau(chosen: np.ndarray) -> float:
+        rows = np.ix_(chosen, chosen)
+        untied = float(np.abs(p[rows]).sum() * np.abs(a[rows]).sum()) ** 0.5
+        return float((p[rows] * a[rows]).sum()) / untied if untied else float("nan")
+
+    return _bootstrapped(tau, len(actual), rng)
+
+
+def _bootstrapped(statistic: Callable[[np.ndarray], float], count: int, rng: np.random.Generator) -> Interval:
+    """The statistic of all, with the percentile interval over resamples in which it exists."""
+    draws = np.array([statistic(rng.integers(count, size=count)) for _ in range(_RESAMPLES)])
+    draws = draws[np.isfinite(draws)]
+    low, high = np.percentile(draws, [2.5, 97.5]) if len(draws) else (-np.inf, np.inf)
+    return Interval(statistic(np.arange(count)), float(low), float(high))
 
 
 def tau_within(
@@ -84,7 +111,7 @@ def tau_within(
         predicted, actual, size: [K].
     """
     close = np.abs(size[:, None] - size) <= width * np.minimum(size[:, None], size)
-    order = np.sign(predicted[:, None] - predicted) * np.sign(actual[:, None] - actual)
+    order = _signs(predicted) * _signs(actual)
 
     def tau(chosen: np.ndarray) -> float:
         # two copies of one network are no pair
@@ -92,10 +119,5 @@ def tau_within(
         pairs = int(apart.sum())
         return float((order[np.ix_(chosen, chosen)] * apart).sum() / pairs) if pairs else float("nan")
 
-    rng = generator(seed, "tau within")
-    draws = np.array([tau(rng.integers(len(actual), size=len(actual))) for _ in range(_RESAMPLES)])
-    draws = draws[np.isfinite(draws)]
-    low, high = np.percentile(draws, [2.5, 97.5]) if len(draws) else (-1.0, 1.0)
-    everyone = np.arange(len(actual))
-    pairs = int((close & (everyone[:, None] != everyone)).sum()) // 2
-    return Interval(tau(everyone), float(low), float(high)), pairs
+    pairs = (int(close.sum()) - len(actual)) // 2
+    return _bootstrapped(tau, len(actual), generator(seed, "tau within")), pairs

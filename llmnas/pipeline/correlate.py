@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -53,9 +52,7 @@ def worth(scores: Mapping[str, np.ndarray], truth: np.ndarray, params: np.ndarra
     for name, score in scores.items():
         found["regret"][name] = {str(k): top_k_regret(score, truth, k)._asdict() for k in _TOP if k <= len(truth)}
         found["bands"][name] = [
-            {**band._asdict(), "agreement": band.agreement._asdict()}
-            for band in banded_agreement(score, truth, params, bands)
-            if math.isfinite(band.agreement.tau) and math.isfinite(band.agreement.spearman)
+            {**band._asdict(), "tau": band.tau._asdict()} for band in banded_agreement(score, truth, params, bands)
         ]
         near, pairs = tau_within(score, truth, params, _NEAR)
         if pairs:

@@ -95,8 +95,8 @@ def correlation_table(result: dict[str, Any]) -> Table:
         note += f" Like size: the {pairs['pairs']} pairs whose parameters differ by at most {pairs['width']:.0%}."
     for name, bands in result.get("bands", {}).items():
         each = ", ".join(
-            f"{b['low']:,.0f}-{b['high']:,.0f}: {b['agreement']['tau']:.2f} "
-            f"[{b['agreement']['low']:.2f}, {b['agreement']['high']:.2f}] of {b['count']}"
+            f"{b['low']:,.0f}-{b['high']:,.0f}: {b['tau']['value']:.2f} "
+            f"[{b['tau']['low']:.2f}, {b['tau']['high']:.2f}] of {b['networks']}"
             for b in bands
         )
         note += f" Tau of {name} by parameters: {each}." if each else ""
