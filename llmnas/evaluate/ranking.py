@@ -6,7 +6,6 @@ also taken within bands of parameters, and over the pairs whose sizes differ by 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -53,12 +52,13 @@ def top_k_regret(predicted: np.ndarray, actual: np.ndarray, k: int, seed: int = 
     """
     if not 1 <= k <= len(actual):
         raise ValueError(f"k must be between 1 and {len(actual)}, got {k}")
-
-    def regret(chosen: np.ndarray) -> float:
-        p, a = predicted[chosen], actual[chosen]
-        return float(a[np.argsort(p, kind="stable")[:k]].min() - a.min())
-
-    return _bootstrapped(regret, len(actual), generator(seed, "regret"))
+    order = np.argsort(predicted, kind="stable")
+    ranked = actual[order]
+    counts = _resamples(len(actual), generator(seed, "regret"))[:, order]
+    # copies of a network take places among the k best too
+    taken = (counts > 0) & (np.cumsum(counts, axis=1) - counts < k)
+    best = np.where(taken, ranked, np.inf).min(1)
+    return _interval(best - np.where(counts > 0, ranked, np.inf).min(1))
 
 
 def banded_agreement(predicted: np.ndarray, actual: np.ndarray, size: np.ndarray, bands: int) -> list[Band]:
@@ -75,31 +75,6 @@ def banded_agreement(predicted: np.ndarray, actual: np.ndarray, size: np.ndarray
     return found
 
 
-def _signs(score: np.ndarray) -> np.ndarray:
-    """[K] -> [K, K]: 1 where the first is greater, -1 where the second is, 0 where they are equal."""
-    return np.asarray(np.sign(score[:, None] - score))
-
-
-def _tau_b(predicted: np.ndarray, actual: np.ndarray, rng: np.random.Generator) -> Interval:
-    """Kendall 1945: sum of sign products over the root of the product of the numbers of untied pairs."""
-    p, a = _signs(predicted), _signs(actual)
-
-    def tau(chosen: np.ndarray) -> float:
-        rows = np.ix_(chosen, chosen)
-        untied = float(np.abs(p[rows]).sum() * np.abs(a[rows]).sum()) ** 0.5
-        return float((p[rows] * a[rows]).sum()) / untied if untied else float("nan")
-
-    return _bootstrapped(tau, len(actual), rng)
-
-
-def _bootstrapped(statistic: Callable[[np.ndarray], float], count: int, rng: np.random.Generator) -> Interval:
-    """The statistic of all, with the percentile interval over resamples in which it exists."""
-    draws = np.array([statistic(rng.integers(count, size=count)) for _ in range(_RESAMPLES)])
-    draws = draws[np.isfinite(draws)]
-    low, high = np.percentile(draws, [2.5, 97.5]) if len(draws) else (-np.inf, np.inf)
-    return Interval(statistic(np.arange(count)), float(low), float(high))
-
-
 def tau_within(
     predicted: np.ndarray, actual: np.ndarray, size: np.ndarray, width: float, seed: int = 0
 ) -> tuple[Interval, int]:
@@ -111,13 +86,41 @@ def tau_within(
         predicted, actual, size: [K].
     """
     close = np.abs(size[:, None] - size) <= width * np.minimum(size[:, None], size)
-    order = _signs(predicted) * _signs(actual)
+    np.fill_diagonal(close, False)  # two copies of one network are no pair
+    order = _signs(predicted) * _signs(actual) * close
+    counts = _resamples(len(actual), generator(seed, "tau within"))
+    with np.errstate(invalid="ignore"):
+        taus = _pair_sums(counts, order) / _pair_sums(counts, close)
+    return _interval(taus), int(close.sum()) // 2
 
-    def tau(chosen: np.ndarray) -> float:
-        # two copies of one network are no pair
-        apart = close[np.ix_(chosen, chosen)] & (chosen[:, None] != chosen)
-        pairs = int(apart.sum())
-        return float((order[np.ix_(chosen, chosen)] * apart).sum() / pairs) if pairs else float("nan")
 
-    pairs = (int(close.sum()) - len(actual)) // 2
-    return _bootstrapped(tau, len(actual), generator(seed, "tau within")), pairs
+def _tau_b(predicted: np.ndarray, actual: np.ndarray, rng: np.random.Generator) -> Interval:
+    """Kendall 1945: sum of sign products over the root of the product of the numbers of untied pairs."""
+    p, a = _signs(predicted), _signs(actual)
+    counts = _resamples(len(actual), rng)
+    untied = _pair_sums(counts, np.abs(p)) * _pair_sums(counts, np.abs(a))
+    with np.errstate(invalid="ignore"):
+        return _interval(_pair_sums(counts, p * a) / np.sqrt(untied))
+
+
+def _signs(score: np.ndarray) -> np.ndarray:
+    """[K] -> [K, K]: 1 where the first is greater, -1 where the second is, 0 where they are equal."""
+    return np.asarray(np.sign(score[:, None] - score))
+
+
+def _resamples(count: int, rng: np.random.Generator) -> np.ndarray:
+    """How often each network is in each sample, [1 + resamples, K]; the first is the original."""
+    drawn = rng.multinomial(count, np.full(count, 1 / count), size=_RESAMPLES)
+    return np.vstack([np.ones(count, dtype=drawn.dtype), drawn]).astype(float)
+
+
+def _pair_sums(counts: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Sum over ordered pairs i, j of counts_i counts_j pairs_ij, for every sample: [samples]."""
+    return np.asarray(np.einsum("si,si->s", counts @ pairs, counts))
+
+
+def _interval(values: np.ndarray) -> Interval:
+    """The first value, with the percentile interval of the others that exist."""
+    draws = values[1:][np.isfinite(values[1:])]
+    low, high = np.percentile(draws, [2.5, 97.5]) if len(draws) else (-np.inf, np.inf)
+    return Interval(float(values[0]), float(low), float(high))

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import yaml
 
 from llmnas.config import METRICS, Config, load_config
 from llmnas.cost import Workload
@@ -63,12 +64,34 @@ def test_every_named_metric_is_allowed_in_any_number_and_direction():
     ],
 )
 def test_hardware_that_does_nothing_is_refused(tmp_path, hardware, search, message):
-    import yaml
-
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump({**VALUES, "search": {**VALUES["search"], **search}, "hardware": hardware}))
     with pytest.raises(UserError, match=message):
         load_config(path, [])
+
+
+def test_command_line_refuses_an_unknown_metric_before_it_writes_anything(tmp_path, monkeypatch, capsys):
+    from llmnas.cli import main
+
+    path, run_dir = tmp_path / "run.yaml", tmp_path / "run"
+    path.write_text(yaml.safe_dump({**VALUES, "search": {**VALUES["search"], "objectives": {"cost": "min"}}}))
+    for verb in ("run", "train", "prepare"):
+        monkeypatch.setattr("sys.argv", ["llmnas", verb, str(path), "--run-dir", str(run_dir)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert line.startswith("llmnas: search.objectives: cost does not exist; allowed: val_loss, ")
+    assert not run_dir.exists()
+    # with the function named, the search gets as far as its missing tokens
+    mine = own_file(tmp_path, "def cost(arch, base):\n    return arch.depth\n")
+    monkeypatch.setattr(
+        "sys.argv", ["llmnas", "search", str(path), "--run-dir", str(run_dir), "--objective", f"{mine}:cost"]
+    )
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "run `llmnas prepare`" in capsys.readouterr().err
 
 
 def own_file(tmp_path, text):
@@ -177,11 +200,12 @@ def searched(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("searched")
     words = np.random.default_rng(0).choice(["red", "green", "blue", "sea", "sky", "sun"], (40, 60))
-    (folder / "corpus.txt").write_text("\n\n\n".join(" ".join(row) for row in words))
+    lines = [json.dumps({"text": " ".join(row)}) for row in words]
+    (folder / "corpus.jsonl").write_text("\n".join(lines))
     objectives = {"val_loss": "min", "latency_ms": "min", "energy_j": "min", "width": "max"}
     asked = config(
         {"objectives": objectives, "constraints": {"prefill_latency_ms": 1e4}},
-        data={"source": str(folder / "corpus.txt")}, hardware={"seconds": 0.1},
+        data={"source": str(folder / "corpus.jsonl")}, hardware={"seconds": 0.1},
     )  # fmt: skip
     run = RunFolder(folder / "run")
     with Tracker(run.path, "off", "", {}) as tracker:
@@ -239,7 +263,8 @@ def test_a_stored_table_of_another_machine_stops_the_search(searched):
         path.write_text(text)
 
 
-def test_correction_is_learned_from_whole_networks(searched):
+def test_correction_is_learned_from_whole_networks(searched, monkeypatch):
+    monkeypatch.setattr("llmnas.pipeline.metrics._CORRECTION_SECONDS", 0.0)
     context, _ = searched
     asked = context.config.model_copy(update={"hardware": context.config.hardware.model_copy(update={"correction": 8})})
     made = {provider.metric: provider for provider in providers(asked, context.run, context.own_metrics)}
@@ -249,7 +274,8 @@ def test_correction_is_learned_from_whole_networks(searched):
     assert "block table" in providers(measured.config, measured.run, context.own_metrics)[0].provenance
 
 
-def test_every_candidate_can_be_measured_instead(tmp_path):
+def test_every_candidate_can_be_measured_instead(tmp_path, monkeypatch):
+    monkeypatch.setattr("llmnas.pipeline.metrics._MEASURE_SECONDS", 0.0)
     asked = config({"objectives": {"val_loss": "min", "latency_ms": "min"}}, hardware={"method": "measure"})
     (provider,) = providers(asked, RunFolder(tmp_path), {})
     assert "measured on" in provider.provenance
