@@ -126,10 +126,10 @@ def make_pass(arch: Architecture, base: BaseModel, phase: Phase, workload: Workl
     if kept:
         with torch.inference_mode():
             model.hidden_states(tokens[:, :kept], network, cache=cache)
-    read = tokens[:, kept:]
+    read, begin = tokens[:, kept:], cache.mark()
 
     def one_pass() -> torch.Tensor:
-        cache.truncate(kept)
+        cache.back_to(begin)
         return F.linear(model.hidden_states(read, network, cache=cache)[:, -1], head)
 
     return one_pass

@@ -1,19 +1,21 @@
 """What a network remembers of the tokens it has read: an argument of forward, never stored in a module.
 
-Shapes: B batch, T sequence, K kv heads, D head_dim.
+Shapes: B batch, T sequence, K kv heads, D head_dim, W width of a recurrent state.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from llmnas.space.architecture import LayerSpec
+
 
 @dataclass
-class LayerCache:
-    """Keys (rotated) and values of one layer, written in place.
+class KeyValues:
+    """Keys (rotated) and values of one attention layer, written in place.
 
     Attributes:
         keys, values: [B, capacity, K, D], of which the leading `length` tokens are filled.
@@ -39,23 +41,55 @@ class LayerCache:
 
 
 @dataclass
+class State:
+    """The state of one recurrent layer, [B, W], None before the first token; replaced, never written in place."""
+
+    state: Tensor | None = None
+
+
+LayerCache = KeyValues | State
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A place in the text that a cache can go back to."""
+
+    length: int
+    states: tuple[Tensor | None, ...]
+
+
+@dataclass
 class Cache:
-    """The caches of a network's layers, None where the architecture skips one, and how many tokens they hold."""
+    """The caches of a network's layers, None where a layer remembers nothing, and how many tokens were read."""
 
     layers: list[LayerCache | None]
-    length: int = field(default=0)
+    length: int = 0
 
-    def truncate(self, length: int) -> None:
-        """Forget all but the first `length` tokens."""
-        if not 0 <= length <= self.length:
-            raise ValueError(f"the cache holds {self.length} tokens and cannot be cut to {length}")
-        self.length = length
-        for layer in self.layers:
-            if layer is not None:
-                layer.length = length
+    def mark(self) -> Mark:
+        """The place after the tokens read so far."""
+        return Mark(self.length, tuple(layer.state if isinstance(layer, State) else None for layer in self.layers))
+
+    def back_to(self, mark: Mark) -> None:
+        """Forget what was read after `mark`, which must be of this cache.
+
+        Raises:
+            ValueError: fewer tokens were read than there.
+        """
+        if mark.length > self.length:
+            raise ValueError(f"the cache holds {self.length} tokens, fewer than the {mark.length} of the mark")
+        self.length = mark.length
+        for layer, state in zip(self.layers, mark.states, strict=True):
+            if isinstance(layer, KeyValues):
+                layer.length = mark.length
+            elif isinstance(layer, State):
+                layer.state = state
 
 
-def key_value_cache(like: Tensor, batch: int, capacity: int, kv_heads: int, head_dim: int) -> LayerCache:
-    """An empty cache of one attention layer with the dtype and device of `like`."""
-    keys = torch.empty(batch, capacity, kv_heads, head_dim, dtype=like.dtype, device=like.device)
-    return LayerCache(keys, torch.empty_like(keys))
+def layer_cache(spec: LayerSpec | None, like: Tensor, batch: int, capacity: int) -> LayerCache | None:
+    """An empty cache for one layer, with the dtype and device of `like`."""
+    if spec is None or spec.mixer == "none":
+        return None
+    if spec.mixer == "mlgru":
+        return State()
+    keys = torch.empty(batch, capacity, spec.kv_heads, spec.head_dim, dtype=like.dtype, device=like.device)
+    return KeyValues(keys, torch.empty_like(keys))
