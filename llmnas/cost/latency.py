@@ -117,16 +117,26 @@ class Design:
                 for kinds, axes in grids:
                     for sizes in itertools.product(*(values for _, values in axes)):
                         named = dict(zip((name for name, _ in axes), sizes, strict=True))
-                        spec = self.block(dict(zip(_kind_names(half), kinds, strict=True)), named)
+                        spec = self.block(_named(half, kinds), named)
                         found[Architecture(h, (spec,) * deep)] = None
                         # the other half's starting point: the reference with this half's kinds
-                        base = self.block(dict(zip(_kind_names(half), kinds, strict=True)), {})
+                        base = self.block(_named(half, kinds), {})
                         found[Architecture(h, (base,) * deep)] = None
         return list(found)
 
 
 def _kind_names(half: str) -> tuple[str, ...]:
     return tuple(name for name in _fields(half) if name in {"mixer", "weights"})
+
+
+def _kinds(half: str, spec: LayerSpec) -> tuple[str, ...]:
+    """What a grid is for: sizes are interpolated, but nothing lies between one feed-forward and a routed mixture."""
+    routed = () if half == "mixer" else ("routed" if spec.experts > 1 else "single",)
+    return (*(getattr(spec, name) for name in _kind_names(half)), *routed)
+
+
+def _named(half: str, kinds: tuple[str, ...]) -> dict[str, str]:
+    return dict(zip(_kind_names(half), kinds, strict=False))
 
 
 def _size_names(half: str) -> tuple[str, ...]:
@@ -139,23 +149,23 @@ def design(space: SearchSpace) -> Design:
     if unknown:
         raise ValueError(f"a latency table does not know which half of a block {sorted(unknown)} belongs to")
     middle = {name: space.dimension(name).choices for name in DIMENSIONS}
-    sizes: dict[str, Any] = {}
+    start: dict[str, Any] = {}
     for name, choices in middle.items():
         kind = name in {"mixer", "weights"}
-        sizes[name] = choices[-1] if kind else _spread(choices, _FEW)[min(1, len(choices) - 1)]
-    reference = LayerSpec(**sizes)
+        start[name] = choices[-1] if kind else _spread(choices, _FEW)[min(1, len(choices) - 1)]
+    reference = LayerSpec(**start)
     halves: dict[str, list[Any]] = {"mixer": [], "ffn": []}
     for half, grids in halves.items():
-        for kinds in itertools.product(*(middle[name] for name in _kind_names(half))):
-            named = dict(zip(_kind_names(half), kinds, strict=True))
-            axes = []
-            for name in _size_names(half):
-                values = {
-                    getattr(replace(reference, **named, **{name: choice}), name)
-                    for choice in (*middle[name], getattr(reference, name))
-                }
-                axes.append((name, _spread(sorted(values), _MANY if name == "ffn_size" else _FEW)))
-            grids.append((kinds, tuple(axes)))
+        names, sizes = _kind_names(half), _size_names(half)
+        blocks: dict[tuple[str, ...], list[LayerSpec]] = {}
+        for values in itertools.product(*(middle[name] for name in (*names, *sizes))):
+            spec = replace(reference, **dict(zip((*names, *sizes), values, strict=True)))
+            blocks.setdefault(_kinds(half, spec), []).append(spec)
+        for kinds, specs in blocks.items():
+            axes = [(name, sorted({getattr(spec, name) for spec in specs})) for name in sizes]
+            points = [_MANY if name == "ffn_size" else _FEW for name in sizes]
+            thin = [(name, _spread(found, most)) for (name, found), most in zip(axes, points, strict=True)]
+            grids.append((kinds, tuple(thin)))
     deep = max(2, min(_DEEPEST, max(space.depth.choices)))
     shallow = min(max(1, min(space.depth.choices)), deep - 1)
     widths = _spread(space.hidden_size, _MANY)
@@ -193,7 +203,7 @@ class BlockTable:
         """One block in the middle of a network."""
         total = 0.0
         for half, grids in (("mixer", self.mixers), ("ffn", self.ffns)):
-            kinds = tuple(getattr(spec, name) for name in _kind_names(half))
+            kinds = _kinds(half, spec)
             if kinds not in grids:
                 raise UserError(f"latency table: no block with {' and '.join(kinds)} was measured")
             where = {"hidden_size": hidden_size, **{name: getattr(spec, name) for name in _size_names(half)}}
@@ -275,7 +285,7 @@ def assemble(
     made: dict[str, dict[tuple[str, ...], Grid]] = {"mixer": {}, "ffn": {}}
     for half, grids in (("mixer", plan.mixers), ("ffn", plan.ffns)):
         for kinds, axes in grids:
-            named = dict(zip(_kind_names(half), kinds, strict=True))
+            named = _named(half, kinds)
             every = (("hidden_size", plan.hidden_sizes), *axes)
             values = np.empty([len(sizes) for _, sizes in every])
             for place in np.ndindex(*values.shape):

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from llmnas.cost.flops import head_flops, layer_flops
 from llmnas.cost.latency import Phase
-from llmnas.cost.memory import Workload, layer_kv_values
-from llmnas.cost.params import layer_params
+from llmnas.cost.memory import BITS, Workload, layer_kv_values, layer_state_values, layer_weight_bytes
+from llmnas.cost.params import expert_matmul_params
 from llmnas.errors import UserError
 from llmnas.space import Architecture, BaseModel, LayerSpec
 
@@ -57,16 +57,20 @@ def gpu(name: str) -> Gpu:
 
 
 def layer_work(base: BaseModel, hidden_size: int, spec: LayerSpec, workload: Workload, phase: Phase) -> Work:
-    """One block: weights read once, the residual read and written, keys and values written or read.
+    """One block: weights read once, the residual read and written, keys, values and states written or read.
 
-    Prefill reads `context` tokens a sequence; decode one token after `context` - 1 others.
+    Of a mixture of experts those are read that the tokens can use. Prefill reads `context` tokens a
+    sequence; decode one token after `context` - 1 others.
     """
     context = workload.tokens(base)
     tokens = workload.batch * (context if phase == "prefill" else 1)
     attended = (context + 1) / 2 if phase == "prefill" else context
-    values = layer_params(base, hidden_size, spec) + 2 * tokens * hidden_size
-    values += workload.batch * context * layer_kv_values(spec)
-    return Work(tokens * layer_flops(hidden_size, spec, attended), workload.bytes_per_value * values)
+    size = workload.bytes_per_value
+    untouched = max(0, spec.experts - tokens * spec.top_k) * expert_matmul_params(hidden_size, spec)
+    weights = layer_weight_bytes(base, hidden_size, spec, size) - untouched * BITS.get(spec.weights, 8 * size) / 8
+    values = 2 * tokens * hidden_size
+    values += workload.batch * (context * layer_kv_values(spec) + 2 * layer_state_values(spec))
+    return Work(tokens * layer_flops(hidden_size, spec, attended), weights + size * values)
 
 
 def head_work(base: BaseModel, hidden_size: int, workload: Workload) -> Work:

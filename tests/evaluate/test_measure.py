@@ -19,15 +19,16 @@ from llmnas.supernet import Transformer, stand_alone_shape
 BENCH = Bench()
 SPACE = SearchSpace.from_dict(
     {
-        "base": {"vocab_size": 32, "max_seq": 16}, "layers": 3, "hidden_size": [8, 12, 16], "depth": [1, 2, 3],
+        "base": {"vocab_size": 32, "max_seq": 16}, "layers": 3, "hidden_size": [8, 16], "depth": [1, 2, 3],
         "kv_heads": {"choices": [1, 2], "per_layer": True}, "queries_per_group": 1, "head_dim": [4, 6],
         "ffn_size": {"choices": [8, 16, 24], "per_layer": True},
+        "mixer": {"choices": ["mlgru", "attention"], "per_layer": True},
     }
 )  # fmt: skip
 
 
 @settings(max_examples=5)
-@given(spaces_with_members())
+@given(spaces_with_members(kinds=True))
 def test_both_passes_score_the_token_after_the_context(case):
     space, arch = case
     workload = Workload(batch=2, context=6)
