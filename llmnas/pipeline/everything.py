@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llmnas.export import ExportReport
 from llmnas.pipeline.context import Context
-from llmnas.pipeline.export import export
+from llmnas.pipeline.export import export, exported
 from llmnas.pipeline.prepare import prepare
 from llmnas.pipeline.report import report
 from llmnas.pipeline.retrain import retrain
@@ -33,6 +33,6 @@ def run_everything(context: Context) -> Result:
     search_supernet(context).close()
     found = retrain(context)["found"]
     target = context.run.export(found)
-    exported = None if (target / "llmnas.json").exists() else export(context)
+    done = None if exported(context) else export(context, force=target.exists())
     path, tables = report(context)
-    return Result(tables, path, target, exported)
+    return Result(tables, path, target, done)

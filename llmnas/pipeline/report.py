@@ -14,7 +14,7 @@ from llmnas.report.html import Table, write_report
 from llmnas.report.plots import curves_png, front_png
 from llmnas.tracking import read_metrics
 
-_FRONT_COLUMNS = ("architecture", "val loss (nats)", "perplexity", "parameters", "MFLOPs/token", "hidden", "layers")
+_FRONT_COLUMNS = ("architecture", "val loss", "perplexity", "parameters", "MFLOPs", "hidden", "layers")
 
 
 def front_table(archive: Archive) -> Table:
@@ -27,7 +27,7 @@ def front_table(archive: Archive) -> Table:
             e.arch.id, f"{m['val_loss']:.4f}{error}", f"{m['perplexity']:.2f}", f"{int(m['params']):,}",
             f"{m['flops_per_token'] / 1e6:.2f}", str(e.arch.hidden_size), str(e.arch.depth),
         ))  # fmt: skip
-    note = f"{len(archive)} architectures evaluated with the supernet's weights; ± is one standard error."
+    note = f"{len(archive)} architectures evaluated with the supernet's weights. Loss in nats a token, ± its error; FLOPs a token."
     return Table("Pareto front", _FRONT_COLUMNS, rows, note)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from llmnas.errors import UserError
 from llmnas.evaluate.evaluator import Evaluator
 from llmnas.files import write_json
 from llmnas.pareto import Archive, Evaluation
@@ -40,5 +41,15 @@ def _plain(evaluation: Evaluation) -> dict[str, object]:
 
 
 def chosen(archive: Archive) -> Evaluation:
-    """The architecture to build: the lowest loss on the front (all of it is within budget and constraints)."""
-    return min(archive.front(), key=lambda e: (e.metrics["val_loss"], e.metrics["params"]))
+    """The architecture to build: the lowest loss on the front (all of it is within budget and constraints).
+
+    Raises:
+        UserError: the front is empty: nothing that was evaluated meets the constraints.
+    """
+    front = archive.front()
+    if not front:
+        raise UserError(
+            f"{archive.path}: none of {len(archive)} evaluated architectures meets search.constraints "
+            f"{archive.constraints}; loosen them, or search longer in another --run-dir"
+        )
+    return min(front, key=lambda e: (e.metrics["val_loss"], e.metrics["params"]))
