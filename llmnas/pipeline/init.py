@@ -12,7 +12,6 @@ The rules, also written into the file:
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,9 +116,8 @@ def write_config(path: Path, corpus: str, max_params: int, *, force: bool) -> Wr
     batch_size, seq_len = 8, 128
     tokens = min(20 * max_params, 4 * size // _BYTES_A_TOKEN)
     steps = max(200, tokens // (batch_size * seq_len))
-    source = corpus if corpus in {"sotu", "stdlib"} else os.path.relpath(corpus)
     values = space_values(width, vocab_size, space.base.max_seq)
-    write_text(path, _render(name, source, values, max_params, steps, batch_size, seq_len, size, width))
+    write_text(path, _render(name, corpus, values, max_params, steps, batch_size, seq_len, size, width))
     config = load_config(path, [])
     least, most = (count_params(arch, space.base).total for arch in (space.smallest(), space.largest()))
     return Written(
