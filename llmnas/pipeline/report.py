@@ -27,7 +27,7 @@ def front_table(archive: Archive) -> Table:
             e.arch.id, f"{m['val_loss']:.4f}{error}", f"{m['perplexity']:.2f}", f"{int(m['params']):,}",
             f"{m['flops_per_token'] / 1e6:.2f}", str(e.arch.hidden_size), str(e.arch.depth),
         ))  # fmt: skip
-    note = f"{len(archive)} architectures measured with the supernet's weights; loss in nats and FLOPs a token; ±: one standard error."
+    note = f"{len(archive)} architectures evaluated with the supernet's weights; ± is one standard error."
     return Table("Pareto front", _FRONT_COLUMNS, rows, note)
 
 
