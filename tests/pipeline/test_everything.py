@@ -157,7 +157,7 @@ def test_piped_output_is_plain_lines(tiny_run):
     stages = [line.split(":")[0] for line in tiny_run.done.err.splitlines() if ": " in line]
     for stage in ("prepare", "supernet", "search", "found 1/2", "smollm2 2/2"):
         assert stage in stages
-    assert f"supernet: 6/6, loss " in tiny_run.done.err
+    assert "supernet: 6/6, loss " in tiny_run.done.err
 
 
 def test_curves_are_recorded(tiny_run):
