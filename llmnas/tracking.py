@@ -48,7 +48,8 @@ class Tracker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._bar.stop()
+        if self._console.is_terminal:
+            self._bar.stop()
         if self._jsonl is not None:
             self._jsonl.close()
         if self._run is not None:

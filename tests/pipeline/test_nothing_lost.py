@@ -137,7 +137,7 @@ def full_disk(limit):
         ("train", 4_000, ("data",), "supernet/checkpoints/"),
         ("train", 100_000, ("data",), "supernet/checkpoints/"),
         ("search", 3_000, ("data", "supernet"), "evaluations.sqlite"),
-        ("report", 5_000, ("data", "evaluations.sqlite", "metrics.jsonl"), "report.html"),
+        ("report", 40_000, ("data", "evaluations.sqlite", "metrics.jsonl"), "report.html"),
     ],
 )
 def test_a_full_disk_is_named_leaves_nothing_half_and_is_gone_on_from(
