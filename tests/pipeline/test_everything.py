@@ -206,7 +206,17 @@ def test_another_training_alone_is_exported_anew(copied, llmnas):
 
 
 def test_export_replaces_only_when_forced(copied, llmnas):
+    before = files_of(copied.folder / "export")
     done = llmnas("export", copied.config, "--run-dir", copied.folder)
     assert done.code == 2
     assert os.fspath(copied.folder / "export") in done.complaint
+    assert files_of(copied.folder / "export") == before
+
+
+@pytest.mark.full
+def test_export_replaces_when_forced(copied, llmnas):
+    before = files_of(copied.folder / "export")
     assert llmnas("export", copied.config, "--run-dir", copied.folder, "--force").code == 0
+    after = files_of(copied.folder / "export")
+    assert after.keys() == before.keys()
+    assert all(after[name] != before[name] for name in after)

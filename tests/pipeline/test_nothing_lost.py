@@ -134,7 +134,7 @@ def full_disk(limit):
         ("prepare", 3_000, (), "data/"),
         ("prepare", 30_000, (), "data/train.bin"),
         ("train", 300, ("data",), "config.yaml"),
-        ("train", 4_000, ("data",), "supernet/checkpoints/"),
+        pytest.param("train", 4_000, ("data",), "supernet/checkpoints/", marks=pytest.mark.full),
         ("train", 100_000, ("data",), "supernet/checkpoints/"),
         ("search", 3_000, ("data", "supernet"), "evaluations.sqlite"),
         ("report", 40_000, ("data", "evaluations.sqlite", "metrics.jsonl"), "report.html"),
