@@ -74,7 +74,7 @@ def _show(table: Table) -> None:
         return
     shown = RichTable(
         title=escape(table.title), caption=escape(table.note), title_justify="left", caption_justify="left",
-        box=box.SIMPLE_HEAD, pad_edge=False,
+        box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0),
     )  # fmt: skip
     for i, column in enumerate(table.columns):
         shown.add_column(escape(column), justify="left" if i == 0 else "right", overflow="fold")
