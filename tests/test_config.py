@@ -35,6 +35,11 @@ def test_the_last_of_two_changes_counts_and_a_new_section_is_made(config):
     assert found.budget.max_params == 14000
 
 
+def test_a_bare_off_is_the_word(config):
+    """YAML 1.1 reads it as false."""
+    assert load_config(config, ["tracking.wandb=off"]).tracking.wandb == "off"
+
+
 def test_a_dumped_config_is_the_same_config(config):
     found = load_config(config, [])
     assert Config.model_validate(yaml.safe_load(yaml.safe_dump(found.model_dump(mode="json")))) == found
