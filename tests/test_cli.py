@@ -50,7 +50,6 @@ def test_no_argument_shows_the_help(llmnas):
         (["run", "CONFIG", "--set", "train.lr"], ["--set train.lr", "key.key=value"]),
         (["run", "CONFIG", "--set", "train.lrr=1"], ["train.lrr", "unknown key"]),
         (["run", "CONFIG", "--set", "data.source=none.txt"], ["none.txt", "no such file"]),
-        (["run", "CONFIG", "--set", "budget.max_params=100"], ["max_params"]),
         (["search", "CONFIG"], ["prepare"]),
         (["train", "CONFIG"], ["prepare"]),
         (["report", "CONFIG"], ["search"]),
@@ -74,6 +73,14 @@ def test_bad_input_is_one_line_and_2(llmnas, tmp_path, monkeypatch, arguments, w
     done = llmnas(*[names.get(argument, argument) for argument in arguments])
     assert done.code == 2, done.err
     assert all(word in done.complaint for word in words), done.complaint
+
+
+def test_a_budget_that_nothing_meets_is_named_before_any_work(llmnas, tmp_path):
+    config = tiny.write_config(tmp_path, tmp_path / "there is no text yet")
+    done = llmnas("run", config, "--run-dir", tmp_path / "run", "--set", "budget.max_params=100")
+    assert done.code == 2
+    assert "max_params" in done.complaint
+    assert not (tmp_path / "run" / "data").exists()
 
 
 @pytest.mark.parametrize(
