@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel as Model
-from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, field_validator, model_validator
 
 from llmnas.cost import Budget
 from llmnas.errors import UserError, explain
@@ -104,6 +104,11 @@ class TrackingConfig(_Strict):
 
     wandb: Literal["off", "offline", "online"] = "offline"
     project: str = "llmnas"
+
+    @field_validator("wandb", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: object) -> object:
+        return "off" if value is False else value  # YAML reads a bare `off` as false
 
 
 class Config(_Strict):

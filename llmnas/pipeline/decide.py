@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmnas.errors import RunError
+from llmnas.errors import UserError
 from llmnas.evaluate.compare import Comparison, Losses, Race, race
 from llmnas.files import read_json, write_json
 from llmnas.pareto import Archive, Evaluation, violations
@@ -76,9 +76,12 @@ def chosen(context: Context, archive: Archive) -> Evaluation:
     """The architecture that `decide` chose.
 
     Raises:
-        RunError: nothing was evaluated that could be built.
+        UserError: nothing that was evaluated meets the constraints.
     """
     if not contenders(archive):
-        raise RunError(f"{archive.path}: none of {len(archive)} evaluations succeeded and meets every constraint")
+        raise UserError(
+            f"{archive.path}: none of {len(archive)} evaluated architectures meets search.constraints "
+            f"{archive.constraints}; loosen them, or search longer in another --run-dir"
+        )
     decision = read_json(context.run.require(context.run.decision, "search"))
     return next(e for e in archive.evaluations if e.arch.id == decision["chosen"])

@@ -16,7 +16,7 @@ from llmnas.report.plots import curves_png, front_png
 from llmnas.runs import RunFolder
 from llmnas.tracking import read_metrics
 
-_FRONT_COLUMNS = ("architecture", "val loss (nats)", "perplexity", "parameters", "MFLOPs/token", "hidden", "layers")
+_FRONT_COLUMNS = ("architecture", "val loss", "perplexity", "parameters", "MFLOPs", "hidden", "layers")
 _SHOWN = {"val_loss", "perplexity", "params", "flops_per_token"}
 
 
