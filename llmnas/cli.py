@@ -40,7 +40,9 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on where an earlier s
 
 
 @contextlib.contextmanager
-def _context(config_path: Path, run_dir: Path | None, sets: list[str] | None) -> Iterator[Context]:
+def _context(
+    config_path: Path, run_dir: Path | None, sets: list[str] | None, *, claim: bool = True
+) -> Iterator[Context]:
     from llmnas.pipeline.context import Context
 
     config = load_config(config_path, sets or [])
@@ -48,7 +50,7 @@ def _context(config_path: Path, run_dir: Path | None, sets: list[str] | None) ->
     values = config.model_dump(mode="json")
     with Tracker(run.path, config.tracking.wandb, config.tracking.project, values) as tracker:
         context = Context(config, run, tracker)
-        if os.environ.get("RANK", "0") == "0":
+        if claim and os.environ.get("RANK", "0") == "0":
             context.claim()
         yield context
 
@@ -117,7 +119,7 @@ def search(config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, resume
 
         _fresh(context.run.evaluations, resume)
         archive = search_supernet(context)
-        table = front_table(archive)
+        table = front_table(archive.front(), len(archive))
         archive.close()
     _show(table)
 
@@ -163,8 +165,32 @@ def export(
 
 
 @app.command()
-def report(config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, resume: Resume = False) -> None:
+def report(
+    config: ConfigPath,
+    run_dir: RunDir = None,
+    set_: Sets = None,
+    resume: Resume = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Follow the run in a browser instead; writes nothing.")
+    ] = False,
+    port: Annotated[int | None, typer.Option("--port", help="With --serve: default 8765, 0 takes a free one.")] = None,
+) -> None:
     """Write report.html and the pictures from what the run folder holds."""
+    if serve and resume:
+        raise UserError("--resume: means nothing with --serve, which writes no report")
+    if port is not None and not serve:
+        raise UserError("--port: only with --serve")
+    if serve:
+        with _context(config, run_dir, set_, claim=False) as context:
+            from llmnas.pipeline.report import follow
+
+            server = follow(context, 8765 if port is None else port)
+        console.print(
+            f"following {context.run.path} at {server.address} (Ctrl-C ends)", soft_wrap=True, highlight=False
+        )
+        with contextlib.suppress(KeyboardInterrupt), server:
+            server.serve_forever()
+        return
     with _context(config, run_dir, set_) as context:
         from llmnas.pipeline.report import report as stage
 

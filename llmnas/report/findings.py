@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -63,8 +63,10 @@ class Findings:
 def packed(evaluations: Sequence[Evaluation], after: int = 0) -> dict[str, Any]:
     """Evaluations from number `after` on, column by column.
 
-    Layers that are equal are stored once: `specs` holds the different ones, `layers` their indices (-1: skipped).
-    A metric that an evaluation lacks is None. Failed evaluations are left out; `total` counts them too.
+    Layers that are equal are stored once: `specs` holds the different ones, `layers` their indices (-1: skipped),
+    `unused` the fields of each that make no difference to it and are not drawn.
+    A metric that an evaluation lacks is None. Failed evaluations are left out; `total` counts them too, and `last` is
+    the architecture of the very last one.
     """
     good = [e for e in evaluations[after:] if e.failure is None]
     specs: dict[LayerSpec, int] = {}
@@ -75,11 +77,13 @@ def packed(evaluations: Sequence[Evaluation], after: int = 0) -> dict[str, Any]:
     return {
         "after": after,
         "total": len(evaluations),
+        "last": evaluations[-1].arch.id if evaluations else "",
         "index": [e.index for e in good],
         "id": [e.arch.id for e in good],
         "hidden_size": [e.arch.hidden_size for e in good],
         "layers": layers,
         "specs": [asdict(spec) for spec in specs],
+        "unused": [[field.name for field in fields(spec) if not spec.uses(field.name)] for spec in specs],
         "metrics": {name: [_short(e.metrics.get(name)) for e in good] for name in names},
     }
 

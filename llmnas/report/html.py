@@ -21,8 +21,10 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from llmnas.files import write_text
-from llmnas.report.findings import Findings, described, packed
+from llmnas.report.findings import Findings, Table, described, packed
 from llmnas.space import Architecture, LayerSpec
+
+__all__ = ["Findings", "Table", "describe", "render", "write_report"]
 
 # in this order: each uses what stands before it
 SCRIPTS = (

@@ -19,6 +19,7 @@ NUMBER = "evaluation"  # the horizontal axis of a search with one objective
 _LABELS = {
     NUMBER: "evaluation number",
     "val_loss": "validation loss (nats/token)",
+    "val_loss_error": "standard error of the loss",
     "perplexity": "perplexity",
     "bits_per_byte": "bits per byte",
     "params": "parameters",
@@ -76,7 +77,7 @@ def loss_curves(records: Sequence[Mapping[str, Any]]) -> list[Curve]:
 
 
 def thin(curve: Curve, limit: int = 1500) -> Curve:
-    """At most `limit` points (about): the least and the greatest of each of equal stretches, so that no peak is lost."""
+    """About `limit` points at most: the least and the greatest of each of equal stretches, so that no peak is lost."""
     if len(curve.steps) <= limit:
         return curve
     values = np.array(curve.values)

@@ -52,27 +52,35 @@ function diagram(i, differs = new Set()) {
   const rows = store.layers[i];
   const height = Math.max(7, Math.min(22, Math.floor(620 / rows.length)));
   const { columns, constants } = extraFields();
-  const wide = { label: 22, heads: 128, gap: 10, ffn: 120, extra: 62 };
-  const widths = wide.label + wide.heads + wide.gap + wide.ffn + columns.length * (wide.extra + wide.gap);
+  const wide = columns.length < 2 ? { label: 22, heads: 128, gap: 10, ffn: 110 } : { label: 20, heads: 92, gap: 8, ffn: 78 };
+  const extras = columns.map(extraRoom);
+  const widths = wide.label + wide.heads + wide.gap + wide.ffn + extras.reduce((sum, room) => sum + room + wide.gap, 0);
   const picture = svg('svg', {
     class: 'diagram', viewBox: `0 0 ${widths} ${rows.length * height + 18}`, role: 'img', 'aria-label': networkWords(i),
   });
-  const headings = [[wide.label, 'attention'], [wide.label + wide.heads + wide.gap, 'FFN']];
-  columns.forEach((key, k) => headings.push([extraAt(wide, k), fieldLabel(key)]));
+  const headings = [[wide.label, 'heads'], [wide.label + wide.heads + wide.gap, 'FFN']];
+  const places = extras.map((_, k) => extras.slice(0, k).reduce((sum, room) => sum + room + wide.gap, wide.label + wide.heads + wide.ffn + 2 * wide.gap));
+  columns.forEach((key, k) => headings.push([places[k], fieldLabel(key)]));
   for (const [x, text] of headings) picture.append(svg('text', { x, y: 10, class: 'heading' }, text));
   rows.forEach((at, layer) => {
     const row = svg('g', { transform: `translate(0 ${layer * height + 16})`, 'data-layer': layer });
     if (differs.has(layer)) row.append(svg('rect', { class: 'differs', width: widths, height, rx: 3 }));
     if (height >= 11) row.append(svg('text', { x: 16, y: height / 2 + 3.5, class: 'number' }, layer));
     if (at < 0) drawSkip(row, wide.label, widths, height);
-    else drawLayer(row, store.flat[at], wide, columns, height);
+    else drawLayer(row, store.flat[at], wide, columns.map((key, k) => [key, places[k], extras[k]]), height);
     picture.append(row);
   });
   const same = constants.length ? el('p', { class: 'note' }, `In every layer: ${constants.join(', ')}.`) : null;
   return el('div', {}, picture, same);
 }
 
-const extraAt = (wide, k) => wide.label + wide.heads + wide.ffn + 2 * wide.gap + k * (wide.extra + wide.gap);
+// What a further field needs: pips for small whole numbers, the words themselves, else a bar.
+function extraRoom(key) {
+  const words = store.flat.map((flat) => flat[key]).filter((value) => typeof value === 'string');
+  const heading = 5.2 * fieldLabel(key).length;
+  if (words.length) return Math.max(heading, words.reduce((most, word) => Math.max(most, Math.min(word.length, 9)), 0) * 5.6 + 16);
+  return Math.max(heading, greatest(key) <= 8 ? greatest(key) * 7.5 : 62);
+}
 
 function drawSkip(row, from, to, height) {
   row.append(svg('line', { x1: from, x2: to, y1: height / 2, y2: height / 2, class: 'skip-line' }));
@@ -82,13 +90,12 @@ function drawSkip(row, from, to, height) {
 function drawLayer(row, flat, wide, columns, height) {
   if (flat.q_heads) drawHeads(row, flat, wide, height);
   if (flat.ffn_size) drawBar(row, wide.label + wide.heads + wide.gap, wide.ffn, flat.ffn_size, greatest('ffn_size'), height, 'ffn');
-  columns.forEach((key, k) => {
+  columns.forEach(([key, x, room]) => {
     const value = flat[key];
-    const x = extraAt(wide, k);
     if (value === undefined) return;
-    if (typeof value === 'string') drawWord(row, x, wide.extra, key, value, height);
+    if (typeof value === 'string') drawWord(row, x, room, key, value, height);
     else if (Number.isInteger(value) && value >= 0 && greatest(key) <= 8) drawPips(row, x, value, greatest(key), height);
-    else drawBar(row, x, wide.extra, value, greatest(key), height, 'extra');
+    else drawBar(row, x, room, value, greatest(key), height, 'extra');
   });
 }
 

@@ -36,7 +36,7 @@ function start() {
   addEventListener('resize', onceAFrame(() => { if (innerWidth !== width) { width = innerWidth; drawPanels(); } }));
   drawFilters();
   showPreview();
-  if (document.currentScript?.dataset.live !== undefined || document.querySelector('script[data-live]')) follow();
+  if (document.querySelector('script[data-live]')) follow();
 }
 
 // Asks for what is new, once a second; a search that began anew replaces the old one.
@@ -45,7 +45,7 @@ async function follow() {
   let seen = '';
   const show = (text, good) => { badge.textContent = text; badge.classList.toggle('bad', !good); };
   const ask = async () => {
-    const answer = await fetch(`data?after=${store.total}&seen=${seen}`);
+    const answer = await fetch(`data?after=${store.total}&last=${store.last}&seen=${seen}`);
     const news = await answer.json();
     if (!answer.ok) throw new Error(news.error);
     take(news);

@@ -22,7 +22,7 @@ class Parallel {
   axes() {
     const columns = [...store.columns.values()].filter((column) => column.name !== '#' && varies(column));
     const sizes = columns.filter((column) => column.group === 'architecture');
-    const measured = columns.filter((column) => column.group === 'measured');
+    const measured = distinct(columns.filter((column) => column.group === 'measured' && !column.name.endsWith('_error')));
     return [...sizes.slice(0, Math.max(MOST_AXES - measured.length, 4)), ...measured].slice(0, MOST_AXES);
   }
 
@@ -61,7 +61,7 @@ class Parallel {
       if (from + SLICE < some.length) { requestAnimationFrame(() => slice(from + SLICE)); return; }
       context.strokeStyle = FRONT;
       context.lineWidth = 1.5;
-      context.globalAlpha = front.length > 100 ? 0.3 : 0.75;
+      context.globalAlpha = Math.max(0.05, Math.min(0.6, 25 / (front.length + 1)));
       for (const i of front) this.path(context, i);
       context.globalAlpha = 1;
       this.stage.dataset.drawn = String(some.length + front.length);
@@ -153,6 +153,16 @@ class Parallel {
     this.stage.addEventListener('pointerup', done);
     this.stage.addEventListener('pointercancel', () => { this.drag = null; this.drawOver(); });
   }
+}
+
+// Without those that put the networks in the same order as an earlier one, as perplexity does after the loss.
+function distinct(columns) {
+  const orders = [];
+  return columns.filter((column) => {
+    const same = orders.some((order) => order.every((i, k) => !k || column.values[i] >= column.values[order[k - 1]]));
+    if (!same) orders.push(Array.from(column.values.keys()).sort((a, b) => column.values[a] - column.values[b]));
+    return !same;
+  });
 }
 
 // At most two lines of words that fit into so many pixels.

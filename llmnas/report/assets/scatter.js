@@ -77,13 +77,11 @@ class Scatter {
 
   paintPoints(context) {
     const radius = this.inside.length > 4000 ? 2.2 : this.inside.length > 800 ? 3 : 4;
-    const stamp = stamps(radius, this.inside.length > 4000 ? 0.5 : 0.8);
+    const alpha = this.inside.length > 4000 ? 0.5 : 0.8;
     const shade = shadeIndices();
-    const half = stamp.size / 2;
-    for (const i of this.inside) {
-      const picture = stamp.at(store.outside.has(i) ? -1 : shade[i]);
-      context.drawImage(picture, this.px[i] - half, this.py[i] - half, stamp.size, stamp.size);
-    }
+    const { width, height } = this.canvas.size;
+    const shadeOf = (i) => (store.outside.has(i) ? -1 : shade[i]);
+    context.drawImage(pointsPicture(width, height, this.inside, this.px, this.py, shadeOf, radius, alpha), 0, 0, width, height);
   }
 
   // The staircase that bounds what was reached in these two; diamonds are the front of the whole search.
@@ -97,12 +95,13 @@ class Scatter {
     });
     context.stroke();
     context.lineWidth = 1.2;
+    context.fillStyle = FRONT;
+    context.strokeStyle = css('--card');
+    const many = store.front.size > 150;
     for (const i of this.inside.filter((at) => store.front.has(at))) {
-      diamond(context, this.px[i], this.py[i], this.front.length > 150 ? 4 : 6);
-      context.fillStyle = FRONT;
+      diamond(context, this.px[i], this.py[i], many ? 3 : 6);
       context.fill();
-      context.strokeStyle = css('--card');
-      context.stroke();
+      if (!many) context.stroke();
     }
     context.strokeStyle = css('--grid');
     context.strokeRect(box.left + 0.5, box.top + 0.5, box.right - box.left, box.bottom - box.top);
@@ -126,6 +125,7 @@ class Scatter {
       context.fillText('AB'[k], this.px[i] + 11, this.py[i] - 9);
     });
     if (chosen.hovered >= 0) ring(chosen.hovered, 7, 1.6);
+    for (const i of new Set([...chosen.pinned, chosen.hovered])) if (i >= 0) this.errorBars(context, i);
     if (this.drag?.moved) {
       const { x0, y0, x1, y1 } = this.drag;
       context.fillStyle = 'rgba(0,114,178,.15)';
@@ -135,6 +135,19 @@ class Scatter {
       context.strokeRect(x0, y0, x1 - x0, y1 - y0);
     }
     this.placeTip();
+  }
+
+  // One standard error either way, where the search stored it as <metric>_error.
+  errorBars(context, i) {
+    const error = (name) => store.metrics.get(`${name}_error`)?.[i] || 0;
+    const [x, y] = [store.columns.get(view.x), store.columns.get(view.y)];
+    const [ex, ey] = [error(view.x), error(view.y)];
+    const bar = (x0, y0, x1, y1) => { context.moveTo(x0, y0); context.lineTo(x1, y1); };
+    context.lineWidth = 1.2;
+    context.beginPath();
+    if (ey) bar(this.px[i], this.scales.y(y.values[i] - ey), this.px[i], this.scales.y(y.values[i] + ey));
+    if (ex) bar(this.scales.x(x.values[i] - ex), this.py[i], this.scales.x(x.values[i] + ex), this.py[i]);
+    context.stroke();
   }
 
   placeTip() {

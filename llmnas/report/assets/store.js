@@ -5,6 +5,7 @@ const data = JSON.parse(byId('data').textContent);
 const store = {
   described: data.described,
   total: 0,            // evaluations of the search, failed ones too
+  last: '',            // the architecture of the last of them
   id: [], index: [], hidden: [], layers: [],
   specs: [],           // the different layers, as they came
   flat: [],            // the same with nested keys joined by a dot and q_heads added
@@ -35,8 +36,9 @@ function flattened(value, prefix = '', found = {}) {
   return found;
 }
 
-function withHeads(spec) {
+function drawable(spec, unused) {
   const flat = flattened(spec);
+  for (const name of unused) delete flat[name];
   if (flat.kv_heads && flat.queries_per_group && !flat.q_heads) flat.q_heads = flat.kv_heads * flat.queries_per_group;
   return flat;
 }
@@ -47,12 +49,12 @@ function addEvaluations(packed) {
     store.known.clear();
     store.metrics.clear();
   }
-  const place = packed.specs.map((spec) => {
+  const place = packed.specs.map((spec, k) => {
     const text = JSON.stringify(spec);
     if (!store.known.has(text)) {
       store.known.set(text, store.specs.length);
       store.specs.push(spec);
-      store.flat.push(withHeads(spec));
+      store.flat.push(drawable(spec, packed.unused[k]));
     }
     return store.known.get(text);
   });
@@ -69,7 +71,7 @@ function addEvaluations(packed) {
     for (const value of values) column.push(value === null ? NaN : value);
   }
   for (const values of store.metrics.values()) while (values.length < store.id.length) values.push(NaN);
-  store.total = packed.total;
+  Object.assign(store, { total: packed.total, last: packed.last });
   digest();
 }
 
