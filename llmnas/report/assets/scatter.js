@@ -120,9 +120,12 @@ class Scatter {
     };
     chosen.pinned.forEach((i, k) => {
       ring(i, 9, 2.4);
+      context.font = 'bold 14px system-ui, sans-serif';
+      context.lineWidth = 4;
+      context.strokeStyle = css('--card');
+      context.strokeText('AB'[k], this.px[i] + 10, this.py[i] - 9);
       context.fillStyle = css('--ink');
-      context.font = 'bold 13px system-ui, sans-serif';
-      context.fillText('AB'[k], this.px[i] + 11, this.py[i] - 9);
+      context.fillText('AB'[k], this.px[i] + 10, this.py[i] - 9);
     });
     if (chosen.hovered >= 0) ring(chosen.hovered, 7, 1.6);
     for (const i of new Set([...chosen.pinned, chosen.hovered])) if (i >= 0) this.errorBars(context, i);
