@@ -74,7 +74,7 @@ class Gatherer:
         self._context = context
         self._lock = threading.Lock()
         self._evaluations: list[Evaluation] = []
-        self._file = 0  # inode of the archive that they came from
+        self._searches = 0  # how often another search took the place of the one that was read
         self._state: object = None
         self._findings: Findings | None = None
 
@@ -87,7 +87,7 @@ class Gatherer:
             run = self._context.run
             search = self._read()
             files = (run.metrics, *(run.result(stage) for stage in ("retrain", "correlate", "ladder")))
-            state = (search, self._file, len(self._evaluations), [_stamp(path) for path in files])
+            state = (search, self._searches, len(self._evaluations), [_stamp(path) for path in files])
             if self._findings is None or state != self._state:
                 self._state, self._findings = state, self._gather(*search)
             return self._findings
@@ -123,16 +123,18 @@ class Gatherer:
 
     def _read(self) -> tuple[Objectives, Constraints]:
         """Read what is new; objectives and constraints of the archive, of the config where there is none yet."""
-        path, wanted = self._context.run.evaluations, self._context.config.search
-        if not path.exists():
-            self._evaluations.clear()
-            return wanted.objectives, wanted.constraints
-        if path.stat().st_ino != self._file:
-            self._evaluations.clear()
-            self._file = path.stat().st_ino
-        objectives, constraints, new = read_archive(path, len(self._evaluations))
-        self._evaluations += new
+        wanted, known = self._context.config.search, self._evaluations
+        objectives, constraints, new = self._after(max(len(known) - 1, 0))
+        if known and (not new or new[0] != known[-1]):  # not the search that was there before
+            known.clear()
+            self._searches += 1
+            objectives, constraints, new = self._after(0)
+        known += new[1:] if known else new
         return objectives or wanted.objectives, constraints
+
+    def _after(self, number: int) -> tuple[Objectives, Constraints, list[Evaluation]]:
+        path = self._context.run.evaluations
+        return read_archive(path, number) if path.exists() else ({}, {}, [])
 
 
 def _stamp(path: Path) -> tuple[int, int]:

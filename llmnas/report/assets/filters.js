@@ -7,7 +7,9 @@ function columnGroups() {
 }
 
 // What the axes show first: the first objective over the second; with one, over the number of the evaluation.
+// It is decided anew until there is a first evaluation, and then left to the reader.
 function firstView() {
+  if (!view.settled) Object.assign(view, { x: '', y: '', settled: store.id.length > 0 });
   const objectives = store.described.metrics.filter(([, , way]) => way !== null).map(([name]) => name);
   const there = (name) => store.columns.has(name);
   if (!there(view.y)) view.y = objectives.find(there) ?? [...store.columns.keys()][0];

@@ -87,7 +87,7 @@ function readable(picture, cursor, reading, { series, scales, box, width, xLabel
     places.forEach((x, k) => { if (Math.abs(x - value) < Math.abs(places[nearest] - value)) nearest = k; });
     read(nearest);
   });
-  const clear = () => { cursor.replaceChildren(); reading.textContent = ''; };
+  const clear = () => cursor.replaceChildren();  // the words stay: a text that goes would move what is below it
   picture.addEventListener('pointerleave', clear);
   picture.addEventListener('blur', clear);
   picture.addEventListener('keydown', (event) => {

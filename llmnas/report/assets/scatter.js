@@ -1,6 +1,6 @@
 // The front over any two columns: points on one canvas, what moves (pointer, pins, zoom box) on another above it.
 
-const view = { x: '', y: '', logX: false, logY: false, zoom: null };  // zoom: [[x0, x1], [y0, y1]] in values
+const view = { x: '', y: '', logX: false, logY: false, zoom: null, settled: false };  // zoom: [[x0, x1], [y0, y1]] in values
 
 class Scatter {
   constructor(host) {
