@@ -101,12 +101,11 @@ class Gatherer:
             "smallest": f"{count_params(space.smallest(), space.base).total:,} parameters",
             "largest": f"{count_params(space.largest(), space.base).total:,} parameters",
             "data": config.data.source,
-            "search": f"{config.search.strategy}, {len(self._evaluations)} evaluations",
+            "search": f"{config.search.strategy}, {len(self._evaluations)} evaluations, seed {config.seed}",
         }
         if best:
             lowest = min(best, key=lambda e: e.metrics["val_loss"])
             summary["lowest loss"] = f"{lowest.metrics['val_loss']:.4f} nats ({lowest.arch.id})"
-        summary["seed"] = str(config.seed)
         tables = [front_table(best, len(self._evaluations))]
         correlation = None
         if run.result("retrain").exists():

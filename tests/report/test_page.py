@@ -217,6 +217,13 @@ def test_drag_zooms_and_a_button_resets(page):
     page.mouse.up()
     page.wait_for_selector("#scatter .stage:not([aria-label*=' 60 networks'])")
     assert page.locator("#compare").is_hidden()  # a drag pins nothing
+    page.get_by_role("button", name="Zoom to the front").click()
+    ends = [[e.metrics[name] for e in FRONT] for name in ("params", "val_loss")]
+    low, high = [min(v) - 0.12 * (max(v) - min(v)) for v in ends], [max(v) + 0.12 * (max(v) - min(v)) for v in ends]
+    inside = [
+        all(a <= e.metrics[n] <= b for n, a, b in zip(TWO, low[::-1], high[::-1], strict=True)) for e in EVALUATIONS
+    ]
+    says(page, f" {sum(inside)} networks, {len(FRONT)} on the front")
     page.get_by_role("button", name="Reset zoom").click()
     says(page, " 60 networks")
 

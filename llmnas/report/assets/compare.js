@@ -6,13 +6,13 @@ function metricColumns() {
   return [...store.columns.values()].filter((column) => column.group === 'measured');
 }
 
-function card(i, { title = '', differs = new Set(), unpin = null } = {}) {
+function card(i, { title = '', differs = new Set(), unpin = null, numbered = true } = {}) {
   const onFront = store.front.has(i) ? el('span', { class: 'tag front' }, '◆ front') : null;
   const outside = store.outside.has(i) ? el('span', { class: 'tag' }, 'outside the constraints') : null;
   const head = el('div', { class: 'card-head' }, title ? el('span', { class: 'tag letter' }, title) : null,
     el('h3', {}, store.id[i]), onFront, outside,
     unpin ? el('button', { type: 'button', onclick: unpin, 'aria-label': `Unpin ${store.id[i]}` }, '×') : null);
-  const numbers = metricColumns().map((column) => el('div', {}, el('dt', {}, column.label), el('dd', {}, exact(column.values[i]))));
+  const numbers = (numbered ? metricColumns() : []).map((column) => el('div', {}, el('dt', {}, column.label), el('dd', {}, exact(column.values[i]))));
   const kept = store.layers[i].filter((at) => at >= 0).length;
   return el('article', { class: 'network', 'data-id': store.id[i] }, head,
     el('p', { class: 'sizes' }, `hidden ${store.hidden[i]} · ${kept} of ${store.layers[i].length} layers · evaluation ${store.index[i]}`),
@@ -80,7 +80,7 @@ function showCompare() {
   if (a === undefined) return host.replaceChildren();
   const single = b === undefined;
   const differs = single ? new Set() : differingLayers(a, b);
-  const cards = chosen.pinned.map((i, k) => card(i, { title: 'AB'[k], differs, unpin: () => pin(i) }));
+  const cards = chosen.pinned.map((i, k) => card(i, { title: 'AB'[k], differs, unpin: () => pin(i), numbered: single }));
   const beside = single ? el('p', { class: 'note hint' }, 'Click a second network to compare it with this one.') : null;
   return host.replaceChildren(el('h3', {}, single ? 'Pinned' : 'Compared'),
     el('div', { class: 'cards' }, cards, beside), single ? null : differences(a, b, differs));

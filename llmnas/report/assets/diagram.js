@@ -83,8 +83,9 @@ function extraRoom(key) {
 }
 
 function drawSkip(row, from, to, height) {
-  row.append(svg('line', { x1: from, x2: to, y1: height / 2, y2: height / 2, class: 'skip-line' }));
-  if (height >= 11) row.append(svg('text', { x: from + 6, y: height / 2 + 3.5, class: 'skipped' }, 'skipped'));
+  const words = height >= 11;
+  row.append(svg('line', { x1: words ? from + 56 : from, x2: to, y1: height / 2, y2: height / 2, class: 'skip-line' }));
+  if (words) row.append(svg('text', { x: from + 2, y: height / 2 + 3.5, class: 'skipped' }, 'skipped'));
 }
 
 function drawLayer(row, flat, wide, columns, height) {

@@ -34,6 +34,7 @@ function drawControls() {
   const color = el('div', { class: 'control' }, el('label', {}, el('span', {}, 'Colour'),
     selectOf('Colour', names, store.color, (value) => { store.color = value; drawControls(); emit('view'); })), ramp());
   byId('axes').replaceChildren(axis('x', 'Horizontal'), axis('y', 'Vertical'), color,
+    el('button', { type: 'button', onclick: zoomToFront }, 'Zoom to the front'),
     el('button', { type: 'button', onclick: () => setZoom(null) }, 'Reset zoom'),
     el('span', { class: 'legend' }, el('span', { class: 'diamond', 'aria-hidden': 'true' }, '◆'), 'front of the search ',
       el('span', { class: 'stair', 'aria-hidden': 'true' }), 'best of these two axes'));

@@ -16,7 +16,7 @@ function lineChart(host, { series, xLabel, yLabel, summary }) {
   series.forEach((line, k) => picture.append(curve(line, k, scales)));
   const cursor = svg('g', { class: 'cursor' });
   picture.append(cursor);
-  const reading = el('p', { class: 'reading', 'aria-live': 'polite' });
+  const reading = el('p', { class: 'reading', 'aria-live': 'polite' }, 'Point at the curve, or use the arrow keys on it, to read its values.');
   readable(picture, cursor, reading, { series, scales, box, width, xLabel });
   const legend = el('p', { class: 'legend' }, series.map((line, k) => el('span', {}, swatch(k), line.label)));
   host.replaceChildren(series.length > 1 ? legend : '', picture, reading, asTable(series, xLabel));

@@ -32,6 +32,7 @@ class Parallel {
     const context = this.canvas.contexts[0];
     context.clearRect(0, 0, width, height);
     this.columns = this.axes();
+    this.stage.style.minWidth = `${this.columns.length * 74}px`;
     const room = this.columns.length > 1 ? (width - 110) / (this.columns.length - 1) : 0;
     this.x = this.columns.map((_, k) => 50 + k * room);
     this.scales = this.columns.map((column) => makeScale(extent(column.values), [height - 34, 46], false));

@@ -159,10 +159,10 @@ class Scatter {
     if (this.tip.hidden) return;
     const [x, y] = [store.columns.get(view.x), store.columns.get(view.y)];
     this.tip.replaceChildren(el('b', {}, store.id[i]), el('span', {}, `${exact(x.values[i])} · ${exact(y.values[i])}`));
-    const left = this.px[i] > this.canvas.size.width / 2;
-    this.tip.style.left = `${this.px[i] + (left ? -14 : 14)}px`;
-    this.tip.style.top = `${this.py[i]}px`;
-    this.tip.classList.toggle('left', left);
+    const below = this.py[i] < 70;
+    this.tip.style.left = `${Math.max(80, Math.min(this.canvas.size.width - 80, this.px[i]))}px`;
+    this.tip.style.top = `${this.py[i] + (below ? 16 : -16)}px`;
+    this.tip.classList.toggle('below', below);
   }
 
   listen() {
@@ -254,6 +254,18 @@ class Scatter {
     const [x, y] = [store.columns.get(view.x), store.columns.get(view.y)];
     say(`${store.id[i]}: ${x.label} ${exact(x.values[i])}, ${y.label} ${exact(y.values[i])}${store.front.has(i) ? ', on the front' : ''}.`);
   }
+}
+
+// A box around the front of the two axes, whatever lies beside it.
+function zoomToFront() {
+  const [x, y] = [store.columns.get(view.x), store.columns.get(view.y)];
+  const best = new Set(frontOf(x, y));
+  const ends = (column, log) => {
+    const [low, high] = extent(column.values, (i) => best.has(i) && (!log || column.values[i] > 0)) ?? [0, 0];
+    return low < high ? padded([low, high], log, 0.12) : null;
+  };
+  const [ex, ey] = [ends(x, view.logX), ends(y, view.logY)];
+  if (ex && ey) setZoom([ex, ey]);
 }
 
 function setZoom(zoom) {
