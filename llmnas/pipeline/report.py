@@ -96,10 +96,10 @@ class Gatherer:
         config, run = self._context.config, self._context.run
         space = config.space
         best = front(self._evaluations, objectives, constraints)
+        smallest, largest = (count_params(arch, space.base) for arch in (space.smallest(), space.largest()))
         summary = {
             "architectures in the space": f"{space.size():,}",
-            "smallest": f"{count_params(space.smallest(), space.base).total:,} parameters",
-            "largest": f"{count_params(space.largest(), space.base).total:,} parameters",
+            "sizes": f"{smallest.total:,} to {largest.total:,} parameters",
             "data": config.data.source,
             "search": f"{config.search.strategy}, {len(self._evaluations)} evaluations, seed {config.seed}",
         }

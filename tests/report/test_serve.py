@@ -177,11 +177,13 @@ def test_a_browser_watches_a_search_grow(followed, visit):
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
     pinned = page.locator("#compare .network").get_attribute("data-id")
+    page.get_by_label("Horizontal", exact=True).focus()
     for e in EVALUATIONS[4:]:
         archive.append([e.arch], [full(e)])
     page.wait_for_selector("#scatter .stage[aria-label*=' 10 networks, 4 on the front']")
     assert page.locator("#tables tbody tr").count() == 4
     assert page.locator("#compare .network").get_attribute("data-id") == pinned  # what is pinned stays
+    assert page.evaluate("document.activeElement.ariaLabel") == "Horizontal"  # and so does the focus
     archive.close()
     for path in run.glob("evaluations.sqlite*"):
         path.unlink()

@@ -6,7 +6,7 @@ function metricColumns() {
   return [...store.columns.values()].filter((column) => column.group === 'measured');
 }
 
-function card(i, { title = '', differs = new Set(), unpin = null, numbered = true } = {}) {
+function card(i, { title = '', unlike = new Set(), unpin = null, numbered = true } = {}) {
   const onFront = store.front.has(i) ? el('span', { class: 'tag front' }, '◆ front') : null;
   const outside = store.outside.has(i) ? el('span', { class: 'tag' }, 'outside the constraints') : null;
   const head = el('div', { class: 'card-head' }, title ? el('span', { class: 'tag letter' }, title) : null,
@@ -16,7 +16,7 @@ function card(i, { title = '', differs = new Set(), unpin = null, numbered = tru
   const kept = store.layers[i].filter((at) => at >= 0).length;
   return el('article', { class: 'network', 'data-id': store.id[i] }, head,
     el('p', { class: 'sizes' }, `hidden ${store.hidden[i]} · ${kept} of ${store.layers[i].length} layers · evaluation ${store.index[i]}`),
-    diagram(i, differs), el('dl', { class: 'numbers' }, numbers), asJson(i));
+    diagram(i, unlike), el('dl', { class: 'numbers' }, numbers), asJson(i));
 }
 
 // The architecture as llmnas reads it; made only when someone opens it.
@@ -32,13 +32,13 @@ function showPreview() {
   const i = chosen.hovered >= 0 ? chosen.hovered : [...store.front][0] ?? -1;
   const host = byId('preview');
   if (i < 0 || i >= store.id.length) {
+    lastShown.delete(host);
     host.replaceChildren(el('p', { class: 'note' }, store.id.length ? 'Point at a network.' : 'No evaluation yet.'));
     return;
   }
-  if (host.dataset.shown === store.id[i] && host.dataset.of === String(store.id.length)) return;
-  host.dataset.shown = store.id[i];
-  host.dataset.of = String(store.id.length);
-  host.replaceChildren(card(i));
+  if (differs(host, i, store.id[i], store.front.has(i), store.specs.length, [...store.metrics.keys()])) {
+    timed('preview', () => host.replaceChildren(card(i)));
+  }
 }
 
 function hover(i) {
@@ -76,17 +76,19 @@ function differingLayers(a, b) {
 function showCompare() {
   const host = byId('compare');
   const [a, b] = chosen.pinned;
+  const state = chosen.pinned.map((i) => [store.id[i], i, store.front.has(i)]);
+  if (!differs(host, state, store.specs.length, [...store.metrics.keys()])) return undefined;
   host.hidden = a === undefined;
   if (a === undefined) return host.replaceChildren();
   const single = b === undefined;
-  const differs = single ? new Set() : differingLayers(a, b);
-  const cards = chosen.pinned.map((i, k) => card(i, { title: 'AB'[k], differs, unpin: () => pin(i), numbered: single }));
+  const unlike = single ? new Set() : differingLayers(a, b);
+  const cards = chosen.pinned.map((i, k) => card(i, { title: 'AB'[k], unlike, unpin: () => pin(i), numbered: single }));
   const beside = single ? el('p', { class: 'note hint' }, 'Click a second network to compare it with this one.') : null;
   return host.replaceChildren(el('h3', {}, single ? 'Pinned' : 'Compared'),
-    el('div', { class: 'cards' }, cards, beside), single ? null : differences(a, b, differs));
+    el('div', { class: 'cards' }, cards, beside), single ? null : differences(a, b, unlike));
 }
 
-function differences(a, b, differs) {
+function differences(a, b, unlike) {
   const shape = [...store.columns.values()].filter((column) => column.group === 'architecture');
   const rows = [...metricColumns(), ...shape].filter((column) => column.group === 'measured' || column.values[a] !== column.values[b])
     .filter((column) => Number.isFinite(column.values[a]) || Number.isFinite(column.values[b]))
@@ -96,6 +98,6 @@ function differences(a, b, differs) {
       return [column.label, exact(va), exact(vb), Number.isFinite(vb - va) ? signed(Number((vb - va).toPrecision(6))) : '–', share];
     });
   const total = store.layers[a].length;
-  return el('div', {}, el('p', { class: 'note' }, `${differs.size} of ${total} layers differ (shaded).`),
+  return el('div', {}, el('p', { class: 'note' }, `${unlike.size} of ${total} layers differ (shaded).`),
     el('div', { class: 'scroll' }, tableOf(['', 'A', 'B', 'B − A', 'relative'], rows)));
 }

@@ -120,6 +120,17 @@ function timed(name, work) {
   performance.measure(name, { start, end: performance.now() });
 }
 
+// Whether what an element shows differs from last time. A live page leaves the rest alone, so that focus, open menus and
+// half-typed numbers survive the news.
+const lastShown = new WeakMap();
+
+function differs(host, ...values) {
+  const text = JSON.stringify(values);
+  if (lastShown.get(host) === text) return false;
+  lastShown.set(host, text);
+  return true;
+}
+
 function tableOf(columns, rows) {
   return el('table', {},
     el('thead', {}, el('tr', {}, columns.map((name) => el('th', { scope: 'col' }, name)))),

@@ -48,7 +48,7 @@ function networkWords(i) {
   return lines.join(' ');
 }
 
-function diagram(i, differs = new Set()) {
+function diagram(i, unlike = new Set()) {
   const rows = store.layers[i];
   const height = Math.max(7, Math.min(22, Math.floor(620 / rows.length)));
   const { columns, constants } = extraFields();
@@ -64,7 +64,7 @@ function diagram(i, differs = new Set()) {
   for (const [x, text] of headings) picture.append(svg('text', { x, y: 10, class: 'heading' }, text));
   rows.forEach((at, layer) => {
     const row = svg('g', { transform: `translate(0 ${layer * height + 16})`, 'data-layer': layer });
-    if (differs.has(layer)) row.append(svg('rect', { class: 'differs', width: widths, height, rx: 3 }));
+    if (unlike.has(layer)) row.append(svg('rect', { class: 'differs', width: widths, height, rx: 3 }));
     if (height >= 11) row.append(svg('text', { x: 16, y: height / 2 + 3.5, class: 'number' }, layer));
     if (at < 0) drawSkip(row, wide.label, widths, height);
     else drawLayer(row, store.flat[at], wide, columns.map((key, k) => [key, places[k], extras[k]]), height);

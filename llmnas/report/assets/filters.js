@@ -18,26 +18,26 @@ function firstView() {
 
 function drawControls() {
   const names = columnGroups();
+  const ramped = store.columns.has(store.color) ? extent(store.columns.get(store.color).values) : null;
+  const positive = ['x', 'y'].map((which) => (extent(store.columns.get(view[which])?.values ?? []) ?? [0])[0] > 0);
+  if (!differs(byId('axes'), names, view.x, view.y, store.color, ramped, positive, isDark())) return;
   const changed = () => { view.zoom = null; emit('view'); };
-  const axis = (which, label) => {
-    const log = which === 'x' ? 'logX' : 'logY';
-    const column = () => store.columns.get(view[which]);
-    const positive = Boolean(column()) && (extent(column().values) ?? [0])[0] > 0;
-    if (!positive) view[log] = false;
+  const axis = (k, which, log, label) => {
+    if (!positive[k]) view[log] = false;
     return el('div', { class: 'control' },
       el('label', {}, el('span', {}, label), selectOf(label, names, view[which], (value) => { view[which] = value; drawControls(); changed(); })),
       el('label', { class: 'check' }, el('input', {
-        type: 'checkbox', 'aria-label': `${label}: logarithmic`, checked: view[log], disabled: !positive,
+        type: 'checkbox', 'aria-label': `${label}: logarithmic`, checked: view[log], disabled: !positive[k],
         onchange: (event) => { view[log] = event.target.checked; changed(); },
       }), 'log'));
   };
   const color = el('div', { class: 'control' }, el('label', {}, el('span', {}, 'Colour'),
     selectOf('Colour', names, store.color, (value) => { store.color = value; drawControls(); emit('view'); })), ramp());
-  byId('axes').replaceChildren(axis('x', 'Horizontal'), axis('y', 'Vertical'), color,
+  byId('axes').replaceChildren(axis(0, 'x', 'logX', 'Horizontal'), axis(1, 'y', 'logY', 'Vertical'), color, el('div', { class: 'control row' },
     el('button', { type: 'button', onclick: zoomToFront }, 'Zoom to the front'),
     el('button', { type: 'button', onclick: () => setZoom(null) }, 'Reset zoom'),
     el('span', { class: 'legend' }, el('span', { class: 'diamond', 'aria-hidden': 'true' }, '◆'), 'front of the search ',
-      el('span', { class: 'stair', 'aria-hidden': 'true' }), 'best of these two axes'));
+      el('span', { class: 'stair', 'aria-hidden': 'true' }), 'best of these two axes')));
 }
 
 function ramp() {
@@ -51,7 +51,7 @@ function ramp() {
 function drawFilters() {
   byId('filter-count').textContent = store.filters.size ? `· ${store.shownCount.toLocaleString('en-US')} of ${store.id.length.toLocaleString('en-US')} shown` : '';
   const host = byId('filter-rows');
-  if (host.contains(document.activeElement) && document.activeElement.tagName === 'INPUT') return;
+  if (!differs(host, [...store.filters], columnGroups())) return;
   const rows = [...store.filters].filter(([name]) => store.columns.has(name)).map(([name, range]) => filterRow(store.columns.get(name), range));
   const free = columnGroups().map(([group, options]) => [group, options.filter(([name]) => !store.filters.has(name))]);
   const add = selectOf('Filter by', [['', [['', 'add a filter …']]], ...free], '', (name) => {
@@ -78,7 +78,7 @@ function filterRow(column, range) {
 // The alternative to the picture: rows of the front, each with a button that pins.
 function drawFrontTable() {
   const folded = byId('front-table');
-  if (!folded.open) return;
+  if (!folded.open || !differs(folded, [...store.front].map((i) => [store.id[i], store.shown[i]]), view.y, [...store.metrics.keys()])) return;
   const columns = metricColumns();
   const y = store.columns.get(view.y);
   const rows = [...store.front].filter((i) => store.shown[i]).sort((a, b) => (y ? y.values[a] - y.values[b] : 0))

@@ -2,6 +2,8 @@
 
 function lineChart(host, { series, xLabel, yLabel, summary }) {
   const width = Math.max(320, Math.floor(host.clientWidth) || 460);
+  if (!differs(host, series, width)) return;
+  const open = Boolean(host.querySelector('details')?.open);
   const height = 300;
   const box = { left: 62, right: width - 14, top: 14, bottom: height - 46 };
   const all = (pick) => extent(series.flatMap(pick));
@@ -19,7 +21,7 @@ function lineChart(host, { series, xLabel, yLabel, summary }) {
   const reading = el('p', { class: 'reading', 'aria-live': 'polite' }, 'Point at the curve, or use the arrow keys on it, to read its values.');
   readable(picture, cursor, reading, { series, scales, box, width, xLabel });
   const legend = el('p', { class: 'legend' }, series.map((line, k) => el('span', {}, swatch(k), line.label)));
-  host.replaceChildren(series.length > 1 ? legend : '', picture, reading, asTable(series, xLabel));
+  host.replaceChildren(series.length > 1 ? legend : '', picture, reading, asTable(series, xLabel, open));
 }
 
 function svgAxes(box, scales, xLabel, yLabel) {
@@ -99,15 +101,16 @@ function readable(picture, cursor, reading, { series, scales, box, width, xLabel
 }
 
 // The same numbers as a table, made when someone opens it; of long curves every n-th row.
-function asTable(series, xLabel) {
+function asTable(series, xLabel, open) {
   const host = el('div', { class: 'scroll' });
-  const folded = el('details', { class: 'astable' }, el('summary', {}, 'As a table'), host);
-  folded.addEventListener('toggle', () => {
+  const folded = el('details', { class: 'astable', open }, el('summary', {}, 'As a table'), host);
+  const fillIn = () => {
     const places = [...new Set(series.flatMap((line) => line.x))].sort((a, b) => a - b);
     const every = Math.ceil(places.length / 200);
     const rows = places.filter((_, k) => k % every === 0 || k === places.length - 1)
       .map((x) => [exact(x), ...series.map((line) => exact(line.y[line.x.indexOf(x)] ?? NaN))]);
     host.replaceChildren(tableOf([xLabel, ...series.map((line) => line.label)], rows));
-  }, { once: true });
+  };
+  folded.addEventListener('toggle', fillIn, { once: true });
   return folded;
 }

@@ -2,11 +2,11 @@
 
 function drawPanels() {
   const { hypervolume, curves } = store.described;
+  byId('hypervolume-section').hidden = !hypervolume.evaluations.length;
   lineChart(byId('hypervolume'), {
     series: [{ label: 'share of the box', x: hypervolume.evaluations, y: hypervolume.share }],
     xLabel: 'evaluations', yLabel: 'hypervolume (share)', summary: 'Hypervolume over evaluations.',
   });
-  byId('hypervolume-section').hidden = !hypervolume.evaluations.length;
   drawTraining(curves);
   drawCorrelation(store.described.correlation);
   drawLadder(store.described.ladder);
@@ -29,7 +29,7 @@ const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.
 
 function drawCorrelation(found) {
   byId('correlation-section').hidden = !found;
-  if (!found) return;
+  if (!found || !differs(byId('correlation'), found, innerWidth)) return;
   const seeds = found.stand_alone_loss;
   const networks = found.supernet_loss.map((x, i) => {
     const values = seeds.map((row) => row[i]).filter(Number.isFinite);
@@ -93,7 +93,7 @@ function drawAgreement(agreement) {
 // Every number of a row but its depth is a loss, and gets a curve by its name.
 function drawLadder(rows) {
   byId('ladder-section').hidden = !rows.length;
-  if (!rows.length) return;
+  if (!rows.length || !differs(byId('kept'), rows, innerWidth)) return;
   const order = [...rows].sort((a, b) => a.depth - b.depth);
   const names = [...new Set(order.flatMap((row) => Object.keys(row)))]
     .filter((name) => name !== 'depth' && order.some((row) => typeof row[name] === 'number'));

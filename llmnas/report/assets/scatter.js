@@ -123,9 +123,9 @@ class Scatter {
       context.font = 'bold 14px system-ui, sans-serif';
       context.lineWidth = 4;
       context.strokeStyle = css('--card');
-      context.strokeText('AB'[k], this.px[i] + 10, this.py[i] - 9);
+      context.strokeText('AB'[k], this.px[i] + 14, this.py[i] + 14);
       context.fillStyle = css('--ink');
-      context.fillText('AB'[k], this.px[i] + 10, this.py[i] - 9);
+      context.fillText('AB'[k], this.px[i] + 14, this.py[i] + 14);
     });
     if (chosen.hovered >= 0) ring(chosen.hovered, 7, 1.6);
     for (const i of new Set([...chosen.pinned, chosen.hovered])) if (i >= 0) this.errorBars(context, i);
