@@ -188,6 +188,7 @@ def report(
         console.print(
             f"following {context.run.path} at {server.address} (Ctrl-C ends)", soft_wrap=True, highlight=False
         )
+        sys.stdout.flush()  # into a pipe, it would come when the server ends
         with contextlib.suppress(KeyboardInterrupt), server:
             server.serve_forever()
         return

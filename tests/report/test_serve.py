@@ -140,7 +140,7 @@ def followed(tmp_path):
     run.mkdir()
     (tmp_path / "c.yaml").write_text(CONFIG)
     command = [sys.executable, "-m", "llmnas.cli", "report", "c.yaml", "--run-dir", "run", "--serve", "--port", "0"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "DS_ACCELERATOR": "cpu"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
     process = subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
