@@ -27,7 +27,7 @@ def visit(browser):
 
     def go(address, **options):
         page = browser.new_page(**{"viewport": {"width": 1280, "height": 900}, **options})
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(90_000)
         home = address.split("?")[0]
         page.on("console", lambda message: wrong.append(message.text))
         page.on("pageerror", lambda error: wrong.append(error.message))

@@ -308,7 +308,7 @@ def test_twenty_thousand_points(visit, tmp_path, record_property):
         small.append(Evaluation(e.arch, noise, None, i))
     write_report(tmp_path / "r.html", findings(evaluations=small))
     page = visit((tmp_path / "r.html").as_uri())
-    page.wait_for_selector("#parallel .stage[data-drawn='20000']", timeout=60_000)
+    page.wait_for_selector("#parallel .stage[data-drawn='20000']")
     assert "20000 networks" in page.locator("#scatter .stage").get_attribute("aria-label")
     page.get_by_label("Horizontal", exact=True).select_option("latency_ms")
     says(page, "latency")

@@ -37,7 +37,7 @@ def server(shown):
 
 
 def ask(server, path, method="GET", host=None):
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=90)
     connection.request(method, path, headers={"Host": host or f"127.0.0.1:{server.server_port}"})
     answer = connection.getresponse()
     body = answer.read().decode()
@@ -151,7 +151,7 @@ def followed(tmp_path):
         pytest.fail(f"the server did not start: {line} {process.communicate()[1]}")
     yield found.group(), run
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 0
+    assert process.wait(90) == 0
     assert "Traceback" not in process.stderr.read()
 
 
