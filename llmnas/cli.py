@@ -56,7 +56,12 @@ Objectives = Annotated[
 
 @contextlib.contextmanager
 def _context(
-    config_path: Path, run_dir: Path | None, sets: list[str] | None, objectives: list[str] | None = None
+    config_path: Path,
+    run_dir: Path | None,
+    sets: list[str] | None,
+    objectives: list[str] | None = None,
+    *,
+    claim: bool = True,
 ) -> Iterator[Context]:
     from llmnas.pipeline.context import Context
     from llmnas.pipeline.metrics import own_metric, with_own
@@ -67,7 +72,7 @@ def _context(
     values = config.model_dump(mode="json")
     with Tracker(run.path, config.tracking.wandb, config.tracking.project, values) as tracker:
         context = Context(config, run, tracker, {name: function for name, _, function in own})
-        if _FIRST_RANK:
+        if claim and _FIRST_RANK:
             context.claim()
         yield context
 
@@ -152,12 +157,13 @@ def search(
 ) -> None:
     """Search the trained supernet for the Pareto front."""
     with _context(config, run_dir, set_, objective) as context:
-        from llmnas.pipeline.report import search_tables
         from llmnas.pipeline.search import search_supernet
+        from llmnas.pipeline.tables import search_tables
 
         _fresh(context.run.evaluations, resume)
         archive = search_supernet(context)
-        tables = search_tables(context.run, archive)
+        asked = [*archive.objectives, *archive.constraints]
+        tables = search_tables(context.run, archive.front(), len(archive), asked)
         archive.close()
     for table in tables:
         _show(table)
@@ -167,8 +173,8 @@ def search(
 def retrain(config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, resume: Resume = False) -> None:
     """Train the found architecture and hand-designed ones of equal size alone."""
     with _context(config, run_dir, set_) as context:
-        from llmnas.pipeline.report import comparison_table
         from llmnas.pipeline.retrain import retrain as stage
+        from llmnas.pipeline.tables import comparison_table
 
         _fresh(context.run.result("retrain"), resume)
         table = comparison_table(stage(context))
@@ -180,7 +186,7 @@ def correlate(config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, res
     """Train K architectures of one size alone and compare their ranking with the supernet's."""
     with _context(config, run_dir, set_) as context:
         from llmnas.pipeline.correlate import correlate as stage
-        from llmnas.pipeline.report import correlation_table
+        from llmnas.pipeline.tables import correlation_table
 
         _fresh(context.run.result("correlate"), resume)
         table = correlation_table(stage(context))
@@ -204,8 +210,33 @@ def export(
 
 
 @app.command()
-def report(config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, resume: Resume = False) -> None:
+def report(
+    config: ConfigPath,
+    run_dir: RunDir = None,
+    set_: Sets = None,
+    resume: Resume = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Follow the run in a browser instead; writes nothing.")
+    ] = False,
+    port: Annotated[int | None, typer.Option("--port", help="With --serve: default 8765, 0 takes a free one.")] = None,
+) -> None:
     """Write report.html and the pictures from what the run folder holds."""
+    if serve and resume:
+        raise UserError("--resume: means nothing with --serve, which writes no report")
+    if port is not None and not serve:
+        raise UserError("--port: only with --serve")
+    if serve:
+        with _context(config, run_dir, set_, claim=False) as context:
+            from llmnas.pipeline.report import follow
+
+            server = follow(context, 8765 if port is None else port)
+        console.print(
+            f"following {context.run.path} at {server.address} (Ctrl-C ends)", soft_wrap=True, highlight=False
+        )
+        sys.stdout.flush()  # into a pipe, it would come when the server ends
+        with contextlib.suppress(KeyboardInterrupt), server:
+            server.serve_forever()
+        return
     with _context(config, run_dir, set_) as context:
         from llmnas.pipeline.report import report as stage
 

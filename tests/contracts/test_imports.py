@@ -46,7 +46,6 @@ ONLY_IN = {
     "wandb": {"tracking.py"},
     "transformers": {"export/*.py"},
     "typer": {"cli.py"},
-    "plotly": {"report/html.py"},
     "matplotlib": {"report/plots.py"},
     "jinja2": {"report/html.py"},
     "zeus": {"evaluate/power.py"},
