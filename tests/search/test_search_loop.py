@@ -15,7 +15,8 @@ from toy_problem import BUDGET, KILLED_RUN, ONE, SPACE, TWO, measure
 from llmnas.cost import Budget
 from llmnas.errors import UserError
 from llmnas.pareto import Archive, Evaluation
-from llmnas.search import STRATEGIES, Options, search
+from llmnas.search import STRATEGIES, Options, search  # noqa: F401 (Options: found by name)
+from llmnas.search.loop import Entry
 from llmnas.space import Architecture
 
 
@@ -177,7 +178,7 @@ class Stubborn:
 
 
 def test_repeated_questions_are_answered_from_the_archive_and_end_the_search(monkeypatch, caplog):
-    monkeypatch.setitem(STRATEGIES, "stubborn", (Options, Stubborn))
+    monkeypatch.setitem(STRATEGIES, "stubborn", Entry(__name__, "Options", "Stubborn"))
     archive = search(SPACE, evaluate := Counting(), "stubborn", evaluations=10)
     assert evaluate.seen == [SPACE.smallest(), SPACE.largest(), SPACE.middle()]
     assert [e.arch for e in archive.evaluations] == evaluate.seen

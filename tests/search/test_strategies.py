@@ -8,7 +8,7 @@ from toy_problem import BUDGET, ONE, REFERENCE, SPACE, TWO, distance, measure, m
 from llmnas.cost import Budget
 from llmnas.errors import UserError
 from llmnas.pareto import Evaluation
-from llmnas.search import STRATEGIES, Problem, Strategy, search
+from llmnas.search import STRATEGIES, Problem, Strategy, load_strategy, search
 from llmnas.space import Architecture, SearchSpace
 
 ALL = tuple(STRATEGIES)
@@ -17,7 +17,7 @@ FIXED_DEPTH = SPACE.model_copy(update={"depth": SPACE.depth.model_copy(update={"
 
 
 def make(name: str, space: SearchSpace = SPACE, budget: Budget | None = None, objectives=ONE, **options) -> Strategy:
-    kind, constructor = STRATEGIES[name]
+    kind, constructor = load_strategy(name)
     return constructor(Problem(space, objectives, {}, budget, 0), kind(**options))
 
 
@@ -124,7 +124,7 @@ def test_local_stays_within_two_mutations_of_the_front():
 
 
 def test_local_starts_from_what_misses_the_constraints_least():
-    kind, constructor = STRATEGIES["local"]
+    kind, constructor = load_strategy("local")
     strategy = constructor(Problem(FIXED_DEPTH, ONE, {"val_loss": 1.0}, None, 0), kind(start=3))
     first = strategy.ask(3)
     strategy.tell(told(first, [4.0, 2.0, 3.0]))
@@ -154,7 +154,7 @@ def test_nsga2_takes_a_generation_in_parts():
 
 def test_nsga2_drops_failures_and_violations_first():
     limit = 40_000.0
-    kind, constructor = STRATEGIES["nsga2"]
+    kind, constructor = load_strategy("nsga2")
     strategy = constructor(Problem(SPACE, ONE, {"params": limit}, None, 0), kind(population=8))
     for _ in range(12):
         archs = strategy.ask(8)
