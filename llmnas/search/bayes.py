@@ -22,6 +22,7 @@ from botorch.models.model import Model
 from botorch.posteriors import GPyTorchPosterior
 from botorch.sampling import SobolQMCNormalSampler
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
+from linear_operator import to_linear_operator
 from pydantic import Field
 from torch import Tensor
 
@@ -33,7 +34,11 @@ from llmnas.search.surrogate import ClosedForms, GaussianProcess, KernelName
 from llmnas.space import Architecture
 
 _ANCHORS = 32
-_SAMPLES = 32
+_SAMPLES = 16
+_FINALISTS = 48
+"""So many of a pool, those best alone, are compared again for every place of a batch."""
+_FLOOR = 1e-6
+"""Least variance, in units of a metric's variance over what was told: covariances stay factorisable."""
 _FRONT = 24
 """Most points of the front that the hypervolume improvement is counted against at once."""
 
@@ -94,7 +99,7 @@ class PoolModel(Model):  # type: ignore[misc]
         at = X[..., 0].long()
         outputs = output_indices or range(self.num_outputs)
         parts = [
-            MultivariateNormal(self.mean[at, k], self.covariance[k][at[..., :, None], at[..., None, :]])
+            MultivariateNormal(self.mean[at, k], to_linear_operator(self.covariance[k][at[..., :, None], at[..., None, :]]))
             for k in outputs
         ]
         joint = parts[0] if len(parts) == 1 else MultitaskMultivariateNormal.from_independent_mvns(parts)
@@ -108,7 +113,9 @@ class PoolModel(Model):  # type: ignore[misc]
         """
         column = self.covariance[:, :, at]
         pivot = column[:, at].clamp_min(1e-12)
-        return PoolModel(self.mean, self.covariance - column[:, :, None] * column[:, None, :] / pivot[:, None, None])
+        covariance = self.covariance - column[:, :, None] * column[:, None, :] / pivot[:, None, None]
+        covariance.diagonal(dim1=1, dim2=2).clamp_(min=_FLOOR)  # rounding
+        return PoolModel(self.mean, covariance)
 
 
 class BayesianSearch:
@@ -191,14 +198,19 @@ class BayesianSearch:
         pool = self._candidates.unseen([*varied, *sampled], 2 * size)
         if not pool:
             return []
+        order = self._ranked(pool, scale)
+        leaders = [pool[i] for i in order[: max(size // 8, 1)]]
+        grown = [self._candidates.mutate(leaders[i % len(leaders)]) for i in range(size // 2)]
+        pool = self._candidates.unseen([*(pool[i] for i in order[: size // 2]), *grown], size)
+        finalists = self._ranked(pool, scale)[: max(_FINALISTS, 2 * n)]
+        return self._batch(n, [pool[i] for i in finalists], scale)
+
+    def _ranked(self, pool: list[Architecture], scale: tuple[Tensor, Tensor]) -> list[int]:
+        """Positions in the pool, the greatest acquisition of one first."""
         value = self._acquisition(self._pool_model(pool, scale), len(pool))
         with torch.no_grad():
             scores = value(torch.arange(len(pool), dtype=torch.float64)[:, None, None])
-        order = torch.argsort(scores, descending=True, stable=True).tolist()
-        leaders = [pool[i] for i in order[: max(size // 8, 1)]]
-        grown = [self._candidates.mutate(leaders[i % len(leaders)]) for i in range(size // 2)]
-        pool = self._candidates.unseen([*(pool[i] for i in order[:size]), *grown], 2 * size)
-        return self._batch(n, pool, scale)
+        return torch.argsort(scores, descending=True, stable=True).tolist()
 
     def _vary(self, arch: Architecture, elite: list[Architecture]) -> Architecture:
         """One to three mutations, or a child of two of the best."""
@@ -251,7 +263,7 @@ class BayesianSearch:
             sign = -1.0 if self._problem.objectives.get(name) == "min" else 1.0
             spread = scale[1][k]
             means.append(sign * (mean - scale[0][k]) / spread)
-            covariances.append(covariance / spread**2 + 1e-8 * torch.eye(len(archs), dtype=torch.float64))
+            covariances.append(covariance / spread**2 + _FLOOR * torch.eye(len(archs), dtype=torch.float64))
         self._bounds = {}
         for name, (low, high) in self._limits.items():
             k = self._metrics.index(name)
@@ -296,16 +308,13 @@ class BayesianSearch:
     def _batch(self, n: int, pool: list[Architecture], scale: tuple[Tensor, Tensor]) -> list[Architecture]:
         """Greedy: each next one is chosen as if those before were already evaluated."""
         model = self._pool_model(pool, scale)
-        chosen: list[int] = []
-        free = torch.ones(len(pool), dtype=torch.bool)
-        positions = torch.arange(len(pool), dtype=torch.float64)[:, None, None]
         several = len(self._problem.objectives) > 1
-        while len(chosen) < min(n, len(pool)):
+        chosen: list[int] = []
+        free = list(range(len(pool)))
+        while free and len(chosen) < n:
             value = self._acquisition(model, len(pool), chosen if several else ())
             with torch.no_grad():
-                scores = value(positions).masked_fill(~free, -torch.inf)
-            best = int(scores.argmax())
-            free[best] = False
+                best = free.pop(int(value(torch.tensor(free, dtype=torch.float64)[:, None, None]).argmax()))
             chosen.append(best)
             if not several:
                 model = model.believe(best)
