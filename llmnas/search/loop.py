@@ -35,6 +35,7 @@ STRATEGIES: dict[str, Entry] = {
     "nsga2": Entry("llmnas.search.nsga2", "Nsga2Options", "Nsga2"),
     "local": Entry("llmnas.search.local", "LocalOptions", "LocalSearch"),
     "bayes": Entry("llmnas.search.bayes", "BayesOptions", "BayesianSearch"),
+    "reinforce": Entry("llmnas.search.reinforce", "ReinforceOptions", "Reinforce"),
 }
 """Name -> where it is. Names, not classes: some strategies need torch, others pymoo, and a search (or a config that
 is only checked) must not pay for the ones it does not use. `load_strategy` is the only place that imports them."""
