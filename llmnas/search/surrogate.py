@@ -48,6 +48,16 @@ class GaussianProcess:
 
     def fit(self, features: Tensor, values: Tensor) -> None:
         """Condition on values [n] at features [n, F]; learn the hyperparameters where n has grown enough."""
+        self._condition(features, values)
+        if len(values) >= _REFIT * self._learned_from:
+            self._learned_from = len(values)
+            with exact(), warnings.catch_warnings():
+                warnings.simplefilter("ignore", OptimizationWarning)  # a limit of steps is what is wanted
+                mll = ExactMarginalLogLikelihood(self._likelihood, self.model)
+                fit_gpytorch_mll_scipy(mll.train(), options={"maxiter": _STEPS})
+        self.model.eval()
+
+    def _condition(self, features: Tensor, values: Tensor) -> None:
         self._centre, spread = values.mean(), values.std(correction=0)
         self._spread = spread if spread > 0 else torch.ones_like(spread)
         standard = ((values - self._centre) / self._spread)[:, None]
@@ -57,12 +67,12 @@ class GaussianProcess:
                 features, standard, likelihood=self._likelihood, covar_module=self._scaled, mean_module=self._mean,
                 outcome_transform=None, input_transform=None,
             )  # fmt: skip
-        if len(values) >= _REFIT * self._learned_from:
-            self._learned_from = len(values)
-            with exact(), warnings.catch_warnings():
-                warnings.simplefilter("ignore", OptimizationWarning)  # a limit of steps is what is wanted
-                mll = ExactMarginalLogLikelihood(self._likelihood, self.model)
-                fit_gpytorch_mll_scipy(mll.train(), options={"maxiter": _STEPS})
+
+    def restore(self, features: Tensor, values: Tensor, hyperparameters: dict[str, Tensor]) -> None:
+        """`fit` with the hyperparameters of `model.state_dict()` instead of learning them."""
+        self._condition(features, values)
+        self.model.load_state_dict(hyperparameters)
+        self._learned_from = len(values)
         self.model.eval()
 
     def joint(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,7 +84,7 @@ class GaussianProcess:
 
     def predict(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Posterior mean [N] and standard deviation [N] of the metric itself, without noise of measurement."""
-        with torch.no_grad(), exact(), gpytorch.settings.skip_posterior_variances(False):
+        with torch.no_grad(), exact():
             posterior = self.model(features)
             return posterior.mean * self._spread + self._centre, posterior.stddev * self._spread
 
