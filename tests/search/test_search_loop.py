@@ -199,7 +199,7 @@ def test_progress_is_told_after_every_stored_batch(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"strategy": "magic"}, "'magic' does not exist; allowed: random, evolution, nsga2, local"),
+        ({"strategy": "magic"}, "'magic' does not exist; allowed: random, evolution, nsga2, local, bayes, reinforce, ofa"),
         ({"objectives": {}}, "objectives: none given"),
         ({"objectives": {"val_loss": "down"}}, "val_loss: 'down' is not a direction; allowed: min, max"),
         ({"constraints": {"params": (3, 2)}}, "params: .* bounds nothing"),
