@@ -22,6 +22,8 @@ from llmnas.search.strategy import Candidates, Options, Problem
 from llmnas.space import Architecture, decode
 
 _HIDDEN = 48
+_CONSTRAINT = 8.0
+"""Exponent of a missed constraint: what the paper's hard exponent, -1, leaves to be traded is not a constraint."""
 _LARGEST = 50.0
 _TRIES = 6
 """So many batches are drawn from the controller in search of new architectures."""
@@ -141,8 +143,8 @@ class Reinforce:
     """Maximises the expected reward ACC x (LAT / T)^w of what the controller draws.
 
     Policy gradient with a moving baseline, PPO's clipped ratio (the paper's; one epoch is REINFORCE) and an
-    entropy bonus. What cannot end within the budget is masked at every decision. A constraint on a measured
-    metric counts as a cost with the hard exponent at its bound; a failed evaluation has reward 0. An
+    entropy bonus. What cannot end within the budget is masked at every decision. A constraint that
+    is missed by a share v of its bound divides the reward by (1 + v)^8; a failed evaluation has reward 0. An
     architecture that is drawn again is not measured again: its reward is known and counts in the update.
 
     One reward is one trade-off: it looks for the best network near the targets, not for a whole front.
@@ -234,7 +236,7 @@ class Reinforce:
             goodness = math.log(goodness)
         costs = {name: self._cost(evaluation, name) for name in self._targets}
         missed = violations(evaluation.metrics, self._problem.constraints)
-        return log_reward(goodness, costs, self._targets, self._options.exponents) - sum(math.log1p(v) for v in missed)
+        return log_reward(goodness, costs, self._targets, self._options.exponents) - _CONSTRAINT * sum(math.log1p(v) for v in missed)
 
     def _update(self, drawn: list[tuple[Architecture, Tensor, list[Tensor]]], rewards: np.ndarray, spread: float) -> None:
         """Some epochs of clipped policy gradient on draws and their rewards [B]."""

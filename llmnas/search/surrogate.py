@@ -33,7 +33,7 @@ KernelName = Literal["hamming", "edit_distance", "walk"]
 
 _REFIT = 1.3
 """Hyperparameters are learned again when there is this many times the data of the last time."""
-_STEPS = 40
+_STEPS = 30
 
 
 class GaussianProcess:

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from toy_problem import BUDGET, ONE, REFERENCE, SPACE, TWO, distance, measure, members, params, val_loss
+from toy_problem import BUDGET, LIGHT, ONE, REFERENCE, SPACE, TWO, distance, measure, members, params, val_loss
 
 from llmnas.cost import Budget
 from llmnas.errors import UserError
@@ -38,8 +38,10 @@ def told(archs: Sequence[Architecture], losses: Sequence[float]) -> list[Evaluat
 @pytest.mark.parametrize("budget", [None, BUDGET], ids=["free", "budget"])
 @pytest.mark.parametrize("name", ALL)
 def test_evaluates_distinct_members_within_the_budget(name, budget, objectives):
-    count = size(name, 100, 64)
-    archive = search(SPACE, measure, name, objectives, budget, evaluations=count, seed=1)
+    count = size(name, 100, 40)
+    archive = search(
+        SPACE, measure, name, objectives, budget, evaluations=count, seed=1, options=LIGHT.get(name, {})
+    )
     archs = [e.arch for e in archive.evaluations]
     assert len(set(archs)) == len(archs) == count
     assert all(SPACE.contains(arch) for arch in archs)
@@ -57,7 +59,9 @@ def test_same_seed_same_search_whatever_the_global_generators_do(name):
             np.random.rand(disturbance)
             return measure(archs)
 
-        return list(search(SPACE, evaluate, name, TWO, BUDGET, evaluations=size(name, 80, 56), seed=seed).evaluations)
+        options = LIGHT.get(name, {})
+        archive = search(SPACE, evaluate, name, TWO, BUDGET, evaluations=40, seed=seed, options=options)
+        return list(archive.evaluations)
 
     assert run(4, 1) == run(4, 2)
     assert run(4, 1) != run(5, 1)
@@ -76,7 +80,7 @@ def regrets(name: str, optimum: float, evaluations: int, seeds: int) -> np.ndarr
 
 @pytest.mark.parametrize("name", QUICK)
 def test_comes_nearer_to_the_optimum_than_random(name, optimum):
-    effort = (64, 4) if name in MODELS else (150, 12)
+    effort = (56, 4) if name in MODELS else (150, 12)
     ours, baseline = regrets(name, optimum, *effort), regrets("random", optimum, *effort)
     assert ours.mean() < 0.5 * baseline.mean()
     assert (ours <= baseline).mean() >= 0.75
@@ -84,7 +88,7 @@ def test_comes_nearer_to_the_optimum_than_random(name, optimum):
 
 @pytest.mark.parametrize("name", QUICK)
 def test_finds_a_greater_hypervolume_than_random(name):
-    evaluations, seeds = (64, 3) if name in MODELS else (150, 10)
+    evaluations, seeds = (56, 2) if name in MODELS else (150, 10)
 
     def volumes(strategy: str) -> np.ndarray:
         runs = (search(SPACE, measure, strategy, TWO, evaluations=evaluations, seed=seed) for seed in range(seeds))
@@ -99,9 +103,10 @@ def test_maximising_is_minimising_the_negative():
     def negated(archs: Sequence[Architecture]) -> list[dict[str, float]]:
         return [{"val_loss": -m["val_loss"], "params": m["params"]} for m in measure(archs)]
 
-    for name in sorted({*ALL} - SLOW | {"bayes"}):
-        least = search(SPACE, measure, name, {"params": "min", "val_loss": "min"}, evaluations=60)
-        most = search(SPACE, negated, name, {"params": "min", "val_loss": "max"}, evaluations=60)
+    for name in ALL:
+        asked = {"evaluations": 40, "options": LIGHT.get(name, {})}
+        least = search(SPACE, measure, name, {"params": "min", "val_loss": "min"}, **asked)
+        most = search(SPACE, negated, name, {"params": "min", "val_loss": "max"}, **asked)
         assert [e.arch for e in least.evaluations] == [e.arch for e in most.evaluations]
         assert [e.arch for e in least.front()] == [e.arch for e in most.front()]
 
@@ -187,21 +192,22 @@ def test_constraints_keep_evaluations_off_the_front_but_in_the_archive(name):
     assert all(e in inside for e in archive.front())
 
 
-@pytest.mark.parametrize("name", LEARNING)
+@pytest.mark.parametrize("name", QUICK)
 def test_constraints_are_sought(name):
-    bounds = {"params": (None, 16_000)}
+    bounds, evaluations = {"params": (None, 16_000)}, 80 if name in MODELS else 150
     count = {
         strategy: sum(params(e.arch) <= 16_000 for e in run.evaluations)
         for strategy in (name, "random")
-        for run in [search(SPACE, measure, strategy, ONE, constraints=bounds, evaluations=80 if name in MODELS else 150)]
+        for run in [search(SPACE, measure, strategy, ONE, constraints=bounds, evaluations=evaluations)]
     }
     assert count[name] > 2 * count["random"]
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_search_in_which_nothing_is_feasible_goes_on(name):
-    archive = search(SPACE, measure, name, TWO, constraints={"val_loss": 0.0}, evaluations=60)
-    assert len(archive) == 60
+    limits, options = {"val_loss": 0.0}, LIGHT.get(name, {})
+    archive = search(SPACE, measure, name, TWO, constraints=limits, evaluations=40, options=options)
+    assert len(archive) == 40
     assert archive.front() == []
     assert archive.hypervolume(REFERENCE) == 0.0
 
@@ -211,7 +217,7 @@ def test_failed_evaluations_are_stored_and_the_search_goes_on(name):
     def fragile(archs: Sequence[Architecture]) -> list[dict[str, float]]:
         return [m | {"val_loss": float("nan")} if m["params"] > 50_000 else m for m in measure(archs)]
 
-    archive = search(SPACE, fragile, name, TWO, evaluations=80)
+    archive = search(SPACE, fragile, name, TWO, evaluations=40, options=LIGHT.get(name, {}))
     failed = [e for e in archive.evaluations if e.failure]
     assert failed
     assert all(e.failure == "val_loss is nan" and params(e.arch) > 50_000 for e in failed)
@@ -226,7 +232,8 @@ def test_ends_when_the_space_is_exhausted(name, caplog):
     budget = Budget(max_params=30_000)
     inside = {arch for arch in members(tiny) if budget.admits(tiny.base, arch)}
     assert 0 < len(inside) < tiny.size()
-    archive = search(tiny, measure, name, TWO, budget, evaluations=5000, batch=8 if name not in SLOW else 64)
+    batch, options = (64 if name in SLOW else 8), LIGHT.get(name, {})
+    archive = search(tiny, measure, name, TWO, budget, evaluations=5000, batch=batch, options=options)
     assert {e.arch for e in archive.evaluations} == inside
     assert f"{len(inside)} of 5000" in caplog.text
 
