@@ -5,6 +5,7 @@ Shapes: N architectures of a pool; m metrics (objectives, then constraints); q a
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -18,11 +19,13 @@ from botorch.acquisition.analytic import (
 )
 from botorch.acquisition.multi_objective.logei import qLogNoisyExpectedHypervolumeImprovement
 from botorch.acquisition.multi_objective.objective import IdentityMCMultiOutputObjective
+from botorch.exceptions.warnings import NumericsWarning
 from botorch.models.model import Model
 from botorch.posteriors import GPyTorchPosterior
 from botorch.sampling import SobolQMCNormalSampler
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
 from linear_operator import to_linear_operator
+from linear_operator.utils.warnings import NumericalWarning
 from pydantic import Field
 from torch import Tensor
 
@@ -190,6 +193,13 @@ class BayesianSearch:
 
     def _promising(self, n: int, region: list[Evaluation]) -> list[Architecture]:
         """Up to `n` architectures that were not asked for, best acquisition first."""
+        with warnings.catch_warnings():
+            # jitter and clamped variances are expected where two architectures are all but the same to a kernel
+            warnings.simplefilter("ignore", NumericalWarning)
+            warnings.simplefilter("ignore", NumericsWarning)  # plain EI was asked for
+            return self._search_pool(n, region)
+
+    def _search_pool(self, n: int, region: list[Evaluation]) -> list[Architecture]:
         scale = self._fit(region)
         size = self._options.pool // 2
         elite = [e.arch for e in self._elite]
@@ -249,10 +259,13 @@ class BayesianSearch:
         return max(values) if self._problem.objectives.get(name, "min") == "min" else min(values)
 
     def _pool_model(self, pool: list[Architecture], scale: tuple[Tensor, Tensor]) -> PoolModel:
-        """The posterior of the pool, then of the best told: objectives standardised to be maximised, constraints raw."""
+        """The posterior of the pool, then of the best told; all standardised, objectives so that greater is better.
+
+        Outputs are the objectives, then the constrained metrics, an objective with a bound being there twice.
+        """
         archs = [*pool, *(e.arch for e in self._elite)]
         codes, computed = self._layout.codes(archs), self._known.values(archs)
-        means, covariances = [], []
+        parts = {}
         for k, name in enumerate(self._metrics):
             if name in self._known.names:
                 mean = torch.from_numpy(computed[:, self._known.names.index(name)])
@@ -260,16 +273,17 @@ class BayesianSearch:
             else:
                 model = self._models[name]
                 mean, covariance = model.joint(model.kernel.embed(codes))
-            sign = -1.0 if self._problem.objectives.get(name) == "min" else 1.0
-            spread = scale[1][k]
-            means.append(sign * (mean - scale[0][k]) / spread)
-            covariances.append(covariance / spread**2 + _FLOOR * torch.eye(len(archs), dtype=torch.float64))
+            floor = _FLOOR * torch.eye(len(archs), dtype=torch.float64)
+            parts[name] = ((mean - scale[0][k]) / scale[1][k], covariance / scale[1][k] ** 2 + floor)
+        goals = self._problem.objectives
+        means = [parts[name][0] * (-1.0 if way == "min" else 1.0) for name, way in goals.items()]
+        means += [parts[name][0] for name in self._limits]
         self._bounds = {}
-        for name, (low, high) in self._limits.items():
+        for output, (name, ends) in enumerate(self._limits.items(), len(goals)):
             k = self._metrics.index(name)
-            sign = -1.0 if self._problem.objectives.get(name) == "min" else 1.0
-            ends = [sign * (end - scale[0][k].item()) / scale[1][k].item() for end in (low, high)]
-            self._bounds[k] = (min(ends), max(ends))
+            low, high = ((end - scale[0][k].item()) / scale[1][k].item() for end in ends)
+            self._bounds[output] = (low, high)
+        covariances = [parts[name][1] for name in (*goals, *self._limits)]
         return PoolModel(torch.stack(means, dim=1), torch.stack(covariances))
 
     def _acquisition(self, model: PoolModel, size: int, pending: Sequence[int] = ()) -> Callable[[Tensor], Tensor]:
