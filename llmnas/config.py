@@ -64,6 +64,17 @@ class CorrelateConfig(_Strict):
     seeds: PositiveInt = 1
 
 
+class CompareConfig(_Strict):
+    """Strategies that `llmnas compare` runs, each with `seeds` seeds and `evaluations` evaluations.
+
+    The strategy of the `search` section takes that section's options, the others have their defaults.
+    """
+
+    strategies: tuple[str, ...] = ("random", "evolution", "nsga2", "local", "bayes", "reinforce", "ofa")
+    seeds: PositiveInt = 5
+    evaluations: PositiveInt = 200
+
+
 class TrackingConfig(_Strict):
     """`wandb`: off, offline (no network), or online; metrics.jsonl is always written."""
 
@@ -83,6 +94,7 @@ class Config(_Strict):
     search: SearchConfig = SearchConfig()
     retrain: RetrainConfig = RetrainConfig()
     correlate: CorrelateConfig = CorrelateConfig()
+    compare: CompareConfig = CompareConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -47,6 +47,29 @@ def curves_png(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
             marker="o" if len(curve.steps) < 20 else "", markersize=4, label=_plain(curve.label),
         )  # fmt: skip
     _finish(axes, "optimizer step", "loss (nats/token)")
+    _save(figure, path)
+
+
+class Band(NamedTuple):
+    """A line with its interval: what one strategy reaches after so many evaluations."""
+
+    label: str
+    at: Sequence[int]
+    mean: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+
+
+def comparison_png(path: Path, bands: Sequence[Band]) -> None:
+    """Draw the share of the best known hypervolume over the number of evaluations, a line and its interval each."""
+    figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
+    axes = figure.subplots()
+    for i, band in enumerate(bands):
+        colour = PALETTE[i % len(PALETTE)]
+        axes.plot(band.at, band.mean, color=colour, linewidth=1.4, label=_plain(band.label))
+        axes.fill_between(band.at, band.low, band.high, color=colour, alpha=0.15, linewidth=0)
+    axes.set_xscale("log")
+    _finish(axes, "evaluations", "share of the best known hypervolume")
     _save(figure, path)
 
 

@@ -102,7 +102,9 @@ class PoolModel(Model):  # type: ignore[misc]
         at = X[..., 0].long()
         outputs = output_indices or range(self.num_outputs)
         parts = [
-            MultivariateNormal(self.mean[at, k], to_linear_operator(self.covariance[k][at[..., :, None], at[..., None, :]]))
+            MultivariateNormal(
+                self.mean[at, k], to_linear_operator(self.covariance[k][at[..., :, None], at[..., None, :]])
+            )
             for k in outputs
         ]
         joint = parts[0] if len(parts) == 1 else MultitaskMultivariateNormal.from_independent_mvns(parts)
@@ -143,9 +145,7 @@ class BayesianSearch:
         self._known = ClosedForms(problem)
         anchors = [self._candidates.sample() for _ in range(_ANCHORS)]
         self._metrics = [*problem.objectives, *(name for name in problem.constraints if name not in problem.objectives)]
-        self._models = {
-            name: GaussianProcess(options.kernel, self._layout, anchors) for name in self._metrics
-        }
+        self._models = {name: GaussianProcess(options.kernel, self._layout, anchors) for name in self._metrics}
         self._limits = check_constraints(problem.constraints)
         self._told: list[Evaluation] = []
         self._first = self._candidates.anchors()
@@ -289,9 +289,7 @@ class BayesianSearch:
     def _acquisition(self, model: PoolModel, size: int, pending: Sequence[int] = ()) -> Callable[[Tensor], Tensor]:
         """What is to be maximised over the first `size` positions of the model's pool; the best told come after."""
         feasible = [i for i, e in enumerate(self._elite) if not any(violations(e.metrics, self._problem.constraints))]
-        limits = {
-            k: tuple(None if np.isinf(end) else end for end in ends) for k, ends in self._bounds.items()
-        }
+        limits = {k: tuple(None if np.isinf(end) else end for end in ends) for k, ends in self._bounds.items()}
         if not feasible:
             return LogProbabilityOfFeasibility(model, constraints=limits)  # type: ignore[no-any-return]
         observed = model.mean[size:]

@@ -96,8 +96,8 @@ def measured_costs(space: SearchSpace, cell: Cell, fixed: float, block: Score) -
 def replace_one(space: SearchSpace, parent: Architecture, evaluate: Evaluate, metric: str) -> dict[Any, float]:
     """Scores (layer, block or None) -> metric with that block in the parent's place, minus the parent's.
 
-    Needs L x (O - 1) + 1 evaluations at most; the blocks are those of the parent's hidden and shared sizes. A depth policy
-    does not bind here: a skip is scored although the policy may not admit one alone.
+    Needs L x (O - 1) + 1 evaluations at most; the blocks are those of the parent's hidden and shared sizes. The depth
+    policy does not bind here: a skip is scored although the policy may not admit one alone.
 
     Raises:
         UserError: the parent skips a layer (nothing can be replaced there) or is not of the space.

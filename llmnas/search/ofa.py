@@ -41,7 +41,7 @@ class OfaOptions(Options):
 
     samples: int = Field(48, ge=4)
     predictor: Kind = "gp"
-    targets: dict[str, list[float]] = {}
+    targets: dict[str, list[float]] = Field({})
     population: int = Field(64, ge=8)
     generations: int = Field(6, ge=1)
     points: int = Field(600, ge=16, le=1000)

@@ -105,7 +105,9 @@ class Ensemble:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that was learned."""
-        named = {f"weight{i}": w for i, w in enumerate(self.weights)} | {f"bias{i}": b for i, b in enumerate(self.biases)}
+        named = {f"weight{i}": w for i, w in enumerate(self.weights)} | {
+            f"bias{i}": b for i, b in enumerate(self.biases)
+        }
         return named | {"scale": self.scale}
 
     def load(self, state: dict[str, Tensor]) -> None:
@@ -164,9 +166,7 @@ class Predictor:
         if self._model is None:
             raise UserError("predictor: not fitted yet")
         codes = self._codes(archs)
-        features = (
-            self._model.kernel.embed(codes) if isinstance(self._model, GaussianProcess) else self._one_hot(codes)
-        )
+        features = self._model.kernel.embed(codes) if isinstance(self._model, GaussianProcess) else self._one_hot(codes)
         mean, deviation = self._model.predict(features)
         return mean.numpy(), deviation.numpy()
 

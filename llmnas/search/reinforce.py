@@ -1,4 +1,4 @@
-"""MnasNet's search (Tan et al. 2019): a controller that writes an architecture decision by decision, and learns from rewards.
+"""MnasNet's search (Tan et al. 2019): a controller writes architectures decision by decision and learns from rewards.
 
 Shapes: B architectures at once, P decisions of a code, V values of a decision, H hidden units.
 """
@@ -50,7 +50,7 @@ class ReinforceOptions(Options):
 
     quality: str | None = None
     logarithmic: bool = True
-    targets: dict[str, float] = {}
+    targets: dict[str, float] = Field({})
     exponents: Literal["soft", "hard"] = "soft"
     start: int = Field(16, ge=2)
     learning_rate: float = Field(0.02, gt=0)
@@ -96,10 +96,7 @@ class Controller(nn.Module):
 
     def step(self, state: Tensor, position: int, previous: Tensor | None) -> tuple[Tensor, Tensor]:
         """(state [B, H], logits [B, V]) of a decision, after the value [B] of the one before it."""
-        if previous is None:
-            read = self.begin.expand(len(state), -1)
-        else:
-            read = self.embed[position - 1][previous]
+        read = self.begin.expand(len(state), -1) if previous is None else self.embed[position - 1][previous]
         state = self.cell(read, state)
         return state, nn.functional.linear(state, self.heads[position], self.biases[position])
 
@@ -236,9 +233,13 @@ class Reinforce:
             goodness = math.log(goodness)
         costs = {name: self._cost(evaluation, name) for name in self._targets}
         missed = violations(evaluation.metrics, self._problem.constraints)
-        return log_reward(goodness, costs, self._targets, self._options.exponents) - _CONSTRAINT * sum(math.log1p(v) for v in missed)
+        return log_reward(goodness, costs, self._targets, self._options.exponents) - _CONSTRAINT * sum(
+            math.log1p(v) for v in missed
+        )
 
-    def _update(self, drawn: list[tuple[Architecture, Tensor, list[Tensor]]], rewards: np.ndarray, spread: float) -> None:
+    def _update(
+        self, drawn: list[tuple[Architecture, Tensor, list[Tensor]]], rewards: np.ndarray, spread: float
+    ) -> None:
         """Some epochs of clipped policy gradient on draws and their rewards [B]."""
         options = self._options
         codes = torch.stack([code for _, code, _ in drawn])

@@ -1,4 +1,4 @@
-"""What a model-based strategy knows of metrics it has not measured: Gaussian processes, and closed forms where they hold.
+"""What a strategy knows of metrics it has not measured: Gaussian processes, and closed forms where they hold.
 
 Shapes: n architectures told of, N asked about; F features of a kernel; m metrics.
 """

@@ -144,7 +144,9 @@ def test_exp_of_an_edit_distance_is_not_positive_semi_definite():
     for seed in range(5):
         codes = layout.codes(draw(PER_LAYER, 200, seed))
         distances = edit_distances(layout, codes, codes)
-        worst = min(worst, *(torch.linalg.eigvalsh(torch.exp(-scale * distances)).min().item() for scale in (0.03, 0.1, 0.3)))
+        worst = min(
+            worst, *(torch.linalg.eigvalsh(torch.exp(-scale * distances)).min().item() for scale in (0.03, 0.1, 0.3))
+        )
     assert worst < -1e-3
 
 

@@ -1,4 +1,4 @@
-"""Acquisitions against their formulas, the pool against the process it came from, and the advantage over random search."""
+"""Acquisitions against their formulas, the pool against its process, and the advantage over random search."""
 
 import math
 from collections.abc import Sequence
@@ -57,7 +57,9 @@ def test_expected_improvement_is_its_closed_form(acquisition):
     found = scores(searcher, model, len(pool))
     likely = expected > 1e-8
     assert likely.sum() > 3
-    np.testing.assert_allclose(np.exp(found[likely]) if acquisition == "log_ei" else found[likely], expected[likely], rtol=1e-4)
+    np.testing.assert_allclose(
+        np.exp(found[likely]) if acquisition == "log_ei" else found[likely], expected[likely], rtol=1e-4
+    )
 
 
 def test_constraints_multiply_the_improvement_by_their_probability():
@@ -69,7 +71,11 @@ def test_constraints_multiply_the_improvement_by_their_probability():
     scale = bound._fit(bound._region(evaluations[:30]))
     model = bound._pool_model(archs[30:], scale)
     found = scores(bound, model, 20)
-    best = max(m.item() for m, e in zip(model.mean[20:, 0], bound._elite, strict=True) if e.metrics["other"] <= 1.5 and e.metrics["val_loss"] >= 2.0)
+    best = max(
+        m.item()
+        for m, e in zip(model.mean[20:, 0], bound._elite, strict=True)
+        if e.metrics["other"] <= 1.5 and e.metrics["val_loss"] >= 2.0
+    )
     mean, deviation = model.mean[:20].numpy(), np.stack([c.diagonal()[:20].sqrt().numpy() for c in model.covariance], 1)
     z = (mean[:, 0] - best) / deviation[:, 0]
     improvement = deviation[:, 0] * (z * norm.cdf(z) + norm.pdf(z))
@@ -84,7 +90,7 @@ def test_constraints_multiply_the_improvement_by_their_probability():
 
 def test_hypervolume_improvement_of_a_sure_pool_is_the_exact_one():
     searcher = strategy(TWO)
-    pool, scale, model = fitted(searcher)
+    pool, _, model = fitted(searcher)
     sure = PoolModel(model.mean, 1e-10 * torch.eye(len(model.mean), dtype=torch.float64).expand(2, -1, -1))
     found = np.exp(scores(searcher, sure, len(pool)))
     points = sure.mean.numpy()

@@ -1,4 +1,4 @@
-"""The program's optimum against brute force over every member; costs against the closed forms; when additivity fails."""
+"""The program's optimum against brute force; costs against the closed forms; when additivity fails."""
 
 from collections.abc import Sequence
 
@@ -102,9 +102,7 @@ def test_a_measured_table_of_blocks_is_a_limit():
         return 1.0 + spec.ffn_size / 100 + 0.1 * layer
 
     limit = Limit("latency_ms", lambda cell: measured_costs(space, cell, 2.0, latency), high=5.0)
-    fits = [
-        total_score(a) for a in members(space) if 2.0 + sum(latency(i, spec) for i, spec in a.kept) <= 5.0
-    ]
+    fits = [total_score(a) for a in members(space) if 2.0 + sum(latency(i, spec) for i, spec in a.kept) <= 5.0]
     (found,) = solve(space, block_score, [limit])
     assert found.score == pytest.approx(min(fits))
 
@@ -118,7 +116,10 @@ def test_replace_one_recovers_scores_that_are_additive_and_finds_the_optimum():
     parent = space.largest()
     table = replace_one(space, parent, additive, "val_loss")
     own = {spec.queries_per_group for spec in parent.layers}
-    assert all(value == pytest.approx(block_score(i, spec) - block_score(i, parent.layers[i])) for (i, spec), value in table.items())
+    assert all(
+        value == pytest.approx(block_score(i, spec) - block_score(i, parent.layers[i]))
+        for (i, spec), value in table.items()
+    )
     (found,) = solve(
         space, lambda i, spec: table[i, spec], [],
         only=lambda cell: cell.hidden_size == parent.hidden_size and cell.options[1].queries_per_group in own,
@@ -126,7 +127,9 @@ def test_replace_one_recovers_scores_that_are_additive_and_finds_the_optimum():
     inside = [a for a in members(space) if a.hidden_size == 48 and {s.queries_per_group for _, s in a.kept} == own]
     assert total_score(found.arch) == pytest.approx(min(total_score(a) for a in inside))
     (value,) = additive([parent])
-    verdict = additivity(lambda i, spec: table[i, spec], value["val_loss"], inside[::5], [r["val_loss"] for r in additive(inside[::5])])
+    verdict = additivity(
+        lambda i, spec: table[i, spec], value["val_loss"], inside[::5], [r["val_loss"] for r in additive(inside[::5])]
+    )
     assert verdict.holds
     assert verdict.rmse < 1e-9
     assert "additive enough" in verdict.message()
@@ -158,11 +161,11 @@ def test_the_toy_problem_is_nearly_additive():
 
 def test_bad_input_is_named():
     space = SPACES[0]
-    with pytest.raises(UserError, match="no architecture of the chosen cells meets .* params"):
+    with pytest.raises(UserError, match=r"no architecture of the chosen cells meets .* params"):
         solve(space, block_score, budget_limits(space, Budget(max_params=10)))
     with pytest.raises(UserError, match="skips a layer"):
         replace_one(space, space.smallest(), additive, "val_loss")
-    with pytest.raises(RunError, match="val_loss of .* not finite"):
+    with pytest.raises(RunError, match=r"val_loss of .* not finite"):
         replace_one(space, space.largest(), lambda archs: [{"val_loss": float("nan")}] * len(archs), "val_loss")
     with pytest.raises(UserError, match="upper limit only"):
         solve(space, block_score, budget_limits(space, Budget(min_memory_bytes=10)))

@@ -58,9 +58,7 @@ def check_resumed(name: str, path: Path, diary: Path, kills: int, whole: Archive
     """Finish the search and compare it with one that was never killed."""
     stored = {e.arch.id for e in Archive.load(path).evaluations}
     before = Counter(diary.read_text().split())
-    resumed = search(
-        SPACE, evaluate := Counting(), name, archive_path=path, options=LIGHT.get(name, {}), **KILLED_RUN
-    )
+    resumed = search(SPACE, evaluate := Counting(), name, archive_path=path, options=LIGHT.get(name, {}), **KILLED_RUN)
     assert resumed.evaluations == whole.evaluations
     assert resumed.front() == whole.front()
     assert not stored & {arch.id for arch in evaluate.seen}
@@ -71,7 +69,13 @@ def check_resumed(name: str, path: Path, diary: Path, kills: int, whole: Archive
 
 @pytest.mark.parametrize(
     ("name", "moment", "count"),
-    [("random", "evaluating", 1), ("evolution", "stored", 40), ("nsga2", "evaluating", 39), ("local", "stored", 20), ("bayes", "stored", 32)],
+    [
+        ("random", "evaluating", 1),
+        ("evolution", "stored", 40),
+        ("nsga2", "evaluating", 39),
+        ("local", "stored", 20),
+        ("bayes", "stored", 32),
+    ],
 )
 def test_a_killed_search_resumes_as_if_nothing_had_happened(name, moment, count, tmp_path, uninterrupted):
     path, diary = tmp_path / "evaluations.sqlite", tmp_path / "diary"
@@ -203,7 +207,10 @@ def test_progress_is_told_after_every_stored_batch(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"strategy": "magic"}, "'magic' does not exist; allowed: random, evolution, nsga2, local, bayes, reinforce, ofa"),
+        (
+            {"strategy": "magic"},
+            "'magic' does not exist; allowed: random, evolution, nsga2, local, bayes, reinforce, ofa",
+        ),
         ({"objectives": {}}, "objectives: none given"),
         ({"objectives": {"val_loss": "down"}}, "val_loss: 'down' is not a direction; allowed: min, max"),
         ({"constraints": {"params": (3, 2)}}, "params: .* bounds nothing"),

@@ -39,9 +39,7 @@ def told(archs: Sequence[Architecture], losses: Sequence[float]) -> list[Evaluat
 @pytest.mark.parametrize("name", ALL)
 def test_evaluates_distinct_members_within_the_budget(name, budget, objectives):
     count = size(name, 100, 40)
-    archive = search(
-        SPACE, measure, name, objectives, budget, evaluations=count, seed=1, options=LIGHT.get(name, {})
-    )
+    archive = search(SPACE, measure, name, objectives, budget, evaluations=count, seed=1, options=LIGHT.get(name, {}))
     archs = [e.arch for e in archive.evaluations]
     assert len(set(archs)) == len(archs) == count
     assert all(SPACE.contains(arch) for arch in archs)
