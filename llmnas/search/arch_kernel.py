@@ -94,7 +94,8 @@ class HammingKernel(Kernel):  # type: ignore[misc]
     @property
     def weight(self) -> Tensor:
         """w, [P]."""
-        return self.raw_weight_constraint.transform(self.raw_weight)
+        value: Tensor = self.raw_weight_constraint.transform(self.raw_weight)
+        return value
 
     def embed(self, codes: Tensor) -> Tensor:
         """One-hot codes, [n, F]."""
@@ -152,7 +153,8 @@ class EditDistanceKernel(Kernel):  # type: ignore[misc]
     @property
     def scale(self) -> Tensor:
         """l, [1]."""
-        return self.raw_scale_constraint.transform(self.raw_scale)
+        value: Tensor = self.raw_scale_constraint.transform(self.raw_scale)
+        return value
 
     def embed(self, codes: Tensor) -> Tensor:
         """Distances to the anchors over sqrt(J), [n, J]."""
@@ -193,17 +195,20 @@ class WalkKernel(Kernel):  # type: ignore[misc]
     @property
     def weight(self) -> Tensor:
         """w: of the global decisions and, last, of the depth."""
-        return self.raw_weight_constraint.transform(self.raw_weight)
+        value: Tensor = self.raw_weight_constraint.transform(self.raw_weight)
+        return value
 
     @property
     def share(self) -> Tensor:
         """v: of each of a layer's own dimensions."""
-        return self.raw_share_constraint.transform(self.raw_share)
+        value: Tensor = self.raw_share_constraint.transform(self.raw_share)
+        return value
 
     @property
     def decay(self) -> Tensor:
         """r: what one more layer of a common walk counts, [1]."""
-        return self.raw_decay_constraint.transform(self.raw_decay)
+        value: Tensor = self.raw_decay_constraint.transform(self.raw_decay)
+        return value
 
     def embed(self, codes: Tensor) -> Tensor:
         """One-hot global decisions and depth, then the counts c_{t,m}, [n, F]."""

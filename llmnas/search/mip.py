@@ -286,7 +286,7 @@ class Additivity(NamedTuple):
     """How well block scores add up to what whole networks measure.
 
     Attributes:
-        count: networks compared.
+        networks: how many were compared.
         tau: Kendall's tau-b of predicted and measured values.
         bias: mean of predicted minus measured, in the metric's unit.
         rmse: root mean square of the same.
@@ -294,7 +294,7 @@ class Additivity(NamedTuple):
         holds: tau >= 0.8, and the error that is left after the bias is at most half the spread.
     """
 
-    count: int
+    networks: int
     tau: float
     bias: float
     rmse: float
@@ -304,7 +304,7 @@ class Additivity(NamedTuple):
     def message(self) -> str:
         """One line for a report."""
         facts = (
-            f"over {self.count} networks tau {self.tau:.2f}, bias {self.bias:+.4f}, "
+            f"over {self.networks} networks tau {self.tau:.2f}, bias {self.bias:+.4f}, "
             f"rmse {self.rmse:.4f} against a spread of {self.spread:.4f}"
         )
         if self.holds:

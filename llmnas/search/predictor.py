@@ -35,14 +35,14 @@ class HeldOut(NamedTuple):
     """How good a predictor is on architectures it was not trained on.
 
     Attributes:
-        count: how many they were.
+        size: how many they were.
         tau: Kendall's tau-b of the predicted and the measured ranking.
         spearman: Spearman's rho.
         rmse: root mean square error, in the metric's unit.
         coverage: share of measured values within 1.96 predicted standard deviations (0.95 where it is calibrated).
     """
 
-    count: int
+    size: int
     tau: float
     spearman: float
     rmse: float
@@ -86,7 +86,7 @@ class Ensemble:
         for _ in range(_STEPS):
             loss = ((self._forward(x) - y) ** 2).mean()
             adam.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             adam.step()
             schedule.step()
         for parameter in parameters:

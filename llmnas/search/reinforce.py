@@ -256,5 +256,5 @@ class Reinforce:
             gain = torch.minimum(ratio * advantage, clipped * advantage)
             loss = -(gain + options.entropy * entropy).mean()
             self._adam.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             self._adam.step()

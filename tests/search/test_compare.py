@@ -102,7 +102,7 @@ def test_a_table_stands_for_the_supernet(tmp_path):
     search(SPACE, measure, "random", TWO, evaluations=120, archive_path=tmp_path / "table.sqlite").close()
     result = compare_strategies(context(tmp_path), tmp_path / "table.sqlite")
     assert result["rows"] == 120
-    assert result["surrogate"]["val_loss"]["count"] == 24
+    assert result["surrogate"]["val_loss"]["size"] == 24
     assert result["surrogate"]["val_loss"]["tau"] > 0.8
     assert set(result["surrogate"]) == {"val_loss"}  # parameters are counted, not predicted
     stored = json.loads((tmp_path / "run/compare/result.json").read_text())

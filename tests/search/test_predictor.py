@@ -35,7 +35,7 @@ def test_ranks_architectures_it_has_not_seen(trained):
     actual = [val_loss(a) for a in unseen]
     found = trained.held_out(unseen, actual)
     mean, deviation = trained.predict(unseen)
-    assert found.count == len(unseen)
+    assert found.size == len(unseen)
     assert found.tau == pytest.approx(kendalltau(mean, actual).statistic)
     assert found.tau > 0.8
     assert found.rmse == pytest.approx(float(np.sqrt(np.mean((mean - actual) ** 2))))
