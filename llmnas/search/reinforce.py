@@ -23,7 +23,7 @@ from llmnas.space import Architecture, decode
 
 _HIDDEN = 48
 _CONSTRAINT = 8.0
-"""Exponent of a missed constraint: what the paper's hard exponent, -1, leaves to be traded is not a constraint."""
+"""Exponent of a missed constraint."""
 _LARGEST = 50.0
 _TRIES = 6
 """So many batches are drawn from the controller in search of new architectures."""
@@ -141,7 +141,7 @@ class Reinforce:
 
     Policy gradient with a moving baseline, PPO's clipped ratio (the paper's; one epoch is REINFORCE) and an
     entropy bonus. What cannot end within the budget is masked at every decision. A constraint that
-    is missed by a share v of its bound divides the reward by (1 + v)^8; a failed evaluation has reward 0. An
+    is missed by a share v of its bound leaves (1 + v)^-8 of the least reward that meets all of them; a failed evaluation has reward 0. An
     architecture that is drawn again is not measured again: its reward is known and counts in the update.
 
     One reward is one trade-off: it looks for the best network near the targets, not for a whole front.
@@ -195,7 +195,7 @@ class Reinforce:
         if len(self._known) < self._options.start:
             return
         self._choose_targets()
-        logs = {arch: self._log_reward(evaluation) for arch, evaluation in self._known.items()}
+        logs = self._log_rewards()
         if self._unit is None:
             self._unit = float(np.median([value for value in logs.values() if math.isfinite(value)] or [0.0]))
         rewards = {arch: math.exp(min(value - self._unit, _LARGEST)) for arch, value in logs.items()}
@@ -204,6 +204,17 @@ class Reinforce:
         if drawn:
             spread = float(np.std(list(rewards.values())))
             self._update(drawn, np.array([rewards[arch] for arch, _, _ in drawn]), spread or 1.0)
+
+    def _log_rewards(self) -> dict[Architecture, float]:
+        """Of all that was told. What misses a constraint is worth less than all that meets them, the less the further."""
+        logs, missed = {}, {}
+        for arch, evaluation in self._known.items():
+            logs[arch] = self._log_reward(evaluation)
+            far = violations(evaluation.metrics, self._problem.constraints) if evaluation.failure is None else []
+            if any(far):
+                missed[arch] = sum(math.log1p(share) for share in far)
+        least = min((v for arch, v in logs.items() if arch not in missed and math.isfinite(v)), default=0.0)
+        return logs | {arch: least - _CONSTRAINT * share for arch, share in missed.items()}
 
     def _choose_targets(self) -> None:
         """Where no target was given: the median of what was told first."""
@@ -232,10 +243,7 @@ class Reinforce:
                 raise UserError(f"reinforce: {self._quality} = {value}: with logarithmic: false it must be positive")
             goodness = math.log(goodness)
         costs = {name: self._cost(evaluation, name) for name in self._targets}
-        missed = violations(evaluation.metrics, self._problem.constraints)
-        return log_reward(goodness, costs, self._targets, self._options.exponents) - _CONSTRAINT * sum(
-            math.log1p(v) for v in missed
-        )
+        return log_reward(goodness, costs, self._targets, self._options.exponents)
 
     def _update(
         self, drawn: list[tuple[Architecture, Tensor, list[Tensor]]], rewards: np.ndarray, spread: float

@@ -51,7 +51,7 @@ def test_doubling_latency_for_five_percent_accuracy_is_an_even_trade_under_the_s
 
 @pytest.mark.parametrize("policy", ["any", "keep_ends", "even"])
 @pytest.mark.parametrize(
-    "budget", [None, Budget(max_params=4_000), Budget(min_params=6_000), Budget(max_flops_per_token=9_000)],
+    "budget", [None, Budget(max_params=4_000), Budget(min_params=6_000), Budget(max_flops_per_token=50_000)],
     ids=["free", "most", "least", "flops"],
 )  # fmt: skip
 def test_masks_leave_exactly_what_has_a_feasible_completion(policy, budget):
@@ -117,7 +117,7 @@ def test_converges_to_the_optimum_of_a_small_table():
     good = [a for a, loss in zip(everything, losses, strict=True) if loss <= min(losses) + 1e-9]
     before = sum(probability_of_best(strategy._controller, SMALL, a) for a in good)
     found: list[float] = []
-    for _ in range(14):
+    for _ in range(12):
         archs = strategy.ask(8)
         rows = table(archs)
         found += [row["val_loss"] for row in rows]
@@ -144,22 +144,22 @@ def test_the_exponents_move_the_latency_that_is_found():
     target = {"latency_ms": 6.0}
     soft = learned_latency(targets=target, exponents="soft")
     hard = learned_latency(targets=target, exponents="hard")
-    assert hard < 0.9 * soft
+    assert hard < soft - 0.4
     loose = learned_latency(targets={"latency_ms": 14.0}, exponents="hard")
-    assert hard < loose
+    assert hard < loose - 0.4
 
 
 def test_stays_within_the_budget_and_finds_less_loss_than_it_begins_with():
-    found = search(SPACE, measure, "reinforce", {"val_loss": "min"}, BUDGET, evaluations=120, seed=2).evaluations
+    found = search(SPACE, measure, "reinforce", {"val_loss": "min"}, BUDGET, evaluations=96, seed=2).evaluations
     assert all(BUDGET.admits(SPACE.base, e.arch) for e in found)
     losses = [e.metrics["val_loss"] for e in found]
     assert np.mean(losses[-30:]) < np.mean(losses[:30])
 
 
 def test_a_constraint_is_learned():
-    found = search(SPACE, measure, "reinforce", {"val_loss": "min"}, None, {"params": 30_000}, 120, seed=0).evaluations
+    found = search(SPACE, measure, "reinforce", {"val_loss": "min"}, None, {"params": 30_000}, 112, seed=0).evaluations
     inside = [params(e.arch) <= 30_000 for e in found]
-    assert np.mean(inside[-40:]) > 1.5 * np.mean(inside[:40])
+    assert np.mean(inside[-32:]) > np.mean(inside[:32]) + 0.1
 
 
 @pytest.mark.parametrize(
