@@ -141,8 +141,9 @@ class Reinforce:
 
     Policy gradient with a moving baseline, PPO's clipped ratio (the paper's; one epoch is REINFORCE) and an
     entropy bonus. What cannot end within the budget is masked at every decision. A constraint that
-    is missed by a share v of its bound leaves (1 + v)^-8 of the least reward that meets all of them; a failed evaluation has reward 0. An
-    architecture that is drawn again is not measured again: its reward is known and counts in the update.
+    is missed by a share v of its bound leaves (1 + v)^-8 of the least reward that meets all of them; a failed
+    evaluation has reward 0. An architecture that is drawn again is not measured again: its reward is known and
+    counts in the update.
 
     One reward is one trade-off: it looks for the best network near the targets, not for a whole front.
     """
@@ -206,7 +207,7 @@ class Reinforce:
             self._update(drawn, np.array([rewards[arch] for arch, _, _ in drawn]), spread or 1.0)
 
     def _log_rewards(self) -> dict[Architecture, float]:
-        """Of all that was told. What misses a constraint is worth less than all that meets them, the less the further."""
+        """Of all that was told; what misses a constraint is worth less than all that meets them."""
         logs, missed = {}, {}
         for arch, evaluation in self._known.items():
             logs[arch] = self._log_reward(evaluation)
