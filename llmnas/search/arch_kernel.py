@@ -158,7 +158,8 @@ class EditDistanceKernel(Kernel):  # type: ignore[misc]
 
     def embed(self, codes: Tensor) -> Tensor:
         """Distances to the anchors over sqrt(J), [n, J]."""
-        return edit_distances(self.layout, codes, self.anchors) / len(self.anchors) ** 0.5
+        distances: Tensor = edit_distances(self.layout, codes, self.anchors) / len(self.anchors) ** 0.5
+        return distances
 
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **_: Any) -> Tensor:
         """[..., n, F] and [..., m, F] -> [..., n, m]; [..., n] with `diag`."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from toy_problem import BUDGET, SPACE, TWO, measure, members, params
+from toy_problem import BUDGET, SPACE, TWO, measure, members
 
 from llmnas.cost import Budget
 from llmnas.errors import UserError
@@ -157,9 +157,18 @@ def test_stays_within_the_budget_and_finds_less_loss_than_it_begins_with():
 
 
 def test_a_constraint_is_learned():
-    found = search(SPACE, measure, "reinforce", {"val_loss": "min"}, None, {"params": 30_000}, 112, seed=0).evaluations
-    inside = [params(e.arch) <= 30_000 for e in found]
-    assert np.mean(inside[-32:]) > np.mean(inside[:32]) + 0.1
+    def inside(strategy: Reinforce) -> float:
+        codes, _ = strategy._controller.sample(Decisions(SMALL, None), 64, np.random.default_rng(5))
+        rows = table([decode(SMALL, code.numpy()) for code in codes])
+        return float(np.mean([row["latency_ms"] <= 8.0 for row in rows]))
+
+    strategy = Reinforce(Problem(SMALL, {"val_loss": "min"}, {"latency_ms": 8.0}, None, 0), ReinforceOptions(start=8))
+    before = inside(strategy)
+    for _ in range(10):
+        archs = strategy.ask(8)
+        strategy.tell([Evaluation(a, row) for a, row in zip(archs, table(archs), strict=True)])
+    assert before < 0.5
+    assert inside(strategy) > before + 0.3
 
 
 @pytest.mark.parametrize(
