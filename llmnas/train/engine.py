@@ -127,6 +127,13 @@ class Engine:
             dist.all_reduce(total)
         return float(total) / self.processes.size
 
+    def average(self, values: Tensor) -> Tensor:
+        """Mean of a tensor over the processes."""
+        total = values.detach().clone()
+        if self.processes.size > 1:
+            dist.all_reduce(total)
+        return total / self.processes.size
+
     def barrier(self) -> None:
         """Wait for every process."""
         if self.processes.size > 1:
@@ -156,7 +163,7 @@ def _optimizer(model: Transformer, settings: TrainSettings) -> torch.optim.Optim
     free: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         kind = name.rsplit(".", 1)[-1]
-        exempt = kind.endswith(("norm", "bias")) or kind in {"embedding", "head"}
+        exempt = kind.endswith(("norm", "bias")) or kind in {"embedding", "head", "lower"}
         (free if exempt else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": free, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
