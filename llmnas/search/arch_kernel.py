@@ -25,8 +25,8 @@ _WALK = 3
 class Layout:
     """Where each decision of a space stands in a code, and how many values it takes.
 
-    A code is `encode`'s, in which a decision of a skipped layer has a value of its own, `absent`, the number of
-    its choices: a layer that is not there has nothing in common with one whose every choice is the first.
+    A code is `encode`'s, in which a decision that a layer does not use (the layer is skipped, or has no attention) has
+    a value of its own, `absent`, the number of its choices: what is not there is not the first of the choices.
     Positions: `globals` (hidden size, shared dimensions), then for each layer a keep flag and its own dimensions.
     """
 
@@ -43,9 +43,12 @@ class Layout:
     def codes(self, archs: Sequence[Architecture]) -> Tensor:
         """Codes of the architectures, [n, P] int64."""
         codes = torch.from_numpy(np.stack([encode(self.space, arch) for arch in archs]))
+        names = self.space.layer_dimensions
+        used = [[[bool(s and s.uses(name)) for name in names] for s in arch.layers] for arch in archs]
         layers = self.layers(codes)
         absent = torch.tensor(self.choices[self.globals :], dtype=torch.int64).view(self.space.layers, 1 + self.own)
-        layers[..., 1:] = torch.where(layers[..., :1] == 1, layers[..., 1:], absent[:, 1:])
+        shown = torch.tensor(used, dtype=torch.bool).view(len(codes), self.space.layers, self.own)
+        layers[..., 1:] = torch.where(shown, layers[..., 1:], absent[:, 1:])
         return codes
 
     def layers(self, codes: Tensor) -> Tensor:
@@ -186,7 +189,7 @@ class WalkKernel(Kernel):  # type: ignore[misc]
         self.layout = layout
         self._values = [*layout.values[: layout.globals], layout.space.layers + 1]
         own = layout.values[layout.globals + 1 : layout.globals + 1 + layout.own]
-        self._letters = [n - 1 for n in own] or [1]  # without own dimensions all layers carry one label
+        self._letters = [*own] or [1]  # without own dimensions all layers carry one label
         self._sizes = [n**m for n in self._letters for m in range(1, _WALK + 1)]
         _weights(self, "weight", len(self._values), 2.0)
         _weights(self, "share", len(self._letters), float(len(self._letters)))

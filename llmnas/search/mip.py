@@ -43,7 +43,7 @@ def cells(space: SearchSpace) -> list[Cell]:
     """Every (hidden size, shared sizes) of the space with its blocks."""
     own = list(space.settings(space.layer_dimensions))
     return [
-        Cell(hidden_size, (None, *(LayerSpec(**shared, **sizes) for sizes in own)))
+        Cell(hidden_size, (None, *dict.fromkeys(LayerSpec(**shared, **sizes) for sizes in own)))
         for hidden_size in space.hidden_size
         for shared in space.settings(space.shared_dimensions)
     ]
@@ -106,12 +106,8 @@ def replace_one(space: SearchSpace, parent: Architecture, evaluate: Evaluate, me
     space.require(parent)
     if parent.depth < space.layers:
         raise UserError(f"mip: the parent {parent.id} skips a layer; replace-one needs a parent that keeps all of them")
-    same = tuple(getattr(parent.kept[0][1], name) for name in space.shared_dimensions)
-    (cell,) = (
-        cell
-        for cell in cells(space)
-        if cell.hidden_size == parent.hidden_size
-        and tuple(getattr(cell.options[1], name) for name in space.shared_dimensions) == same
+    cell = next(
+        cell for cell in cells(space) if cell.hidden_size == parent.hidden_size and {*parent.layers} <= {*cell.options}
     )
     options = cell.options if space.layers > 1 else cell.options[1:]  # the only layer cannot be skipped
     jobs = {(i, spec): _with(parent, i, spec) for i in range(space.layers) for spec in options}

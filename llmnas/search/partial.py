@@ -6,12 +6,14 @@ completion, cost by cost.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from llmnas.cost import Budget, costs
-from llmnas.space import SearchSpace, cardinalities, decode, even_subset
+from llmnas.space import Architecture, LayerSpec, SearchSpace, cardinalities, even_subset
 
 
 class Decisions:
@@ -54,6 +56,17 @@ class Decisions:
             if within.any():
                 return within
         return mask
+
+    def build(self, code: Sequence[int]) -> Architecture:
+        """The architecture of a whole code; what a layer turns out not to use may have any value in it."""
+        space, values = self.space, iter(code)
+
+        def read(names: tuple[str, ...]) -> dict[str, Any]:
+            return {name: space.dimension(name).choices[next(values)] for name in names}
+
+        hidden_size, shared = space.hidden_size[next(values)], read(space.shared_dimensions)
+        layers = [(next(values), read(space.layer_dimensions)) for _ in range(space.layers)]
+        return space.build(hidden_size, {i: LayerSpec(**shared, **own) for i, (kept, own) in enumerate(layers) if kept})
 
     def _flags(self, prefix: list[int]) -> list[int]:
         return prefix[self._globals :: 1 + self._own]
@@ -116,6 +129,5 @@ class Decisions:
         if key not in self._cache:
             if len(self._cache) > 200_000:
                 self._cache.clear()
-            arch = decode(self.space, np.array(code))
-            self._cache[key] = costs(arch, self.space.base, self._budget.workload)[name]
+            self._cache[key] = costs(self.build(code), self.space.base, self._budget.workload)[name]
         return self._cache[key]

@@ -19,7 +19,7 @@ from llmnas.pareto import Evaluation, violations
 from llmnas.rng import torch_seed
 from llmnas.search.partial import Decisions
 from llmnas.search.strategy import Candidates, Options, Problem
-from llmnas.space import Architecture, decode
+from llmnas.space import Architecture
 
 _HIDDEN = 48
 _CONSTRAINT = 8.0
@@ -179,7 +179,7 @@ class Reinforce:
         for _ in range(_TRIES):
             codes, masks = self._controller.sample(self._decisions, n, self._candidates.rng)
             for i, code in enumerate(codes):
-                arch = decode(self._problem.space, code.numpy())
+                arch = self._decisions.build(code.tolist())
                 if not self._candidates.admits(arch):  # several limits at once: see `Decisions`
                     continue
                 if arch in self._known or len(new) < n:

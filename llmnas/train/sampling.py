@@ -103,7 +103,10 @@ def opening_spaces(space: SearchSpace, phases: Sequence[Phase]) -> list[tuple[in
         "depth": space.depth.model_copy(update={"choices": (largest.depth,)}),
     }
     closed |= {
-        name: space.dimension(name).model_copy(update={"choices": (getattr(spec, name),)}) for name in DIMENSIONS
+        # what the largest network does not use (of attention, where it has none) stays open: it makes no difference
+        name: space.dimension(name).model_copy(update={"choices": (getattr(spec, name),)})
+        for name in DIMENSIONS
+        if spec.uses(name)
     }
     found = [] if phases[0].start == 0 else [(0, space.model_copy(update=closed))]
     for phase in phases:

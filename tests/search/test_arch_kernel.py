@@ -25,7 +25,21 @@ PER_LAYER = SearchSpace.from_dict(
     }
 )
 ALL_SHARED = SPACE.model_copy(update={"ffn_size": SPACE.ffn_size.model_copy(update={"per_layer": False})})
-SPACES = [SPACE, PER_LAYER, ALL_SHARED]
+MIXED = SearchSpace.from_dict(
+    {
+        "base": {"vocab_size": 64},
+        "layers": 4,
+        "hidden_size": [32, 64],
+        "depth": [2, 3, 4],
+        "kv_heads": {"choices": [1, 2], "per_layer": True},
+        "queries_per_group": [1, 2],
+        "head_dim": [8],
+        "ffn_size": {"choices": [32, 64], "per_layer": True},
+        "mixer": {"choices": ["attention", "mlgru", "none"], "per_layer": True},
+        "weights": ["dense", "ternary"],
+    }
+)
+SPACES = [SPACE, PER_LAYER, ALL_SHARED, MIXED]
 KERNELS = ["hamming", "edit_distance", "walk"]
 
 
@@ -56,11 +70,19 @@ def matrix(kernel, a, b):
 
 def sequence(space, arch):
     """The kept layers as tuples of their own decisions."""
-    return [tuple(getattr(spec, name) for name in space.layer_dimensions) for _, spec in arch.kept]
+    return [
+        tuple(getattr(spec, name) if spec.uses(name) else None for name in space.layer_dimensions)
+        for _, spec in arch.kept
+    ]
 
 
 def global_decisions(space, arch):
-    return (arch.hidden_size, *(getattr(arch.kept[0][1], name) for name in space.shared_dimensions))
+    specs = [spec for _, spec in arch.kept]
+    found = [arch.hidden_size]
+    for name in space.shared_dimensions:
+        values = [getattr(spec, name) for spec in specs if spec.uses(name)]
+        found.append(values[0] if values else space.dimension(name).choices[0])
+    return tuple(found)
 
 
 def decisions(space, arch):
@@ -68,7 +90,7 @@ def decisions(space, arch):
     found = list(global_decisions(space, arch))
     for spec in arch.layers:
         found.append(spec is not None)
-        found += [getattr(spec, name) if spec else None for name in space.layer_dimensions]
+        found += [getattr(spec, name) if spec and spec.uses(name) else None for name in space.layer_dimensions]
     return found
 
 
@@ -115,7 +137,7 @@ def walks(space, kernel, a, b):
     return total
 
 
-@pytest.mark.parametrize("space", SPACES, ids=["toy", "per_layer", "all_shared"])
+@pytest.mark.parametrize("space", SPACES, ids=["toy", "per_layer", "all_shared", "mixed"])
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernel_is_its_equation(name, space):
     _, kernel, archs, codes = setup(name, space, 12)
@@ -125,7 +147,7 @@ def test_kernel_is_its_equation(name, space):
     np.testing.assert_allclose(diagonal, np.ones(len(archs)), atol=1e-12)
 
 
-@pytest.mark.parametrize("space", SPACES, ids=["toy", "per_layer", "all_shared"])
+@pytest.mark.parametrize("space", SPACES, ids=["toy", "per_layer", "all_shared", "mixed"])
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernel_is_positive_semi_definite(name, space):
     for seed in range(3):
@@ -150,7 +172,7 @@ def test_exp_of_an_edit_distance_is_not_positive_semi_definite():
     assert worst < -1e-3
 
 
-@pytest.mark.parametrize("space", SPACES, ids=["toy", "per_layer", "all_shared"])
+@pytest.mark.parametrize("space", SPACES, ids=["toy", "per_layer", "all_shared", "mixed"])
 def test_edit_distance_is_the_textbook_recursion(space):
     layout = Layout(space)
     a, b = draw(space, 15), draw(space, 10, seed=1)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from test_arch_kernel import MIXED
 from toy_problem import BUDGET, SPACE, TWO, measure, members
 
 from llmnas.cost import Budget
@@ -78,6 +79,16 @@ def test_the_controller_draws_only_what_is_allowed():
     log_probability, entropy = controller.score(codes, masks)
     assert (log_probability < 0).all()
     assert (entropy > 0).all()
+
+
+def test_the_controller_writes_layers_of_every_kind():
+    decisions = Decisions(MIXED, Budget(max_params=60_000))
+    codes, _ = Controller(decisions.values, 0).sample(decisions, 40, np.random.default_rng(0))
+    archs = [decisions.build(code.tolist()) for code in codes]
+    assert all(MIXED.contains(arch) for arch in archs)
+    assert {spec.mixer for arch in archs for _, spec in arch.kept} == {"attention", "mlgru", "none"}
+    found = search(MIXED, lambda batch: table(batch), "reinforce", {"val_loss": "min"}, evaluations=24)
+    assert len(found) == 24
 
 
 def test_probabilities_of_all_members_sum_to_one():
