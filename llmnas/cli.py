@@ -194,6 +194,25 @@ def correlate(config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, res
 
 
 @app.command()
+def compare(
+    config: ConfigPath,
+    run_dir: RunDir = None,
+    set_: Sets = None,
+    resume: Resume = False,
+    table: Annotated[
+        Path | None, typer.Option("--table", help="An evaluations.sqlite; a predictor trained on it is searched.")
+    ] = None,
+) -> None:
+    """Run several strategies with several seeds and compare their hypervolumes."""
+    with _context(config, run_dir, set_) as context:
+        from llmnas.pipeline.compare import compare_strategies, strategies_table
+
+        _fresh(context.run.result("compare"), resume)
+        shown = strategies_table(compare_strategies(context, table))
+    _show(shown)
+
+
+@app.command()
 def export(
     config: ConfigPath,
     run_dir: RunDir = None,

@@ -99,6 +99,17 @@ class HardwareConfig(_Strict):
         return self
 
 
+class CompareConfig(_Strict):
+    """Strategies that `llmnas compare` runs, each with `seeds` seeds and `evaluations` evaluations.
+
+    The strategy of the `search` section takes that section's options, the others have their defaults.
+    """
+
+    strategies: tuple[str, ...] = ("random", "evolution", "nsga2", "local", "bayes", "reinforce", "ofa")
+    seeds: PositiveInt = 5
+    evaluations: PositiveInt = 200
+
+
 class TrackingConfig(_Strict):
     """`wandb`: off, offline (no network), or online; metrics.jsonl is always written."""
 
@@ -124,6 +135,7 @@ class Config(_Strict):
     retrain: RetrainConfig = RetrainConfig()
     correlate: CorrelateConfig = CorrelateConfig()
     hardware: HardwareConfig | None = None
+    compare: CompareConfig = CompareConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -61,6 +61,29 @@ def correlation_png(path: Path, predicted: np.ndarray, actual: np.ndarray, param
     right.xaxis.set_major_formatter(EngFormatter(sep=""))
     _finish(left, "loss with the supernet's weights (nats/token)", "loss after training alone (nats/token)")
     _finish(right, "parameters", "loss after training alone (nats/token)")
+    _save(figure, path)
+
+
+class Band(NamedTuple):
+    """A line with its interval: what one strategy reaches after so many evaluations."""
+
+    label: str
+    at: Sequence[int]
+    mean: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+
+
+def comparison_png(path: Path, bands: Sequence[Band]) -> None:
+    """Draw the share of the best known hypervolume over the number of evaluations, a line and its interval each."""
+    figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
+    axes = figure.subplots()
+    for i, band in enumerate(bands):
+        colour = PALETTE[i % len(PALETTE)]
+        axes.plot(band.at, band.mean, color=colour, linewidth=1.4, label=_plain(band.label))
+        axes.fill_between(band.at, band.low, band.high, color=colour, alpha=0.15, linewidth=0)
+    axes.set_xscale("log")
+    _finish(axes, "evaluations", "share of the best known hypervolume")
     _save(figure, path)
 
 
