@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel as Model
-from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from llmnas.cost import Budget
 from llmnas.errors import UserError, explain
@@ -42,15 +42,20 @@ class SearchConfig(_Strict):
 
 
 class RetrainConfig(_Strict):
-    """Stand-alone training of the found architecture and of hand-designed ones of equal size.
+    """Stand-alone training of the found architecture and of others of equal size.
 
     `train` overrides keys of the run's `train` section; `inherit` starts the found one from the
-    supernet's weights instead of from scratch.
+    supernet's weights instead of from scratch. `lr_grid`: peak learning rates that every network
+    tries on one seed outside of the comparison; its best one goes to the paired `seeds`.
+    `random_baseline`: random search that trains for real: so many architectures of the found size
+    are drawn and trained alone on that same seed, and the best joins the comparison.
     """
 
     train: dict[str, Any] = {}
     seeds: PositiveInt = 3
     hand_designed: tuple[Literal["smollm2", "qwen3", "llama3"], ...] = ("smollm2",)
+    lr_grid: tuple[PositiveFloat, ...] = ()
+    random_baseline: NonNegativeInt = 0
     inherit: bool = False
 
 

@@ -48,18 +48,17 @@ def correlate(context: Context) -> dict[str, Any]:
     predicted = np.array([metrics["val_loss"] for metrics in evaluator(archs)])
     params = np.array([count_params(arch, config.space.base).total for arch in archs])
     settings = config.stage_settings("correlate", config.correlate.train)
-    actual = np.array(
+    runs = [
         [
-            [
-                train_alone(
-                    context, arch, settings, seed, run.stand_alone("correlate", arch.id, seed),
-                    f"correlate {i + 1}/{len(archs)}", inherit=False,
-                )["val_loss"]
-                for i, arch in enumerate(archs)
-            ]
-            for seed in range(config.correlate.seeds)
+            train_alone(
+                context, arch, settings, seed, run.stand_alone("correlate", arch.id, seed),
+                f"correlate {i + 1}/{len(archs)}", inherit=False,
+            )
+            for i, arch in enumerate(archs)
         ]
-    )  # fmt: skip
+        for seed in range(config.correlate.seeds)
+    ]  # fmt: skip
+    actual = np.array([[result["val_loss"] for result in row] for row in runs])
     truth = actual.mean(0)
     taus: dict[str, Agreement] = {
         "supernet": rank_agreement(predicted, truth),
@@ -73,6 +72,11 @@ def correlate(context: Context) -> dict[str, Any]:
         "stand_alone_loss": actual.tolist(),
         "params": params.tolist(),
         "agreement": {name: agreement._asdict() for name, agreement in taus.items()},
+        "cpu_seconds": {
+            "supernet": run.recorded("train").get("cpu_seconds"),
+            "search": run.recorded("search").get("cpu_seconds"),
+            "stand_alone": [result["cpu_seconds"] for row in runs for result in row],
+        },
     }
     write_json(run.result("correlate"), result)
     run.record("correlate", architectures=len(archs), seeds=config.correlate.seeds)
