@@ -53,6 +53,11 @@ def correlation_table(result: dict[str, Any]) -> Table:
         for name, a in result["agreement"].items()
     ]
     note = f"{len(result['params'])} networks within one parameter band, trained alone; 95 % bootstrap interval."
+    spent = result["cpu_seconds"]
+    parts = [f"{name} {spent[name]:,.0f}" for name in ("supernet", "search") if spent[name]]
+    if None not in spent["stand_alone"]:
+        parts.append(f"the {len(spent['stand_alone'])} stand-alone trainings {sum(spent['stand_alone']):,.0f}")
+    note += f" CPU seconds: {', '.join(parts)}."
     return Table(
         "Does the supernet rank as stand-alone training does?", ("score", "tau", "interval", "rho"), rows, note
     )
