@@ -18,7 +18,7 @@ def explain(where: str, error: ValidationError) -> UserError:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"]) or "(top level)"
     message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
+    if first["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
         message = "unknown key"
     elif first["type"] == "missing":
         message = "missing key"

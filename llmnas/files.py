@@ -77,6 +77,8 @@ class _StrictLoader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if isinstance(key, list | dict | set):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be plain text", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
             seen.add(key)
@@ -97,7 +99,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: is a folder, not a YAML file") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 (byte {error.start})") from None
-    except yaml.YAMLError as error:
+    except RecursionError:
+        raise UserError(f"{path}: not YAML that can be read: nested too deep") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that cannot be
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: must hold a mapping (key: value), found {type(value).__name__}")

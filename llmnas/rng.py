@@ -14,7 +14,8 @@ def generator(seed: int, purpose: str, *steps: int) -> np.random.Generator:
     no generator state is ever stored. `steps` are the counters that tell decisions of
     one purpose apart (optimizer step, micro-step, generation).
     """
-    return np.random.default_rng([seed, zlib.crc32(purpose.encode()), *steps])
+    # the number of counters is part of the key: NumPy pads with zeros, so [.., 3] and [.., 3, 0] would be one stream
+    return np.random.default_rng([seed, zlib.crc32(purpose.encode()), len(steps), *steps])
 
 
 def torch_seed(seed: int, purpose: str, *steps: int) -> int:

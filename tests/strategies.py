@@ -16,6 +16,7 @@ VALUES = {
     "head_dim": [2, 4, 6, 8],
     "ffn_size": [4, 7, 12, 16],
 }
+KIND_VALUES = {"weights": ["binary", "ternary", "dense"], "mixer": ["none", "mlgru", "attention"]}
 
 
 def subsets_of(values, most):
@@ -35,8 +36,8 @@ def base_models(draw):
 
 
 @st.composite
-def spaces(draw, max_layers=4, most_choices=2):
-    """A space of any depth policy whose dimensions are a mix of shared and per layer."""
+def spaces(draw, max_layers=4, most_choices=2, kinds=False):
+    """A space of any depth policy whose dimensions are a mix of shared and per layer; `kinds`: of any sort of layer."""
     layers = draw(st.integers(1, max_layers))
     policy = draw(st.sampled_from(["any", "keep_ends", "even"]))
     low = min(2, layers) if policy == "keep_ends" else 1
@@ -44,6 +45,17 @@ def spaces(draw, max_layers=4, most_choices=2):
         name: {"choices": draw(subsets_of(values, most_choices)), "per_layer": draw(st.booleans())}
         for name, values in VALUES.items()
     }
+    if kinds:
+        dimensions |= {
+            name: {"choices": draw(subsets_of(values, 3)), "per_layer": draw(st.booleans())}
+            for name, values in KIND_VALUES.items()
+        }
+        experts = draw(st.sampled_from([[1], [2], [1, 4], [2, 4]]))
+        most = min((e for e in experts if e > 1), default=1)
+        dimensions["experts"] = {"choices": experts, "per_layer": draw(st.booleans())}
+        dimensions["top_k"] = {
+            "choices": draw(subsets_of(range(1, most + 1), 2)), "per_layer": draw(st.booleans())
+        }  # fmt: skip
     return SearchSpace.from_dict(
         {
             "base": draw(base_models()),
@@ -78,27 +90,32 @@ def allowed_subset(space, kept):
 
 
 def members_with_probability(space):
-    """{architecture: probability under `space.sample`}, by trying every filling of every layer."""
-    options = [
-        LayerSpec(**dict(zip(DIMENSIONS, sizes, strict=True)))
-        for sizes in itertools.product(*(getattr(space, name).choices for name in DIMENSIONS))
-    ]
+    """{architecture: probability under `space.sample`}, by trying every value of every decision."""
     shared = [name for name in DIMENSIONS if not getattr(space, name).per_layer]
-    own = math.prod(len(getattr(space, name).choices) for name in DIMENSIONS if name not in shared)
+    own = [name for name in DIMENSIONS if getattr(space, name).per_layer]
     subsets = {
         depth: [kept for kept in itertools.combinations(range(space.layers), depth) if allowed_subset(space, kept)]
         for depth in space.depth.choices
     }
-    global_choices = len(space.hidden_size) * math.prod(len(getattr(space, name).choices) for name in shared)
+
+    def settings(names):
+        return [
+            dict(zip(names, values, strict=True))
+            for values in itertools.product(*(getattr(space, name).choices for name in names))
+        ]
+
     found = {}
-    for hidden_size, (depth, layouts) in itertools.product(space.hidden_size, subsets.items()):
-        probability = 1 / (global_choices * len(space.depth.choices) * len(layouts) * own**depth)
-        for kept, specs in itertools.product(layouts, itertools.product(options, repeat=depth)):
-            if all(len({getattr(spec, name) for spec in specs}) == 1 for name in shared):
-                layers = [None] * space.layers
-                for i, spec in zip(kept, specs, strict=True):
-                    layers[i] = spec
-                found[Architecture(hidden_size, tuple(layers))] = probability
+    options = settings(own)
+    for hidden_size, setting, (depth, layouts) in itertools.product(
+        space.hidden_size, settings(shared), subsets.items()
+    ):
+        weight = len(space.hidden_size) * len(settings(shared)) * len(subsets) * len(layouts) * len(options) ** depth
+        for kept, chosen in itertools.product(layouts, itertools.product(options, repeat=depth)):
+            layers = [None] * space.layers
+            for i, values in zip(kept, chosen, strict=True):
+                layers[i] = LayerSpec(**setting, **values)
+            arch = Architecture(hidden_size, tuple(layers))
+            found[arch] = found.get(arch, 0) + 1 / weight
     return found
 
 

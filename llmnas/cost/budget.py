@@ -38,7 +38,7 @@ class Budget:
     def __post_init__(self) -> None:
         for field in fields(self):
             limit = getattr(self, field.name)
-            if field.name != "workload" and limit is not None and limit <= 0:
+            if field.name != "workload" and limit is not None and not limit > 0:
                 raise ValueError(f"{field.name} must be positive, got {limit}")
         for name, (low, high) in self.limits().items():
             if low > high:

@@ -3,9 +3,10 @@
 Convention (Kaplan et al. 2020, table 1; PaLM, appendix B): a multiply-add counts as two
 operations; every weight matrix costs two operations per weight and token, the head
 included; attention costs 2 q_heads head_dim for q k^T and as much for the weighted sum
-of values, per attended position. Left out: the embedding lookup, norms, RoPE, softmax,
-the activation function and residual additions (under 1 % at usual widths). A training
-step costs three times the forward pass.
+of values, per attended position. Of a mixture of experts a token pays for those it uses, and the
+router. Left out: the embedding lookup, norms, RoPE, softmax, gates and recurrences, the activation
+function and residual additions (under 1 % at usual widths). A training step costs three times the
+forward pass. An operation with a ternary or binary weight counts like any other here.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from llmnas.space import Architecture, BaseModel, LayerSpec
 
 def layer_flops(hidden_size: int, spec: LayerSpec, attended: float) -> float:
     """Operations of one block for one token that attends to `attended` positions."""
-    return 2 * layer_matmul_params(hidden_size, spec) + 4 * spec.q_heads * spec.head_dim * attended
+    scores = 4 * spec.q_heads * spec.head_dim * attended if spec.mixer == "attention" else 0
+    return 2 * layer_matmul_params(hidden_size, spec) + scores
 
 
 def head_flops(base: BaseModel, hidden_size: int) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmnas.cost.params import count_params
+from llmnas.cost.params import count_params, layer_params, layer_vector_params, router_params
 from llmnas.space import Architecture, BaseModel, LayerSpec
 
 
@@ -25,6 +25,12 @@ class Workload:
     batch: int = 1
     context: int | None = None
     bytes_per_value: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "context", "bytes_per_value"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or value <= 0):
+                raise ValueError(f"{name} must be positive, got {value}")
 
     def tokens(self, base: BaseModel) -> int:
         """Tokens of one sequence."""
@@ -48,27 +54,60 @@ class Memory:
         return self.weights + self.kv_cache + self.activations
 
 
+BITS = {"ternary": 2, "binary": 1}
+"""Bits of a packed weight; dense ones are stored as the workload's values."""
+
+
+def layer_weight_bytes(base: BaseModel, hidden_size: int, spec: LayerSpec, bytes_per_value: int) -> int:
+    """Weights of one block: packed matrices (rounded up to whole bytes), the rest as values."""
+    total = layer_params(base, hidden_size, spec)
+    if spec.weights == "dense":
+        return bytes_per_value * total
+    plain = layer_vector_params(base, hidden_size, spec) + router_params(hidden_size, spec)
+    return bytes_per_value * plain + -(-BITS[spec.weights] * (total - plain) // 8)
+
+
 def layer_kv_values(spec: LayerSpec) -> int:
     """Values that one token leaves in the cache of one layer: a key and a value for each KV head."""
-    return 2 * spec.kv_heads * spec.head_dim
+    return 2 * spec.kv_heads * spec.head_dim if spec.mixer == "attention" else 0
+
+
+def layer_state_values(spec: LayerSpec) -> int:
+    """Values that one sequence keeps in one layer, however long it is: the state of an MLGRU."""
+    return spec.q_heads * spec.head_dim if spec.mixer == "mlgru" else 0
+
+
+def layer_cache_values(spec: LayerSpec, workload: Workload, base: BaseModel) -> int:
+    """Values that decoding keeps in one layer for the whole workload."""
+    return workload.batch * (workload.tokens(base) * layer_kv_values(spec) + layer_state_values(spec))
 
 
 def layer_activation_values(hidden_size: int, spec: LayerSpec) -> int:
     """Most values a token holds inside one block: the residual, its norm, and the wider of the two halves.
 
-    Attention holds q, k, v and its output; SwiGLU holds gate, up and their product.
+    Attention holds q, k, v and its output, an MLGRU two gates, the candidate and the state; SwiGLU
+    holds gate, up and their product, for each expert that a token uses.
     """
-    attention = spec.head_dim * (2 * spec.q_heads + 2 * spec.kv_heads)
-    return 2 * hidden_size + max(attention, 3 * spec.ffn_size)
+    mixer = {
+        "attention": spec.head_dim * (2 * spec.q_heads + 2 * spec.kv_heads),
+        "mlgru": 4 * spec.head_dim * spec.q_heads,
+        "none": 0,
+    }[spec.mixer]
+    return 2 * hidden_size + max(mixer, 3 * spec.top_k * spec.ffn_size)
+
+
+def activation_bytes(base: BaseModel, hidden_size: int, spec: LayerSpec, workload: Workload) -> int:
+    """Bytes of the activations where this block is the widest; the logits of one position where those are more."""
+    values = workload.tokens(base) * layer_activation_values(hidden_size, spec)
+    return workload.bytes_per_value * workload.batch * max(values, base.vocab_size)
 
 
 def memory(arch: Architecture, base: BaseModel, workload: Workload = DEFAULT_WORKLOAD) -> Memory:
     """Bytes for reading `workload` at once and then decoding from its cache."""
-    tokens = workload.batch * workload.tokens(base)
-    widest = max(layer_activation_values(arch.hidden_size, spec) for _, spec in arch.kept)
-    logits = workload.batch * base.vocab_size
+    size, specs = workload.bytes_per_value, [spec for _, spec in arch.kept]
+    outside = count_params(arch, base).total - sum(layer_params(base, arch.hidden_size, spec) for spec in specs)
     return Memory(
-        weights=workload.bytes_per_value * count_params(arch, base).total,
-        kv_cache=workload.bytes_per_value * tokens * sum(layer_kv_values(spec) for _, spec in arch.kept),
-        activations=workload.bytes_per_value * max(tokens * widest, logits),
+        weights=size * outside + sum(layer_weight_bytes(base, arch.hidden_size, spec, size) for spec in specs),
+        kv_cache=size * sum(layer_cache_values(spec, workload, base) for spec in specs),
+        activations=max(activation_bytes(base, arch.hidden_size, spec, workload) for spec in specs),
     )

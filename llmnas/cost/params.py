@@ -22,17 +22,54 @@ class ParamCount:
     embedding: int
 
 
+def mixer_matmul_params(hidden_size: int, spec: LayerSpec) -> int:
+    """Weights of the token mixer that multiply activations.
+
+    Attention: q, k, v, o. MLGRU: forget gate, candidate, output gate and output, as wide as the query heads.
+    """
+    if spec.mixer == "none":
+        return 0
+    heads = 4 * spec.q_heads if spec.mixer == "mlgru" else 2 * spec.q_heads + 2 * spec.kv_heads
+    return hidden_size * spec.head_dim * heads
+
+
+def expert_matmul_params(hidden_size: int, spec: LayerSpec) -> int:
+    """Weights of one feed-forward: gate, up, down."""
+    return 3 * hidden_size * spec.ffn_size
+
+
+def router_params(hidden_size: int, spec: LayerSpec) -> int:
+    """Weights that choose among experts; none where there is one."""
+    return hidden_size * spec.experts if spec.experts > 1 else 0
+
+
 def layer_matmul_params(hidden_size: int, spec: LayerSpec) -> int:
-    """Weights of one block that multiply activations: q, k, v, o, gate, up, down."""
-    attention = hidden_size * spec.head_dim * (2 * spec.q_heads + 2 * spec.kv_heads)
-    return attention + 3 * hidden_size * spec.ffn_size
+    """Weights of one block that multiply the activations of a token: of its experts those that it uses."""
+    feed_forward = spec.top_k * expert_matmul_params(hidden_size, spec) + router_params(hidden_size, spec)
+    return mixer_matmul_params(hidden_size, spec) + feed_forward
+
+
+def idle_params(hidden_size: int, spec: LayerSpec) -> int:
+    """Weights of the experts that a token does not use."""
+    return (spec.experts - spec.top_k) * expert_matmul_params(hidden_size, spec)
+
+
+def layer_vector_params(base: BaseModel, hidden_size: int, spec: LayerSpec) -> int:
+    """Biases and norm gains of one block.
+
+    A block whose weights are not dense normalises the input of its output and down projections too.
+    """
+    attention, width = spec.mixer == "attention", spec.head_dim * spec.q_heads
+    bias = spec.head_dim * (spec.q_heads + 2 * spec.kv_heads) if base.qkv_bias and attention else 0
+    norms = hidden_size * (1 if spec.mixer == "none" else 2) + (2 * spec.head_dim if base.qk_norm and attention else 0)
+    inner = 0 if spec.weights == "dense" else spec.ffn_size + (0 if spec.mixer == "none" else width)
+    return bias + norms + inner
 
 
 def layer_params(base: BaseModel, hidden_size: int, spec: LayerSpec) -> int:
     """All parameters of one block: matrices, biases and norm gains."""
-    bias = spec.head_dim * (spec.q_heads + 2 * spec.kv_heads) if base.qkv_bias else 0
-    norms = 2 * hidden_size + (2 * spec.head_dim if base.qk_norm else 0)
-    return layer_matmul_params(hidden_size, spec) + bias + norms
+    matrices = layer_matmul_params(hidden_size, spec) + idle_params(hidden_size, spec)
+    return matrices + layer_vector_params(base, hidden_size, spec)
 
 
 def embedding_params(base: BaseModel, hidden_size: int) -> int:
@@ -45,4 +82,5 @@ def count_params(arch: Architecture, base: BaseModel) -> ParamCount:
     embedding = embedding_params(base, arch.hidden_size)
     layers = sum(layer_params(base, arch.hidden_size, spec) for _, spec in arch.kept)
     total = embedding + layers + arch.hidden_size
-    return ParamCount(total=total, active=total, embedding=embedding)
+    idle = sum(idle_params(arch.hidden_size, spec) for _, spec in arch.kept)
+    return ParamCount(total=total, active=total - idle, embedding=embedding)

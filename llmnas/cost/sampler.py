@@ -1,19 +1,19 @@
 """Drawing architectures under a budget, exactly and without stalling.
 
 `SearchSpace.sample` conditioned on the budget is the wanted distribution. Plain rejection
-needs 1 / P(budget) tries. Every cost is a constant of the hidden size plus a sum over the
-kept layers, so the space can be tilted exponentially: drawing a with probability
+needs 1 / P(budget) tries. Every cost is a constant of a cell plus a sum over the kept layers (`tables.py`),
+so the space can be tilted exponentially: drawing a with probability
 q(a) ~ mu(a) exp(-sum_j t_j c_j(a)) stays a product over layers, and accepting it with
 probability exp(sum_j t_j (c_j(a) - r_j)), r_j the limit that t_j pushes towards, restores
 mu exactly (Siegmund 1976, importance sampling by exponential change of measure). The best
-tilt minimises the Chernoff bound log Z(t) + sum_j t_j r_j, which is convex.
+tilt minimises the Chernoff bound log Z(t) + sum_j t_j r_j, which is convex. A target that is rare
+although no tilt makes it likelier (a single value near the mean) is found by pairing halves.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 
@@ -21,15 +21,16 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
-from llmnas.cost.budget import Budget, costs
-from llmnas.cost.flops import head_flops, layer_flops
-from llmnas.cost.memory import layer_activation_values, layer_kv_values
-from llmnas.cost.params import embedding_params, layer_params
+from llmnas.cost.budget import Budget
+from llmnas.cost.tables import reachable, tabulate
 from llmnas.errors import UserError
-from llmnas.space import DIMENSIONS, Architecture, LayerSpec, SearchSpace
+from llmnas.space import Architecture, SearchSpace
 
 _CHUNK = 64
-_MOST_PROPOSALS = 200_000
+_MOST_CHUNK = 4096
+_MOST_PROPOSALS = 60_000
+_HALVES = 4096
+_ROUNDS = 64
 
 
 class BudgetSampler:
@@ -45,36 +46,36 @@ class BudgetSampler:
         self._limits = self.budget.limits()
         if not self._limits:
             return
+        self._table = tabulate(space, list(self._limits), self.budget.workload)
         self._check_reachable()
-        self._tabulate()
-        self._tilt = self._best_tilt()
-        self._prepare()
+        low, high = np.array(list(self._limits.values())).T
+        unit = np.where(np.isfinite(high), high, low)  # costs in units of the limit
+        self._low, self._high = low / unit, high / unit
+        self._fixed, self._layer = self._table.fixed / unit, self._table.layer / unit
+        self._depths = np.array(space.depth.choices)
+        self._prepare(self._best_tilt())
 
     def sample(self, rng: np.random.Generator) -> Architecture:
         """One architecture within the budget."""
         return self.sample_many(rng, 1)[0]
 
     def sample_many(self, rng: np.random.Generator, count: int) -> list[Architecture]:
-        """`count` independent architectures within the budget."""
+        """`count` independent architectures within the budget.
+
+        Raises:
+            UserError: neither the tilted draws nor billions of paired halves met it.
+        """
         if not self._limits:
             return [self.space.sample(rng) for _ in range(count)]
         found: list[Architecture] = []
-        proposals = 0
-        broken: dict[str, int] = {}
+        proposals, chunk = 0, _CHUNK
+        while len(found) < count and (found or proposals < _MOST_PROPOSALS):
+            found += self._propose(rng, chunk)
+            proposals += chunk
+            if proposals > 1000 * (len(found) + 1):
+                chunk = min(2 * chunk, _MOST_CHUNK)
         while len(found) < count:
-            if proposals > _MOST_PROPOSALS and not found:
-                limits = ", ".join(f"{low:,.0f} <= {name} <= {high:,.0f}" for name, (low, high) in self._limits.items())
-                worst = f"; {max(broken, key=lambda name: broken[name])} failed most often" if broken else ""
-                raise UserError(
-                    f"budget: no architecture of the space meets {limits} ({proposals:,} targeted draws){worst}"
-                )
-            for arch in self._propose(rng):
-                missed = self.budget.broken(self.space.base, arch)
-                if not missed:
-                    found.append(arch)
-                for name in missed:
-                    broken[name] = broken.get(name, 0) + 1
-            proposals += _CHUNK
+            found.append(self._pair_halves(rng))
         return found[:count]
 
     def feasible(self, rng: np.random.Generator) -> bool:
@@ -86,122 +87,117 @@ class BudgetSampler:
         return True
 
     def _check_reachable(self) -> None:
-        """Costs grow with every size, so the extremes of the space bound each of them."""
-        base, workload = self.space.base, self.budget.workload
-        least = costs(self.space.smallest(), base, workload)
-        most = costs(self.space.largest(), base, workload)
-        for name, (low, high) in self._limits.items():
-            if high < least[name]:
-                raise UserError(
-                    f"budget: max_{name} = {high:,.0f}, but the smallest architecture has {least[name]:,.0f}"
-                )
-            if low > most[name]:
-                raise UserError(f"budget: min_{name} = {low:,.0f}, but the largest architecture has {most[name]:,.0f}")
-
-    def _fixed(self, name: str, hidden_size: int) -> float:
-        base = self.space.base
-        if name == "flops_per_token":
-            return head_flops(base, hidden_size)
-        stored = embedding_params(base, hidden_size) + hidden_size
-        if name == "params":
-            return stored
-        return self.budget.workload.bytes_per_value * stored + self._activation_bytes(hidden_size, min)
-
-    def _layer(self, name: str, hidden_size: int, spec: LayerSpec) -> float:
-        base, workload = self.space.base, self.budget.workload
-        if name == "flops_per_token":
-            return layer_flops(hidden_size, spec, (workload.tokens(base) + 1) / 2)
-        if name == "params":
-            return layer_params(base, hidden_size, spec)
-        kv_values = workload.batch * workload.tokens(base) * layer_kv_values(spec)
-        return workload.bytes_per_value * (layer_params(base, hidden_size, spec) + kv_values)
-
-    def _activation_bytes(self, hidden_size: int, pick: Callable[[tuple[int, ...]], int]) -> float:
-        """Activations are a maximum over layers, not a sum: in the tilt they stand as a bound from the safe side."""
-        base, workload = self.space.base, self.budget.workload
-        spec = LayerSpec(**{name: pick(self.space.dimension(name).choices) for name in DIMENSIONS})
-        values = workload.tokens(base) * layer_activation_values(hidden_size, spec)
-        return workload.bytes_per_value * workload.batch * max(values, base.vocab_size)
-
-    def _tabulate(self) -> None:
-        """Costs in units of the limit, [cells, costs] and [cells, options, costs].
-
-        A cell is (hidden size, shared sizes); an option is one setting of a layer's own sizes.
-        """
-        space, names = self.space, list(self._limits)
-        self._options = list(space.settings(space.layer_dimensions))
-        self._cells = [(h, shared) for h in space.hidden_size for shared in space.settings(space.shared_dimensions)]
-        finite = [high if math.isfinite(high) else low for low, high in self._limits.values()]
-        self._unit = np.array(finite)
-        fixed = [[self._fixed(name, h) for name in names] for h, _ in self._cells]
-        layer = [
-            [[self._layer(name, h, LayerSpec(**shared, **own)) for name in names] for own in self._options]
-            for h, shared in self._cells
-        ]
-        self._fixed_costs = np.array(fixed) / self._unit
-        self._layer_costs = np.array(layer) / self._unit
-        low = np.array([pair[0] for pair in self._limits.values()])
-        high = np.array([pair[1] for pair in self._limits.values()])
-        widest = self._activation_bytes(max(space.hidden_size), max)
-        slack = [widest if name == "memory_bytes" else 0.0 for name in names]
-        self._low, self._high = (low - np.array(slack)) / self._unit, high / self._unit
-        self._depths = np.array(space.depth.choices)
+        least = self._table.least(self.space.depth.choices[0])
+        most = self._table.most(self.space.depth.choices[-1])
+        for (name, (low, high)), smallest, largest in zip(self._limits.items(), least, most, strict=True):
+            if high < smallest:
+                raise UserError(f"budget: max_{name} = {high:,.0f}, but the smallest architecture has {smallest:,.0f}")
+            if low > largest:
+                raise UserError(f"budget: min_{name} = {low:,.0f}, but the largest architecture has {largest:,.0f}")
 
     def _log_weights(self, tilt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(log weight of every (cell, depth), log weight of every option in a cell) under a tilt [costs]."""
-        option = -self._layer_costs @ tilt - math.log(len(self._options))
+        fits = self._table.fits
+        option = np.where(fits, -self._layer @ tilt - math.log(fits.shape[1]), -np.inf)
         per_layer = logsumexp(option, axis=1)
-        cell = -(self._fixed_costs @ tilt)[:, None] + self._depths[None, :] * per_layer[:, None]
+        # a depth counts by its share among depths whatever its number of subsets, as in `SearchSpace.sample`
+        cell = -(self._fixed @ tilt)[:, None] + self._depths[None, :] * per_layer[:, None]
         return cell, option
 
     def _best_tilt(self) -> np.ndarray:
         """Minimise log Z(t) + sum t+ high - sum t- low over t = t+ - t-, both parts >= 0."""
-        n = len(self._unit)
+        n = len(self._low)
         open_above, open_below = np.isinf(self._high), np.isinf(self._low)
         high, low = np.where(open_above, 0, self._high), np.where(open_below, 0, self._low)
         bounds = [(0, 0 if open_ else 1e5) for open_ in (*open_above, *open_below)]
 
         def bound(parts: np.ndarray) -> tuple[float, np.ndarray]:
-            tilt = parts[:n] - parts[n:]
-            cell, option = self._log_weights(tilt)
+            cell, option = self._log_weights(parts[:n] - parts[n:])
             total = float(logsumexp(cell))
             p_cell = np.exp(cell - total)
             p_option = np.exp(option - logsumexp(option, axis=1, keepdims=True))
-            layer_mean = np.einsum("co,coj->cj", p_option, self._layer_costs)
-            mean = p_cell.sum(1) @ self._fixed_costs + (p_cell @ self._depths) @ layer_mean
+            layer_mean = np.einsum("co,coj->cj", p_option, self._layer)
+            mean = p_cell.sum(1) @ self._fixed + (p_cell @ self._depths) @ layer_mean
             value = total + float(parts[:n] @ high - parts[n:] @ low)
             return value, np.concatenate([high - mean, mean - low])
 
         best = minimize(bound, np.zeros(2 * n), jac=True, bounds=bounds, method="L-BFGS-B")
         return np.asarray(best.x[:n] - best.x[n:])
 
-    def _prepare(self) -> None:
-        cell, option = self._log_weights(self._tilt)
-        p_cell = np.exp(cell - logsumexp(cell)).ravel()
-        self._cell_cdf = np.cumsum(p_cell)
+    def _prepare(self, tilt: np.ndarray) -> None:
+        cell, option = self._log_weights(tilt)
+        self._tilt = tilt
+        self._cell_cdf = np.cumsum(np.exp(cell - logsumexp(cell)).ravel())
         self._option_cdf = np.cumsum(np.exp(option - logsumexp(option, axis=1, keepdims=True)), axis=1)
-        reference = np.where(self._tilt > 0, self._high, self._low)
-        self._reference = np.where(self._tilt == 0, 0, reference)
+        reference = np.where(tilt > 0, self._high, self._low)
+        self._reference = np.where(tilt == 0, 0, reference)
 
-    def _propose(self, rng: np.random.Generator) -> list[Architecture]:
-        """A chunk of tilted draws, thinned to `space.sample`'s distribution within the tilted limits."""
-        cells = np.searchsorted(self._cell_cdf, rng.random(_CHUNK) * self._cell_cdf[-1])
-        cells, depths = np.divmod(cells, len(self._depths))
-        draws = rng.random((_CHUNK, self.space.layers))
+    def _draw_cells(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tilted draws of (cell, depth), `[count]` each."""
+        places = np.searchsorted(self._cell_cdf, rng.random(count) * self._cell_cdf[-1])
+        cells, depths = np.divmod(places, len(self._depths))
+        return cells, self._depths[depths]
+
+    def _draw_options(self, rng: np.random.Generator, cells: np.ndarray, layers: int) -> np.ndarray:
+        """Tilted draws of layers, `[count, layers]` indices into the options of each cell."""
         cdf = self._option_cdf[cells]
-        options = (draws[:, :, None] * cdf[:, None, -1:] > cdf[:, None, :]).sum(2)
-        present = np.arange(self.space.layers)[None, :] < self._depths[depths][:, None]
-        layer = np.take_along_axis(self._layer_costs[cells], options[:, :, None], axis=1)
-        total = self._fixed_costs[cells] + (layer * present[:, :, None]).sum(1)
-        accept = np.exp(np.minimum((total - self._reference) @ self._tilt, 0)) > rng.random(_CHUNK)
+        draws = rng.random((len(cells), layers))
+        return np.asarray((draws[:, :, None] * cdf[:, None, -1:] > cdf[:, None, :]).sum(2))
+
+    def _accepted(self, total: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Which totals `[count, costs]` are within the limits, thinned to the untilted distribution."""
         inside = ((total <= self._high + 1e-9) & (total >= self._low - 1e-9)).all(1)
-        return [self._build(int(cells[i]), options[i, present[i]], rng) for i in np.flatnonzero(accept & inside)]
+        kept = np.exp(np.minimum((total - self._reference) @ self._tilt, 0)) > rng.random(len(total))
+        return np.asarray(inside & kept)
+
+    def _propose(self, rng: np.random.Generator, count: int) -> list[Architecture]:
+        """A chunk of tilted draws, thinned to `space.sample`'s distribution within the limits."""
+        cells, depths = self._draw_cells(rng, count)
+        options = self._draw_options(rng, cells, self.space.layers)
+        present = np.arange(self.space.layers)[None, :] < depths[:, None]
+        layer = np.take_along_axis(self._layer[cells], options[:, :, None], axis=1)
+        total = self._fixed[cells] + (layer * present[:, :, None]).sum(1)
+        reaches = (np.take_along_axis(self._table.reaches[cells], options, axis=1) & present).any(1)
+        drawn = np.flatnonzero(self._accepted(total, rng) & reaches)
+        built = (self._build(int(cells[i]), options[i, present[i]], rng) for i in drawn)
+        return [arch for arch in built if self.budget.admits(self.space.base, arch)]
+
+    def _pair_halves(self, rng: np.random.Generator) -> Architecture:
+        """One member of a rare budget: each of thousands of first halves with every second half that completes it.
+
+        Close to the wanted distribution: exact within a cell and depth, whose shares are those of the tilt.
+        """
+        for _ in range(_ROUNDS):
+            cell, depth = (int(drawn[0]) for drawn in self._draw_cells(rng, 1))
+            cells = np.full(_HALVES, cell)
+            first, second = (self._draw_options(rng, cells, n) for n in (depth - depth // 2, depth // 2))
+            left = self._fixed[cell] + self._layer[cell][first].sum(1)
+            right = self._layer[cell][second].sum(1)
+            order = np.argsort(right[:, 0])
+            begin = np.searchsorted(right[order, 0], self._low[0] - 1e-9 - left[:, 0], "left")
+            end = np.searchsorted(right[order, 0], self._high[0] + 1e-9 - left[:, 0], "right")
+            matches = np.cumsum(np.maximum(end - begin, 0))
+            if not matches[-1]:
+                continue
+            picks = rng.integers(matches[-1], size=_HALVES)
+            a = np.searchsorted(matches, picks, "right")
+            b = order[end[a] - (matches[a] - picks)]
+            options = np.concatenate([first[a], second[b]], axis=1)
+            reaches = self._table.reaches[cell][options].any(1)
+            for i in np.flatnonzero(self._accepted(left[a] + right[b], rng) & reaches):
+                arch = self._build(cell, options[i], rng)
+                if self.budget.admits(self.space.base, arch):
+                    return arch
+        limits = ", ".join(f"{low:,.0f} <= {name} <= {high:,.0f}" for name, (low, high) in self._limits.items())
+        raise UserError(
+            f"budget: no architecture of the space meets {limits} "
+            f"({_MOST_PROPOSALS:,} targeted draws and {_ROUNDS} times {_HALVES:,} x {_HALVES:,} pairs of halves)"
+        )
 
     def _build(self, cell: int, options: np.ndarray, rng: np.random.Generator) -> Architecture:
-        hidden_size, shared = self._cells[cell]
         kept = self.space.sample_subset(len(options), rng)
-        specs = [LayerSpec(**shared, **self._options[option]) for option in options]
-        return self.space.build(hidden_size, dict(zip(kept, specs, strict=True)))
+        specs = [self._table.specs[cell][option] for option in options]
+        return self.space.build(self._table.hidden_sizes[cell], dict(zip(kept, specs, strict=True)))
 
 
 @lru_cache(maxsize=64)
@@ -215,11 +211,16 @@ def sample(space: SearchSpace, rng: np.random.Generator, budget: Budget | None =
 
 
 def bands(space: SearchSpace, budget: Budget | None, count: int) -> list[Budget]:
-    """Cut the reachable parameter range of the budget into `count` bands of equal width."""
+    """Cut the reachable parameter range of the budget into `count` bands of equal width.
+
+    Raises:
+        UserError: nothing of the space is in that range.
+    """
     budget = budget or Budget()
-    base = space.base
-    low = max(costs(space.smallest(), base)["params"], budget.min_params or 0)
-    high = min(costs(space.largest(), base)["params"], budget.max_params or math.inf)
+    least, most = reachable(space, "params", budget.workload)
+    if (budget.max_params or math.inf) < least or (budget.min_params or 0) > most:
+        BudgetSampler(space, budget)  # says which limit it is
+    low, high = max(least, budget.min_params or 0), min(most, budget.max_params or math.inf)
     edges = np.linspace(low, high, count + 1)
     return [
         replace(budget, min_params=max(1, math.floor(a)), max_params=math.ceil(b))

@@ -2,11 +2,16 @@
 
 from llmnas.space.architecture import (
     DIMENSIONS,
+    KINDS,
+    SIZES,
     Architecture,
     BaseModel,
     FixedShape,
+    LayerKinds,
     LayerSpec,
+    Mixer,
     Shape,
+    Weights,
 )
 from llmnas.space.encode import cardinalities, decode, encode, features
 from llmnas.space.mutate import crossover, mutate
@@ -14,14 +19,19 @@ from llmnas.space.space import Choice, Depth, SearchSpace, even_subset
 
 __all__ = [
     "DIMENSIONS",
+    "KINDS",
+    "SIZES",
     "Architecture",
     "BaseModel",
     "Choice",
     "Depth",
     "FixedShape",
+    "LayerKinds",
     "LayerSpec",
+    "Mixer",
     "SearchSpace",
     "Shape",
+    "Weights",
     "cardinalities",
     "crossover",
     "decode",

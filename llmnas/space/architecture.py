@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 RopeOrder = Literal["leading", "spread"]
+# from the cheapest to the most expressive: this order is that of a space's choices
+Weights = Literal["binary", "ternary", "dense"]
+Mixer = Literal["none", "mlgru", "attention"]
 
 
 @dataclass(frozen=True)
@@ -47,20 +51,48 @@ class BaseModel:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "max_seq", "rope_theta", "norm_eps"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if isinstance(value, bool) or not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive, got {value}")
         if self.rope_dim is not None and (self.rope_dim <= 0 or self.rope_dim % 2):
             raise ValueError(f"rope_dim must be positive and even, got {self.rope_dim}")
 
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """Sizes of one transformer block: GQA attention, then a SwiGLU feed-forward."""
+    """One block: a token mixer, then a SwiGLU feed-forward or a mixture of them.
+
+    A size that the layer does not use takes the value in `NEUTRAL`, whatever was given: equal
+    networks are equal values.
+
+    Attributes:
+        kv_heads, queries_per_group, head_dim: of attention; their product is the width of an MLGRU.
+        ffn_size: width of the feed-forward, or of each expert.
+        weights: how the matrices are read: as they are, as {-1, 0, 1} or as {-1, 1} times a scale.
+        mixer: what mixes tokens; `none` leaves the feed-forward alone.
+        experts: feed-forwards to choose from; 1 is a dense layer without a router.
+        top_k: experts that a token uses.
+    """
 
     kv_heads: int
     queries_per_group: int
     head_dim: int
     ffn_size: int
+    weights: Weights = "dense"
+    mixer: Mixer = "attention"
+    experts: int = 1
+    top_k: int = 1
+
+    def __post_init__(self) -> None:
+        for name in DIMENSIONS:
+            if not self.uses(name):
+                object.__setattr__(self, name, NEUTRAL[name])
+
+    def uses(self, name: str) -> bool:
+        """Whether this dimension makes a difference to the layer."""
+        if name in _OF_THE_MIXER:
+            return self.mixer != "none"
+        return name != "top_k" or self.experts != 1
 
     @property
     def q_heads(self) -> int:
@@ -68,7 +100,20 @@ class LayerSpec:
         return self.kv_heads * self.queries_per_group
 
 
+_OF_THE_MIXER = ("kv_heads", "queries_per_group", "head_dim")
+NEUTRAL = {"kv_heads": 1, "queries_per_group": 1, "head_dim": 2, "top_k": 1}
 DIMENSIONS: tuple[str, ...] = tuple(field.name for field in fields(LayerSpec))
+KINDS: dict[str, tuple[str, ...]] = {"weights": get_args(Weights), "mixer": get_args(Mixer)}
+SIZES: tuple[str, ...] = tuple(name for name in DIMENSIONS if name not in KINDS)
+_OPTIONAL = {field.name: field.default for field in fields(LayerSpec) if isinstance(field.default, int | str)}
+
+
+def _check_layer(number: int, spec: LayerSpec) -> None:
+    for name, allowed in KINDS.items():
+        if getattr(spec, name) not in allowed:
+            raise ValueError(f"layer {number}: {name} must be one of {', '.join(allowed)}, got {getattr(spec, name)!r}")
+    if spec.top_k > spec.experts:
+        raise ValueError(f"layer {number}: top_k = {spec.top_k} is more than its {spec.experts} experts")
 
 
 @dataclass(frozen=True)
@@ -79,11 +124,13 @@ class Architecture:
     layers: tuple[LayerSpec | None, ...]
 
     def __post_init__(self) -> None:
-        sizes = [self.hidden_size, *(getattr(spec, name) for _, spec in self.kept for name in DIMENSIONS)]
+        sizes = [self.hidden_size, *(getattr(spec, name) for _, spec in self.kept for name in SIZES)]
         if not all(type(size) is int and size > 0 for size in sizes):
             raise ValueError(f"every size of an architecture must be a positive integer, got {sizes}")
         if self.depth == 0:
             raise ValueError("an architecture must keep at least one layer")
+        for i, spec in self.kept:
+            _check_layer(i, spec)
 
     @property
     def kept(self) -> tuple[tuple[int, LayerSpec], ...]:
@@ -100,8 +147,12 @@ class Architecture:
         return Architecture(self.hidden_size, tuple(spec for _, spec in self.kept))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as stored in JSON."""
-        return asdict(self)
+        """Plain values, as stored in JSON; what has its default is left out, so that ids outlive new dimensions."""
+        layers = [None if spec is None else asdict(spec) for spec in self.layers]
+        kept = [
+            layer and {name: value for name, value in layer.items() if value != _OPTIONAL.get(name)} for layer in layers
+        ]
+        return {"hidden_size": self.hidden_size, "layers": kept}
 
     def to_json(self) -> str:
         """Canonical JSON: equal architectures give equal text."""
@@ -111,6 +162,8 @@ class Architecture:
     def from_dict(cls, value: Any) -> Architecture:
         """Inverse of `to_dict`; raises ValueError on anything else."""
         try:
+            if set(value) != {"hidden_size", "layers"}:
+                raise ValueError(f"not an architecture: needs hidden_size and layers, got {sorted(value)}")
             layers = tuple(None if layer is None else LayerSpec(**layer) for layer in value["layers"])
             return cls(value["hidden_size"], layers)
         except (KeyError, TypeError) as error:
@@ -127,6 +180,14 @@ class Architecture:
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:10]
 
 
+@dataclass(frozen=True)
+class LayerKinds:
+    """Which kinds the weights of one layer must serve."""
+
+    weights: tuple[Weights, ...] = ("dense",)
+    mixers: tuple[Mixer, ...] = ("attention",)
+
+
 class Shape(Protocol):
     """What a `Transformer` is built from: a search space, or a `FixedShape`."""
 
@@ -140,6 +201,30 @@ class Shape(Protocol):
         """The sizes of the weights: every layer at its greatest."""
         ...
 
+    @property
+    def kinds(self) -> tuple[LayerKinds, ...]:
+        """The kinds that each layer of the envelope must serve."""
+        ...
+
+
+def require_fit(shape: Shape, arch: Architecture) -> None:
+    """Raise ValueError where the weights of `shape` cannot serve `arch`.
+
+    A slice beyond the end of a tensor is silently shorter: another network would run than the one asked for.
+    """
+    largest = shape.envelope
+    if len(arch.layers) != len(largest.layers):
+        raise ValueError(f"architecture of {len(arch.layers)} layers, the weights have {len(largest.layers)}")
+    if arch.hidden_size > largest.hidden_size:
+        raise ValueError(f"hidden_size = {arch.hidden_size} is more than the weights' {largest.hidden_size}")
+    for i, spec in arch.kept:
+        most, kinds = largest.layers[i], shape.kinds[i]
+        if most is None or spec.weights not in kinds.weights or spec.mixer not in kinds.mixers:
+            raise ValueError(f"layer {i}: no weights for {spec.weights} weights with mixer {spec.mixer}")
+        for name in SIZES:
+            if spec.uses(name) and getattr(spec, name) > getattr(most, name):
+                raise ValueError(f"layer {i}: {name} = {getattr(spec, name)} is more than {getattr(most, name)}")
+
 
 @dataclass(frozen=True)
 class FixedShape:
@@ -147,3 +232,8 @@ class FixedShape:
 
     base: BaseModel
     envelope: Architecture
+
+    @property
+    def kinds(self) -> tuple[LayerKinds, ...]:
+        """Each layer serves its own kind."""
+        return tuple(LayerKinds((spec.weights,), (spec.mixer,)) for _, spec in self.envelope.kept)

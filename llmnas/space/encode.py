@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from llmnas.space.architecture import DIMENSIONS, Architecture, LayerSpec
+from llmnas.space.architecture import KINDS, SIZES, Architecture, LayerSpec
 from llmnas.space.space import SearchSpace
 
 
@@ -20,43 +22,68 @@ def cardinalities(space: SearchSpace) -> list[int]:
 
 
 def encode(space: SearchSpace, arch: Architecture) -> np.ndarray:
-    """Indices into the choices, `[positions]` int64; a skipped layer is all zeros."""
-    spec = arch.kept[0][1]
+    """Indices into the choices, `[positions]` int64; a skipped layer, and what a layer does not use, is zero."""
+    specs = [spec for _, spec in arch.kept]
     code = [space.hidden_size.index(arch.hidden_size)]
-    code += [space.dimension(name).choices.index(getattr(spec, name)) for name in space.shared_dimensions]
+    code += [
+        next((_index(space, spec, name) for spec in specs if spec.uses(name)), 0) for name in space.shared_dimensions
+    ]
     for layer in arch.layers:
-        if layer is None:
-            code += [0] * (1 + len(space.layer_dimensions))
-        else:
-            code.append(1)
-            code += [space.dimension(name).choices.index(getattr(layer, name)) for name in space.layer_dimensions]
+        code.append(int(layer is not None))
+        code += [_index(space, layer, name) if layer and layer.uses(name) else 0 for name in space.layer_dimensions]
     return np.array(code, dtype=np.int64)
+
+
+def _index(space: SearchSpace, spec: LayerSpec, name: str) -> int:
+    return space.dimension(name).choices.index(getattr(spec, name))
 
 
 def decode(space: SearchSpace, code: np.ndarray) -> Architecture:
     """Inverse of `encode`: decode(encode(a)) == a.
 
     Raises:
-        ValueError: the vector has another length or an index out of range.
+        ValueError: another length, an index out of range, a depth or subset that the space does not have, or
+            a number other than zero for what is not used.
     """
     limits = cardinalities(space)
-    if len(code) != len(limits) or any(not 0 <= c < n for c, n in zip(code, limits, strict=True)):
+    whole = [int(c) if c == c else -1 for c in code]
+    if len(code) != len(limits) or any(w != c or not 0 <= w < n for w, c, n in zip(whole, code, limits, strict=True)):
         raise ValueError(f"not a code of this space: need {len(limits)} indices below {limits}")
-    values = iter(int(c) for c in code)
+    values = iter(whole)
+
+    def read(names: tuple[str, ...]) -> dict[str, Any]:
+        return {name: space.dimension(name).choices[next(values)] for name in names}
+
     hidden_size = space.hidden_size[next(values)]
-    shared = {name: space.dimension(name).choices[next(values)] for name in space.shared_dimensions}
+    shared = read(space.shared_dimensions)
     kept: dict[int, LayerSpec] = {}
     for i in range(space.layers):
         flag = next(values)
-        own = {name: space.dimension(name).choices[next(values)] for name in space.layer_dimensions}
+        own = read(space.layer_dimensions)
         if flag:
             kept[i] = LayerSpec(**shared, **own)
-    return space.build(hidden_size, kept)
+    if not space.allows(tuple(kept)):
+        raise ValueError(f"not a code of this space: layers {list(kept)} are no subset that its depths allow")
+    arch = space.build(hidden_size, kept)
+    if whole != encode(space, arch).tolist():
+        raise ValueError("not a code of this space: what is skipped or not used must be zero")
+    return arch
 
 
 def features(space: SearchSpace, arch: Architecture) -> np.ndarray:
-    """Real sizes for a regression, `[1 + layers * dimensions]` float64 in [0, 1]; a skip is 0."""
+    """Real numbers for a regression, `[1 + layers * columns]` float64 in [0, 1]; a skip is all zeros.
+
+    Columns of a layer: every size that has choices over its greatest (0 where it is not used), then one for each
+    kind of `weights` and `mixer` that the space offers, where it offers more than one.
+    """
+    sizes = [name for name in SIZES if space.dimension(name).choices != (1,)]
+    kinds = [(name, kind) for name in KINDS for kind in space.dimension(name).choices]
+    kinds = [(name, kind) for name, kind in kinds if len(space.dimension(name).choices) > 1]
     row = [arch.hidden_size / max(space.hidden_size)]
     for layer in arch.layers:
-        row += [getattr(layer, name) / max(space.dimension(name).choices) if layer else 0.0 for name in DIMENSIONS]
+        row += [
+            getattr(layer, name) / space.dimension(name).choices[-1] if layer and layer.uses(name) else 0.0
+            for name in sizes
+        ]
+        row += [float(layer is not None and getattr(layer, name) == kind) for name, kind in kinds]
     return np.array(row)

@@ -5,24 +5,37 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 import numpy as np
 from pydantic import BaseModel as Model
-from pydantic import BeforeValidator, ConfigDict, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from llmnas.errors import UserError, explain
 from llmnas.files import read_yaml
-from llmnas.space.architecture import DIMENSIONS, Architecture, BaseModel, LayerSpec
+from llmnas.space.architecture import (
+    DIMENSIONS,
+    KINDS,
+    Architecture,
+    BaseModel,
+    LayerKinds,
+    LayerSpec,
+    Mixer,
+    Weights,
+)
+from llmnas.space.count import count_fillings
 
 DepthPolicy = Literal["any", "keep_ends", "even"]
+Size = Annotated[int, Field(gt=0, strict=True)]
+T = TypeVar("T", int, Weights, Mixer)
 
 
 def _one_list(value: Any) -> Any:
     """Let YAML say `32` for `[32]`."""
-    return [value] if isinstance(value, int) and not isinstance(value, bool) else value
+    return [value] if isinstance(value, int | str) else value
 
 
 def _as_mapping(value: Any) -> Any:
@@ -31,25 +44,38 @@ def _as_mapping(value: Any) -> Any:
     return {"choices": value} if isinstance(value, list | tuple) else value
 
 
-def _sorted_distinct(sizes: tuple[int, ...]) -> tuple[int, ...]:
-    if not sizes:
-        raise ValueError("no choices; give at least one positive integer")
-    if len(set(sizes)) != len(sizes):
-        raise ValueError(f"choices must be distinct, got {list(sizes)}")
-    return tuple(sorted(sizes))
+def _sorted_distinct(choices: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not choices:
+        raise ValueError("no choices; give at least one positive integer (or kind)")
+    if len(set(choices)) != len(choices):
+        raise ValueError(f"choices must be distinct, got {list(choices)}")
+    order = [kind for kinds in KINDS.values() for kind in kinds]
+    return tuple(sorted(choices, key=lambda choice: order.index(choice) if isinstance(choice, str) else choice))
+
+
+def _no_truth_for_a_number(value: Any) -> Any:
+    """YAML's `yes` is True, which pydantic would take for the number 1."""
+    if isinstance(value, dict):
+        for name in ("vocab_size", "max_seq", "rope_theta", "rope_dim", "norm_eps"):
+            if isinstance(value.get(name), bool):
+                raise ValueError(f"{name} must be a number, got {value[name]}")
+    return value
 
 
 class _Strict(Model):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Choice(_Strict):
-    """The sizes one dimension may take; per layer, or one size shared by all layers."""
+class Choice(_Strict, Generic[T]):
+    """The values one dimension may take, ascending; per layer, or one value shared by all layers."""
 
-    choices: tuple[PositiveInt, ...]
+    choices: tuple[T, ...]
     per_layer: bool = False
 
     _check = field_validator("choices")(_sorted_distinct)
+
+
+SizeChoice = Annotated[Choice[Size], BeforeValidator(_as_mapping)]
 
 
 class Depth(_Strict):
@@ -59,7 +85,7 @@ class Depth(_Strict):
     `even`: one evenly spaced subset for each depth.
     """
 
-    choices: tuple[PositiveInt, ...]
+    choices: tuple[Size, ...]
     policy: DepthPolicy = "any"
 
     _check = field_validator("choices")(_sorted_distinct)
@@ -79,20 +105,24 @@ class SearchSpace(_Strict):
     either one choice for the whole network or one for each layer.
     """
 
-    base: BaseModel
-    layers: PositiveInt
-    hidden_size: Annotated[tuple[PositiveInt, ...], BeforeValidator(_one_list)]
+    base: Annotated[BaseModel, BeforeValidator(_no_truth_for_a_number)]
+    layers: Size
+    hidden_size: Annotated[tuple[Size, ...], BeforeValidator(_one_list)]
     depth: Annotated[Depth, BeforeValidator(_as_mapping)]
-    kv_heads: Annotated[Choice, BeforeValidator(_as_mapping)]
-    queries_per_group: Annotated[Choice, BeforeValidator(_as_mapping)]
-    head_dim: Annotated[Choice, BeforeValidator(_as_mapping)]
-    ffn_size: Annotated[Choice, BeforeValidator(_as_mapping)]
+    kv_heads: SizeChoice
+    queries_per_group: SizeChoice
+    head_dim: SizeChoice
+    ffn_size: SizeChoice
+    weights: Annotated[Choice[Weights], BeforeValidator(_as_mapping)] = Choice[Weights](choices=("dense",))
+    mixer: Annotated[Choice[Mixer], BeforeValidator(_as_mapping)] = Choice[Mixer](choices=("attention",))
+    experts: SizeChoice = Choice[Size](choices=(1,))
+    top_k: SizeChoice = Choice[Size](choices=(1,))
 
     _check_hidden = field_validator("hidden_size")(_sorted_distinct)
 
     @field_validator("head_dim")
     @classmethod
-    def _even_head_dim(cls, value: Choice) -> Choice:
+    def _even_head_dim(cls, value: Choice[int]) -> Choice[int]:
         odd = [size for size in value.choices if size % 2]
         if odd:
             raise ValueError(f"RoPE rotates pairs of channels, so head_dim must be even, got {odd}")
@@ -109,6 +139,24 @@ class SearchSpace(_Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _experts_fit(self) -> Self:
+        several = [experts for experts in self.experts.choices if experts > 1]
+        wrong = [k for k in self.top_k.choices if k > min(several, default=1)]
+        if wrong:
+            raise ValueError(
+                f"top_k.choices must be at most the least number of experts above 1 "
+                f"(experts: {list(self.experts.choices)}), got {wrong}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rope_reaches(self) -> Self:
+        widest = max(self.head_dim.choices)
+        if self.base.rope_dim is not None and self.base.rope_dim < widest:
+            raise ValueError(f"base.rope_dim = {self.base.rope_dim} must be at least the largest head_dim, {widest}")
+        return self
+
     @classmethod
     def from_dict(cls, value: dict[str, Any], where: str = "space") -> SearchSpace:
         """Build from plain values; a wrong one is a `UserError` that begins with `where`."""
@@ -123,10 +171,9 @@ class SearchSpace(_Strict):
         value = read_yaml(Path(path))
         return cls.from_dict(value.get("space", value), str(path))
 
-    def dimension(self, name: str) -> Choice:
+    def dimension(self, name: str) -> Choice[Any]:
         """The choices of one dimension of `LayerSpec`, by its name."""
-        choice = getattr(self, name)
-        assert isinstance(choice, Choice)
+        choice: Choice[Any] = getattr(self, name)
         return choice
 
     @cached_property
@@ -139,10 +186,10 @@ class SearchSpace(_Strict):
         """Dimensions that every layer chooses for itself."""
         return tuple(name for name in DIMENSIONS if self.dimension(name).per_layer)
 
-    def settings(self, names: tuple[str, ...]) -> Iterator[dict[str, int]]:
-        """Every combination of sizes of the named dimensions, in lexicographic order."""
-        for sizes in itertools.product(*(self.dimension(name).choices for name in names)):
-            yield dict(zip(names, sizes, strict=True))
+    def settings(self, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+        """Every combination of values of the named dimensions, in lexicographic order."""
+        for values in itertools.product(*(self.dimension(name).choices for name in names)):
+            yield dict(zip(names, values, strict=True))
 
     def subsets(self, depth: int) -> int:
         """How many sets of kept layers have this depth."""
@@ -173,10 +220,13 @@ class SearchSpace(_Strict):
 
     def size(self) -> int:
         """The exact number of different architectures."""
-        shared = math.prod(len(self.dimension(name).choices) for name in self.shared_dimensions)
-        layer = math.prod(len(self.dimension(name).choices) for name in self.layer_dimensions)
-        depths = sum(self.subsets(depth) * layer**depth for depth in self.depth.choices)
-        return int(len(self.hidden_size) * shared * depths)
+        shared = [(name, len(self.dimension(name).choices)) for name in self.shared_dimensions]
+        total = Fraction(0)
+        for setting in self.settings(self.shared_dimensions):
+            options = {LayerSpec(**setting, **own) for own in self.settings(self.layer_dimensions)}
+            for depth in self.depth.choices:
+                total += self.subsets(depth) * count_fillings(options, depth, shared)
+        return int(len(self.hidden_size) * total)
 
     def contains(self, arch: Architecture) -> bool:
         """Whether the architecture is one of this space."""
@@ -184,49 +234,61 @@ class SearchSpace(_Strict):
             return False
         if not self.allows(tuple(i for i, _ in arch.kept)):
             return False
-        specs = [spec for _, spec in arch.kept]
-        if any(getattr(spec, name) not in self.dimension(name).choices for spec in specs for name in DIMENSIONS):
-            return False
-        return all(len({getattr(spec, name) for spec in specs}) == 1 for name in self.shared_dimensions)
+        for name in DIMENSIONS:
+            values = [getattr(spec, name) for _, spec in arch.kept if spec.uses(name)]
+            if any(value not in self.dimension(name).choices for value in values):
+                return False
+            if name in self.shared_dimensions and len(set(values)) > 1:
+                return False
+        return True
 
     def sample(self, rng: np.random.Generator) -> Architecture:
         """One architecture; every decision (hidden size, depth, subset, sizes) is uniform."""
         hidden_size = int(rng.choice(self.hidden_size))
-        shared = {name: int(rng.choice(self.dimension(name).choices)) for name in self.shared_dimensions}
+        shared = {name: self.draw(name, rng) for name in self.shared_dimensions}
         kept = self.sample_subset(int(rng.choice(self.depth.choices)), rng)
         return self.build(hidden_size, {i: self.sample_layer(shared, rng) for i in kept})
 
-    def sample_layer(self, shared: dict[str, int], rng: np.random.Generator) -> LayerSpec:
-        """A layer with the shared sizes given and its own drawn uniformly."""
-        own = {name: int(rng.choice(self.dimension(name).choices)) for name in self.layer_dimensions}
-        return LayerSpec(**shared, **own)
+    def draw(self, name: str, rng: np.random.Generator) -> Any:
+        """One value of a dimension, uniform."""
+        choices = self.dimension(name).choices
+        return choices[rng.integers(len(choices))]
+
+    def sample_layer(self, shared: dict[str, Any], rng: np.random.Generator) -> LayerSpec:
+        """A layer with the shared values given and its own drawn uniformly."""
+        return LayerSpec(**shared, **{name: self.draw(name, rng) for name in self.layer_dimensions})
 
     def build(self, hidden_size: int, kept: dict[int, LayerSpec]) -> Architecture:
         """The architecture that keeps these layers and skips the others."""
         return Architecture(hidden_size, tuple(kept.get(i) for i in range(self.layers)))
 
-    def _extreme(self, pick: Callable[[tuple[int, ...]], int]) -> Architecture:
+    def _extreme(self, pick: Callable[[tuple[Any, ...]], Any]) -> Architecture:
         spec = LayerSpec(**{name: pick(self.dimension(name).choices) for name in DIMENSIONS})
         kept = even_subset(self.layers, pick(self.depth.choices))
         return self.build(pick(self.hidden_size), dict.fromkeys(kept, spec))
 
     def smallest(self) -> Architecture:
-        """Every size at its least; the kept layers evenly spaced."""
-        return self._extreme(min)
+        """Every choice at its first: the least sizes, the cheapest kinds; the kept layers evenly spaced."""
+        return self._extreme(lambda choices: choices[0])
 
     def largest(self) -> Architecture:
-        """Every size at its greatest."""
-        return self._extreme(max)
+        """Every choice at its last: the greatest sizes, the most expressive kinds."""
+        return self._extreme(lambda choices: choices[-1])
 
     def middle(self) -> Architecture:
-        """Every size at the middle of its choices."""
+        """Every choice at the middle."""
         return self._extreme(lambda choices: choices[len(choices) // 2])
 
     @property
     def envelope(self) -> Architecture:
         """The sizes of the weights that hold every architecture: all layers at their greatest."""
-        spec = LayerSpec(**{name: max(self.dimension(name).choices) for name in DIMENSIONS})
-        return Architecture(max(self.hidden_size), (spec,) * self.layers)
+        spec = LayerSpec(**{name: self.dimension(name).choices[-1] for name in DIMENSIONS})
+        return Architecture(self.hidden_size[-1], (spec,) * self.layers)
+
+    @property
+    def kinds(self) -> tuple[LayerKinds, ...]:
+        """The kinds that each layer's weights must serve."""
+        return (LayerKinds(self.weights.choices, self.mixer.choices),) * self.layers
 
     def require(self, arch: Architecture) -> Architecture:
         """The architecture itself, or a `UserError` when it is not of this space."""

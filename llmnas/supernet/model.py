@@ -13,7 +13,7 @@ from llmnas.nn.block import Block
 from llmnas.nn.loss import Losses, Teacher, losses
 from llmnas.nn.norm import rms_norm
 from llmnas.nn.rope import frequencies, rotations
-from llmnas.space.architecture import Architecture, Shape
+from llmnas.space.architecture import Architecture, Shape, require_fit
 from llmnas.supernet.init import initialise
 
 
@@ -30,6 +30,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.base = space.base
         self.envelope = space.envelope
+        self.kinds = space.kinds
         vocab_size, hidden_size = self.base.vocab_size, self.envelope.hidden_size
         self.rope_dim = self.base.rope_dim or max(spec.head_dim for _, spec in self.envelope.kept)
         self.embedding = nn.Parameter(torch.empty(vocab_size, hidden_size))
@@ -75,7 +76,12 @@ class Transformer(nn.Module):
         return (self.embedding if self.head is None else self.head)[:, : arch.hidden_size]
 
     def hidden_states(self, tokens: Tensor, arch: Architecture, documents: Tensor | None = None) -> Tensor:
-        """[batch, seq] int64 -> [batch, seq, hidden], after the final norm."""
+        """[batch, seq] int64 -> [batch, seq, hidden], after the final norm.
+
+        Raises:
+            ValueError: the weights cannot serve the architecture.
+        """
+        require_fit(self, arch)
         x = F.embedding(tokens, self.embedding[:, : arch.hidden_size])
         freqs = frequencies(self.rope_dim, self.base.rope_theta, self.base.rope_order)
         rotation = rotations(freqs, tokens.shape[1], tokens.device)

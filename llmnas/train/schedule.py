@@ -11,7 +11,7 @@ def learning_rate(step: int, settings: TrainSettings) -> float:
     """Linear warm-up to the peak, then a cosine that would reach `lr_floor * lr` one step after the last."""
     warmup = max(1, round(settings.warmup * settings.steps))
     if step < warmup:
-        return settings.lr * (step + 1) / warmup
+        return settings.lr * ((step + 1) / warmup)
     done = (step - warmup) / max(1, settings.steps - warmup)
     floor = settings.lr_floor
     return settings.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))

@@ -15,6 +15,7 @@ from scipy.stats import chisquare, ks_2samp
 from strategies import brute_size, members_with_probability, spaces
 
 from llmnas.cost import COSTS, Budget, BudgetSampler, Workload, bands, costs, count_params, sample
+from llmnas.cost.tables import reachable
 from llmnas.errors import UserError
 from llmnas.space import SearchSpace
 
@@ -222,6 +223,34 @@ def test_a_rare_value_in_the_middle_is_not_called_impossible():
     assert 1e-6 < sum(p * half[layers - value] for value, p in half.items() if layers - value in half) < 2e-6
     found = BudgetSampler(space, Budget(min_params=target, max_params=target)).sample(seeded())
     assert params_of([found], space.base) == [target]
+
+
+@given(spaces(max_layers=2, kinds=True))
+@settings(max_examples=40)
+def test_extremes_of_every_kind_of_layer_are_those_of_the_members(space):
+    assume(brute_size(space) <= 3000)
+    workload = Workload(batch=2, context=8)
+    members = [costs(arch, space.base, workload) for arch in members_with_probability(space)]
+    for name in COSTS:
+        found = [member[name] for member in members]
+        assert reachable(space, name, workload) == (min(found), max(found))
+
+
+@given(spaces(max_layers=2, kinds=True), st.sampled_from(COSTS), st.sampled_from([0.2, 0.5, 0.8]), st.booleans())
+@settings(max_examples=25)
+def test_members_of_every_kind_of_layer_have_their_probability(space, name, quantile, below):
+    assume(brute_size(space) <= 2000)
+    workload = Workload(batch=2, context=8)
+    members = members_with_probability(space)
+    limit = float(np.quantile([costs(arch, space.base, workload)[name] for arch in members], quantile))
+    budget = Budget(**{f"{'max' if below else 'min'}_{name}": limit}, workload=workload)
+    inside = {arch: p for arch, p in members.items() if budget.admits(space.base, arch)}
+    draws = 2000
+    counts = Counter(BudgetSampler(space, budget).sample_many(seeded(), draws))
+    assert set(counts) <= set(inside)
+    mass = sum(inside.values())
+    if max(inside.values()) < 0.9 * mass:
+        assert goodness(counts, {arch: p / mass for arch, p in inside.items()}, draws) > 1e-6
 
 
 def test_flops_and_params_against_each_other():

@@ -31,7 +31,7 @@ def test_the_id_does_not_depend_on_the_process():
     assert result.stdout.strip() == ARCH.id
 
 
-@given(spaces_with_members(members=2))
+@given(spaces_with_members(members=2) | spaces_with_members(members=2, kinds=True))
 def test_text_comes_back_and_tells_architectures_apart(case):
     _, a, b = case
     assert Architecture.from_json(a.to_json()) == a
@@ -63,6 +63,29 @@ def test_sizes_that_are_not_positive_integers_are_refused(size):
         sizes[position] = size
         with pytest.raises(ValueError, match="positive integer"):
             Architecture(8, (A, LayerSpec(*sizes)))
+
+
+def test_what_a_layer_does_not_use_makes_no_difference():
+    plain = LayerSpec(1, 1, 2, 16, mixer="none")
+    assert LayerSpec(4, 2, 8, 16, mixer="none") == plain
+    assert LayerSpec(4, 2, 8, 16, experts=1, top_k=3) == LayerSpec(4, 2, 8, 16)
+    assert LayerSpec(4, 2, 8, 16, mixer="mlgru") != LayerSpec(4, 1, 8, 16, mixer="mlgru")
+    assert '"mixer":"none"' in Architecture(8, (plain,)).to_json()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"weights": "int4"}, "layer 1: weights must be one of binary, ternary, dense, got 'int4'"),
+        ({"mixer": 3}, "layer 1: mixer must be one of none, mlgru, attention, got 3"),
+        ({"experts": 2, "top_k": 3}, "layer 1: top_k = 3 is more than its 2 experts"),
+        ({"experts": 0}, "positive integer"),
+        ({"experts": 2, "top_k": True}, "positive integer"),
+    ],
+)
+def test_impossible_layers_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Architecture(8, (A, LayerSpec(2, 2, 4, 8, **wrong)))
 
 
 @pytest.mark.parametrize("layers", [(), (None,), (None, None)])

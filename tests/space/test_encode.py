@@ -8,10 +8,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from strategies import brute_size, members_with_probability, spaces, spaces_with_members
 
-from llmnas.space import DIMENSIONS, SearchSpace, cardinalities, decode, encode, features
+from llmnas.space import KINDS, SIZES, SearchSpace, cardinalities, decode, encode, features
 
 
-@given(spaces_with_members(max_layers=6, most_choices=3))
+@given(spaces_with_members(max_layers=6, most_choices=3) | spaces_with_members(kinds=True))
 def test_a_code_comes_back(case):
     space, arch = case
     code = encode(space, arch)
@@ -23,7 +23,7 @@ def test_a_code_comes_back(case):
     assert decode(space, code.tolist()) == arch
 
 
-@given(spaces(max_layers=3))
+@given(spaces(max_layers=3) | spaces(max_layers=2, kinds=True))
 @settings(max_examples=30)
 def test_codes_tell_all_members_apart(space):
     assume(brute_size(space) <= 3000)
@@ -78,16 +78,26 @@ def test_whatever_decodes_is_a_member_or_refused(policy):
     assert decoded == set(members_with_probability(space))
 
 
-@given(spaces_with_members(max_layers=5))
-def test_features_are_sizes_over_the_largest(case):
+@given(spaces_with_members(max_layers=5) | spaces_with_members(kinds=True))
+def test_features_are_sizes_over_the_largest_and_kinds(case):
     space, arch = case
     row = features(space, arch)
+    sizes = [name for name in SIZES if space.dimension(name).choices != (1,)]
+    kinds = [
+        (name, k) for name in KINDS for k in space.dimension(name).choices if len(space.dimension(name).choices) > 1
+    ]
     assert row.dtype == np.float64
-    assert row.shape == (1 + space.layers * len(DIMENSIONS),)
+    assert row.shape == (1 + space.layers * (len(sizes) + len(kinds)),)
     assert row[0] == arch.hidden_size / max(space.hidden_size)
-    table = row[1:].reshape(space.layers, len(DIMENSIONS))
-    for layer, sizes in zip(arch.layers, table, strict=True):
-        largest = [max(getattr(space, name).choices) for name in DIMENSIONS]
-        expected = [0.0] * 4 if layer is None else [getattr(layer, name) for name in DIMENSIONS]
-        assert np.allclose(sizes * largest, expected)
-    assert (features(space, space.envelope) == 1).all()
+    table = row[1:].reshape(space.layers, len(sizes) + len(kinds))
+    for layer, values in zip(arch.layers, table, strict=True):
+        largest = [max(space.dimension(name).choices) for name in sizes]
+        expected = [getattr(layer, name) if layer and layer.uses(name) else 0 for name in sizes]
+        assert np.allclose(values[: len(sizes)] * largest, expected)
+        assert values[len(sizes) :].tolist() == [float(bool(layer) and getattr(layer, name) == k) for name, k in kinds]
+
+
+@given(spaces_with_members(members=2, max_layers=5) | spaces_with_members(members=2, kinds=True))
+def test_features_tell_architectures_apart(case):
+    space, a, b = case
+    assert (a == b) == np.array_equal(features(space, a), features(space, b))

@@ -63,7 +63,18 @@ def test_a_child_takes_every_decision_from_a_parent(case, seed):
             assert getattr(spec, name) in {getattr(source, name) for source in sources}
 
 
-@given(spaces_with_members(max_layers=5), SEEDS)
+@given(spaces_with_members(members=2, kinds=True), SEEDS)
+@settings(max_examples=200)
+def test_operators_are_closed_over_spaces_of_every_kind_of_layer(case, seed):
+    space, a, b = case
+    rng = np.random.default_rng(seed)
+    child, mixed = mutate(space, a, rng), crossover(space, a, b, rng)
+    assert space.contains(child)
+    assert space.contains(mixed)
+    assert (child == a) == (space.size() == 1)
+
+
+@given(spaces_with_members(max_layers=5) | spaces_with_members(kinds=True), SEEDS)
 def test_the_child_of_equal_parents_is_the_parent(case, seed):
     space, arch = case
     assert crossover(space, arch, arch, np.random.default_rng(seed)) == arch
@@ -116,7 +127,7 @@ def reachable(space, start, tries=400):
     return found
 
 
-@given(spaces(max_layers=3))
+@given(spaces(max_layers=3) | spaces(max_layers=2, kinds=True))
 @settings(max_examples=15)
 def test_mutation_reaches_the_whole_of_a_small_space(space):
     assume(brute_size(space) <= 1500)

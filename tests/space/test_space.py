@@ -27,7 +27,7 @@ GOOD = {
 }
 
 
-@given(spaces(max_layers=3))
+@given(spaces(max_layers=3) | spaces(max_layers=2, kinds=True))
 @settings(max_examples=60)
 def test_size_and_membership_equal_brute_force(space):
     assume(brute_size(space) <= 20_000)
@@ -35,6 +35,20 @@ def test_size_and_membership_equal_brute_force(space):
     assert space.size() == len(members)
     assert all(space.contains(arch) for arch in members)
     assert math.isclose(sum(members.values()), 1)
+
+
+def test_kinds_and_experts_are_counted_by_hand():
+    """Two shared head counts; a layer: no mixer (heads do not matter) or attention, dense or 4 experts with k of 2."""
+    space = SearchSpace.from_dict(
+        {
+            **GOOD, "layers": 2, "hidden_size": 8, "depth": 2, "head_dim": 4, "ffn_size": 8,
+            "mixer": {"choices": ["attention", "none"], "per_layer": True},
+            "experts": {"choices": [1, 4], "per_layer": True}, "top_k": {"choices": [1, 2], "per_layer": True},
+        }
+    )  # fmt: skip
+    # one setting of the heads: 6 layers, 36 pairs; the 9 pairs without attention are the same under both settings
+    assert space.size() == 2 * 36 - 9
+    assert [a.kept[0][1].mixer for a in (space.smallest(), space.largest())] == ["none", "attention"]
 
 
 @pytest.mark.parametrize("policy", ["any", "keep_ends", "even"])
@@ -54,7 +68,7 @@ def test_size_is_exact_where_floats_are_not():
     assert space.size() == 2 * 2 * (40 * 22**39 + 22**40)
 
 
-@given(spaces_with_members(max_layers=6))
+@given(spaces_with_members(max_layers=6) | spaces_with_members(max_layers=6, kinds=True))
 def test_samples_and_extremes_are_members(case):
     space, arch = case
     assert all(space.contains(a) for a in (arch, space.smallest(), space.middle(), space.largest()))
@@ -171,6 +185,10 @@ BAD = {
     "negative vocabulary": ({"base": {"vocab_size": -1}}, r"base.*vocab_size must be positive, got -1"),
     "rope order": ({"base": {"vocab_size": 9, "rope_order": "odd"}}, r"base.rope_order.*'leading' or 'spread'"),
     "rope_dim below head_dim": ({"base": {"vocab_size": 9, "rope_dim": 4}}, r"rope_dim.*8"),
+    "k above experts": ({"experts": [1, 2, 4], "top_k": [1, 3]}, r"top_k.*\[1, 2, 4\].*\[3\]"),
+    "k without experts": ({"top_k": 2}, r"top_k.*\[1\].*\[2\]"),
+    "unknown weights": ({"weights": ["dense", "quaternary"]}, r"weights.*'binary', 'ternary' or 'dense'"),
+    "unknown mixer": ({"mixer": "mamba"}, r"mixer.*'none', 'mlgru' or 'attention'"),
     "per_layer": ({"ffn_size": {"choices": [8], "per_layer": "maybe"}}, r"ffn_size.per_layer.*boolean.*maybe"),
 }
 
