@@ -60,13 +60,18 @@ class RetrainConfig(_Strict):
 
 
 class CorrelateConfig(_Strict):
-    """K architectures within `band` (relative) around `params`, trained stand-alone."""
+    """K architectures within `band` (relative) around `params`, trained stand-alone.
+
+    `adapt` (overrides of `train`, for instance a few steps): also score every architecture by its loss
+    after training it alone for that long from the supernet's weights, which undoes what sharing spoiled.
+    """
 
     architectures: PositiveInt = 24
     params: PositiveInt | None = None
     band: float = Field(0.1, gt=0, lt=1)
     train: dict[str, Any] = {}
     seeds: PositiveInt = 1
+    adapt: dict[str, Any] = {}
 
 
 class TrackingConfig(_Strict):
@@ -98,6 +103,7 @@ class Config(_Strict):
             )
         self.stage_settings("retrain", self.retrain.train)
         self.stage_settings("correlate", self.correlate.train)
+        self.stage_settings("correlate", {**self.correlate.train, **self.correlate.adapt})
         return self
 
     def stage_settings(self, stage: str, overrides: dict[str, Any]) -> TrainSettings:

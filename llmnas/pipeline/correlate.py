@@ -35,6 +35,19 @@ def band_architectures(context: Context) -> list[Architecture]:
     return different
 
 
+def adapted_runs(context: Context, archs: list[Architecture]) -> list[dict[str, Any]]:
+    """Every architecture trained for a moment from the supernet's weights; empty where `adapt` is."""
+    config = context.config
+    if not config.correlate.adapt:
+        return []
+    settings = config.stage_settings("correlate", {**config.correlate.train, **config.correlate.adapt})
+    found = []
+    for i, arch in enumerate(archs):
+        folder = context.run.stand_alone("correlate", f"{arch.id}-adapted", 0)
+        found.append(train_alone(context, arch, settings, 0, folder, f"adapt {i + 1}/{len(archs)}", inherit=True))
+    return found
+
+
 def correlate(context: Context) -> dict[str, Any]:
     """Write `correlate/result.json`: tau of the supernet's ranking beside what parameter counts alone give.
 
@@ -48,6 +61,7 @@ def correlate(context: Context) -> dict[str, Any]:
     predicted = np.array([metrics["val_loss"] for metrics in evaluator(archs)])
     params = np.array([count_params(arch, config.space.base).total for arch in archs])
     settings = config.stage_settings("correlate", config.correlate.train)
+    adapted = adapted_runs(context, archs)
     runs = [
         [
             train_alone(
@@ -64,17 +78,21 @@ def correlate(context: Context) -> dict[str, Any]:
         "supernet": rank_agreement(predicted, truth),
         "params_only": rank_agreement(-params, truth),
     }
+    if adapted:
+        taus["supernet_adapted"] = rank_agreement(np.array([result["val_loss"] for result in adapted]), truth)
     if config.correlate.seeds > 1:
         taus["seed_to_seed"] = rank_agreement(actual[0], actual[1])
     result = {
         "architectures": [arch.to_dict() for arch in archs],
         "supernet_loss": predicted.tolist(),
+        "adapted_loss": [result["val_loss"] for result in adapted],
         "stand_alone_loss": actual.tolist(),
         "params": params.tolist(),
         "agreement": {name: agreement._asdict() for name, agreement in taus.items()},
         "cpu_seconds": {
             "supernet": run.recorded("train").get("cpu_seconds"),
             "search": run.recorded("search").get("cpu_seconds"),
+            "adapt": [result["cpu_seconds"] for result in adapted],
             "stand_alone": [result["cpu_seconds"] for row in runs for result in row],
         },
     }

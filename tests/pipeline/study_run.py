@@ -25,7 +25,14 @@ VALUES = {
     "budget": {"min_params": 8000, "max_params": 14000},
     "train": {"steps": 4, "batch_size": 2, "seq_len": 16, "threads": 1, "sampler": {"anchor_every": 0}},
     "search": {"strategy": "evolution", "objectives": {"val_loss": "min"}, "evaluations": 6, "windows": 8, "sample": 4},
-    "correlate": {"architectures": 3, "params": 11000, "band": 0.2, "seeds": 2, "train": {"steps": 2}},
+    "correlate": {
+        "architectures": 3,
+        "params": 11000,
+        "band": 0.2,
+        "seeds": 2,
+        "train": {"steps": 2},
+        "adapt": {"steps": 1},
+    },
     "retrain": {
         "train": {"steps": 3},
         "seeds": 2,

@@ -124,6 +124,7 @@ def test_correlation_compares_the_cost_and_outlives_another_supernet(done, tmp_p
     cost = first["cpu_seconds"]
     assert cost["supernet"] == context.run.recorded("train")["cpu_seconds"]
     assert len(cost["stand_alone"]) == 3 * 2
+    assert len(cost["adapt"]) == 3
     assert min(cost["stand_alone"]) > 0
     assert "stand-alone trainings" in correlation_table(first).note
 
@@ -134,13 +135,23 @@ def test_correlation_compares_the_cost_and_outlives_another_supernet(done, tmp_p
     (other.run.path / "correlate").symlink_to(context.run.path / "correlate")
     (other.run.path / "data").symlink_to(context.run.path / "data")
     (other.run.path / "supernet").symlink_to(context.run.path / "supernet")
-    stored = {path: path.stat().st_mtime_ns for path in context.run.path.glob("correlate/*/result.json")}
+    stored = {path: path.stat().st_mtime_ns for path in context.run.path.glob("correlate/*-seed[01]/result.json")}
+    stored = {path: time for path, time in stored.items() if "adapted" not in path.parent.name}
     assert correlate(other)["stand_alone_loss"] == first["stand_alone_loss"]
     assert {path: path.stat().st_mtime_ns for path in stored} == stored
 
     # other validation windows are another measurement
     values["search"]["windows"] = 4
     assert correlate(opened(tmp_path / "other", values))["stand_alone_loss"] != first["stand_alone_loss"]
+
+
+def test_adapted_networks_start_from_the_supernet(done):
+    """One step at a vanishing learning rate leaves the supernet's own loss."""
+    context, _ = done
+    still = context.config.correlate.model_copy(update={"adapt": {"steps": 1, "lr": 1e-9}})
+    result = correlate(replace(context, config=context.config.model_copy(update={"correlate": still})))
+    assert result["adapted_loss"] == pytest.approx(result["supernet_loss"], abs=1e-4)
+    assert result["agreement"]["supernet_adapted"] == result["agreement"]["supernet"]
 
 
 def test_verdict_says_what_the_interval_allows():
