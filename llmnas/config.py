@@ -7,7 +7,16 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel as Model
-from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from llmnas.cost import Budget
 from llmnas.errors import UserError, explain
@@ -49,26 +58,36 @@ class SearchConfig(_Strict):
 
 
 class RetrainConfig(_Strict):
-    """Stand-alone training of the found architecture and of hand-designed ones of equal size.
+    """Stand-alone training of the found architecture and of others of equal size.
 
     `train` overrides keys of the run's `train` section; `inherit` starts the found one from the
-    supernet's weights instead of from scratch.
+    supernet's weights instead of from scratch. `lr_grid`: peak learning rates that every network
+    tries on one seed outside of the comparison; its best one goes to the paired `seeds`.
+    `random_baseline`: random search that trains for real: so many architectures of the found size
+    are drawn and trained alone on that same seed, and the best joins the comparison.
     """
 
     train: dict[str, Any] = {}
     seeds: PositiveInt = 3
     hand_designed: tuple[Literal["smollm2", "qwen3", "llama3"], ...] = ("smollm2",)
+    lr_grid: tuple[PositiveFloat, ...] = ()
+    random_baseline: NonNegativeInt = 0
     inherit: bool = False
 
 
 class CorrelateConfig(_Strict):
-    """K architectures within `band` (relative) around `params`, trained stand-alone."""
+    """K architectures within `band` (relative) around `params`, trained stand-alone.
+
+    `adapt` (overrides of `train`, for instance a few steps): also score every architecture by its loss
+    after training it alone for that long from the supernet's weights, which undoes what sharing spoiled.
+    """
 
     architectures: PositiveInt = 24
     params: PositiveInt | None = None
     band: float = Field(0.1, gt=0, lt=1)
     train: dict[str, Any] = {}
     seeds: PositiveInt = 1
+    adapt: dict[str, Any] = {}
 
 
 class HardwareConfig(_Strict):
@@ -148,6 +167,7 @@ class Config(_Strict):
             raise ValueError(f"hardware: no objective or constraint needs it ({', '.join(HARDWARE_METRICS)})")
         self.stage_settings("retrain", self.retrain.train)
         self.stage_settings("correlate", self.correlate.train)
+        self.stage_settings("correlate", {**self.correlate.train, **self.correlate.adapt})
         return self
 
     def stage_settings(self, stage: str, overrides: dict[str, Any]) -> TrainSettings:

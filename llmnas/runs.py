@@ -123,6 +123,12 @@ class RunFolder:
                 f"{self.path}: cannot write there ({error.strerror}); choose a --run-dir that can be written"
             ) from None
 
+    def recorded(self, stage: str) -> dict[str, Any]:
+        """What `record` noted of a stage; empty where it has not ended yet."""
+        manifest = read_json(self.manifest) if self.manifest.exists() else {"stages": {}}
+        found: dict[str, Any] = manifest["stages"].get(stage, {})
+        return found
+
     def record(self, stage: str, **facts: Any) -> None:
         """Note in the manifest that a stage is done."""
         manifest = read_json(self.manifest) if self.manifest.exists() else {"stages": {}}

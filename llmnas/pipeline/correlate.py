@@ -60,6 +60,19 @@ def worth(scores: Mapping[str, np.ndarray], truth: np.ndarray, params: np.ndarra
     return found
 
 
+def adapted_runs(context: Context, archs: list[Architecture]) -> list[dict[str, Any]]:
+    """Every architecture trained for a moment from the supernet's weights; empty where `adapt` is."""
+    config = context.config
+    if not config.correlate.adapt:
+        return []
+    settings = config.stage_settings("correlate", {**config.correlate.train, **config.correlate.adapt})
+    found = []
+    for i, arch in enumerate(archs):
+        folder = context.run.stand_alone("correlate", f"{arch.id}-adapted", 0)
+        found.append(train_alone(context, arch, settings, 0, folder, f"adapt {i + 1}/{len(archs)}", inherit=True))
+    return found
+
+
 def correlate(context: Context) -> dict[str, Any]:
     """Write `correlate/result.json`: tau of the supernet's ranking beside what parameter counts alone give.
 
@@ -73,32 +86,41 @@ def correlate(context: Context) -> dict[str, Any]:
     predicted = np.array([metrics["val_loss"] for metrics in evaluator(archs)])
     params = np.array([count_params(arch, config.space.base).total for arch in archs])
     settings = config.stage_settings("correlate", config.correlate.train)
-    actual = np.array(
+    adapted = adapted_runs(context, archs)
+    runs = [
         [
-            [
-                train_alone(
-                    context, arch, settings, seed, run.stand_alone("correlate", arch.id, seed),
-                    f"correlate {i + 1}/{len(archs)}", inherit=False,
-                )["val_loss"]
-                for i, arch in enumerate(archs)
-            ]
-            for seed in range(config.correlate.seeds)
+            train_alone(
+                context, arch, settings, seed, run.stand_alone("correlate", arch.id, seed),
+                f"correlate {i + 1}/{len(archs)}", inherit=False,
+            )
+            for i, arch in enumerate(archs)
         ]
-    )  # fmt: skip
+        for seed in range(config.correlate.seeds)
+    ]  # fmt: skip
+    actual = np.array([[result["val_loss"] for result in row] for row in runs])
     truth = actual.mean(0)
     context_tokens = config.budget.workload.tokens(config.space.base)
     flops = np.array([prefill_flops_per_token(arch, config.space.base, context_tokens) for arch in archs])
     scores = {"supernet": predicted, "params_only": -params, "flops_only": -flops}
+    if adapted:
+        scores["supernet_adapted"] = np.array([result["val_loss"] for result in adapted])
     taus: dict[str, Agreement] = {name: rank_agreement(score, truth) for name, score in scores.items()}
     if config.correlate.seeds > 1:
         taus["seed_to_seed"] = rank_agreement(actual[0], actual[1])
     result = {
         "architectures": [arch.to_dict() for arch in archs],
         "supernet_loss": predicted.tolist(),
+        "adapted_loss": [result["val_loss"] for result in adapted],
         "stand_alone_loss": actual.tolist(),
         "params": params.tolist(),
         "agreement": {name: agreement._asdict() for name, agreement in taus.items()},
         **worth(scores, truth, params),
+        "cpu_seconds": {
+            "supernet": run.recorded("train").get("cpu_seconds"),
+            "search": run.recorded("search").get("cpu_seconds"),
+            "adapt": [result["cpu_seconds"] for result in adapted],
+            "stand_alone": [result["cpu_seconds"] for row in runs for result in row],
+        },
     }
     write_json(run.result("correlate"), result)
     correlation_png(run.result("correlate").with_name("correlation.png"), predicted, truth, params)

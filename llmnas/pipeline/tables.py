@@ -86,6 +86,11 @@ def correlation_table(result: dict[str, Any]) -> Table:
             *(f"{regret[name][k]['value']:.4f}" if k in regret.get(name, {}) else "" for k in ("1", "3", "5")),
         ))  # fmt: skip
     note = f"{len(result['params'])} networks, trained alone; 95 % bootstrap intervals."
+    spent = result.get("cpu_seconds", {})
+    parts = [f"{name} {spent[name]:,.0f}" for name in ("supernet", "search") if spent.get(name)]
+    if spent and None not in spent["stand_alone"]:
+        parts.append(f"the {len(spent['stand_alone'])} stand-alone trainings {sum(spent['stand_alone']):,.0f}")
+    note += f" CPU seconds: {', '.join(parts)}." if parts else ""
     if near:
         pairs = next(iter(near.values()))
         note += f" Like size: the {pairs['pairs']} pairs whose parameters differ by at most {pairs['width']:.0%}."

@@ -87,6 +87,32 @@ def comparison_png(path: Path, bands: Sequence[Band]) -> None:
     _save(figure, path)
 
 
+def study_png(path: Path, correlation: Mapping[str, Any], comparison: Mapping[str, Any]) -> None:
+    """Draw the results of `correlate` (loss alone over the supernet's loss) and of `retrain` (a dot a seed).
+
+    Vertical bars reach from the lowest to the highest seed of an architecture.
+    """
+    figure = Figure(figsize=(2 * _WIDTH, _HEIGHT), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    runs = correlation["stand_alone_loss"]  # [seeds, architectures]
+    mean = [sum(losses) / len(losses) for losses in zip(*runs, strict=True)]
+    low = [m - min(losses) for m, losses in zip(mean, zip(*runs, strict=True), strict=True)]
+    high = [max(losses) - m for m, losses in zip(mean, zip(*runs, strict=True), strict=True)]
+    tau = correlation["agreement"]["supernet"]["tau"]
+    left.errorbar(
+        correlation["supernet_loss"], mean, yerr=[low, high], fmt="o", markersize=4, linewidth=1, color=PALETTE[0],
+        label=f"{len(mean)} architectures, tau {tau:.2f}",
+    )  # fmt: skip
+    _finish(left, "loss with the supernet's weights (nats/token)", "loss trained alone (nats/token)")
+    for i, (name, rows) in enumerate(comparison["runs"].items()):
+        right.scatter(
+            [i] * len(rows), [r["perplexity"] for r in rows], s=22, color=VERMILION if name == "found" else GREY
+        )
+    right.set_xticks(range(len(comparison["runs"])), [_plain(name) for name in comparison["runs"]])
+    _finish(right, "network, one dot a seed", axis_label("perplexity"))
+    _save(figure, path)
+
+
 def _plain(text: str) -> str:
     """Text that matplotlib shows as it is: a dollar sign would begin a formula."""
     return text.replace("$", r"\$")
