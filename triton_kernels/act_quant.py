@@ -20,7 +20,8 @@ def round_even(v):  # type: ignore[no-untyped-def]
 @triton.jit
 def quantise_row(y):  # type: ignore[no-untyped-def]
     """A row of fp32 [BLOCK], zeros behind its end -> its int8 codes and scale."""
-    scale = tl.div_rn(127.0, tl.maximum(tl.max(tl.abs(y), 0), 1e-5))
+    # torch computes 127 / v as (1 / v) 127: the same two roundings here, so that the codes agree bit for bit
+    scale = tl.div_rn(1.0, tl.maximum(tl.max(tl.abs(y), 0), 1e-5)) * 127.0
     return round_even(y * scale).to(tl.int8), scale
 
 
