@@ -87,9 +87,9 @@ def unpack3(packed: Tensor, k: int) -> Tensor:
 
 
 def ternary_matmul(codes: Tensor, scale: Tensor, packed: Tensor, gamma: Tensor) -> Tensor:
-    """int8 codes [M, K], s [M], packed [N, K / 4] -> fp32 [M, N] = (codes T') gamma / s; the sum is exact."""
+    """int8 codes [M, K], s [M], packed [N, K / 4] -> fp32 [M, N] = (codes T') (gamma / s); the sum is exact."""
     total = (codes.double() @ unpack2(packed).double().T).float()
-    return total * gamma / scale[:, None]
+    return total * (gamma / scale)[:, None]
 
 
 def fake_quant(x: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ def ternary_gemv_kernel(  # type: ignore[no-untyped-def]
             plain = dot4(ones, x, plain, ASM)
     s = tl.load(scales + token, mask=token < m, other=1.0)
     exact = tl.sum(total, 2) - tl.sum(plain, 1)[:, None]
-    value = tl.div_rn(exact.to(tl.float32) * tl.load(gamma), tl.broadcast_to(s[:, None], [TOKENS, BLOCK_N]))
+    value = exact.to(tl.float32) * tl.div_rn(tl.broadcast_to(tl.load(gamma), [TOKENS]), s)[:, None]
     at = y + token.to(tl.int64)[:, None] * stride_y + out[None, :]
     tl.store(at, value.to(y.dtype.element_ty), mask=(token < m)[:, None] & (out < n)[None, :])
 

@@ -37,7 +37,7 @@ def ternary_gemm_kernel(  # type: ignore[no-untyped-def]
             t = ((w >> (2 * i)) & 3).to(tl.int8) - 1
             total = tl.dot(t, tl.trans(x), total, out_dtype=tl.int32)
     s = tl.load(scales + token, mask=token < m, other=1.0)
-    value = tl.div_rn(total.to(tl.float32) * tl.load(gamma), tl.broadcast_to(s[None, :], [BLOCK_N, BLOCK_M]))
+    value = total.to(tl.float32) * tl.div_rn(tl.broadcast_to(tl.load(gamma), [BLOCK_M]), s)[None, :]
     at = y + token.to(tl.int64)[None, :] * stride_y + out[:, None]
     tl.store(at, value.to(y.dtype.element_ty), mask=(out < n)[:, None] & (token < m)[None, :])
 

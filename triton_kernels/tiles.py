@@ -28,9 +28,11 @@ def ternary_gemm(m: int) -> Gemm:
 
 
 def ternary_gemv(n: int, words: int) -> tuple[int, int, int]:
-    """(outputs, 32-bit words of a row a step, warps) of the matrix-vector product."""
-    width = 64 if words <= 64 else 128 if words <= 128 else 256
-    return (16 if n >= 4096 else 4), width, 4
+    """(outputs, 32-bit words of a row a step, warps) of the matrix-vector product.
+
+    128 words are one 16-byte load of each thread of a warp: a warp owns whole rows and sums without shared memory.
+    """
+    return (16 if n >= 4096 else 4), (64 if words <= 64 else 128), 4
 
 
 def xnor_gemm() -> Gemm:
@@ -44,8 +46,8 @@ def grad_gemm() -> Gemm:
 
 
 def row_warps(block: int) -> int:
-    """Warps for a program that holds a row of `block` values: at most 64 values a thread."""
-    return max(4, min(16, block // 1024))
+    """Warps for a program that holds a row of `block` values: 16 values a thread, 32 in the widest rows."""
+    return max(4, min(32, block // 512))
 
 
 def scan(width: int) -> tuple[int, int, int]:
