@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-DIRECT_TOKENS = 32
+DIRECT_TOKENS = 16
 ROWS_A_BLOCK = 64
 EXACT_INPUTS = 1 << 17  # 127 x 2^17 < 2^24: fp32 sums of so many products are exact
 
@@ -34,7 +34,8 @@ def _rows(packed: Any, stride: int, width: int, planes: Any, minus: int, first: 
             b += ((v >> 2) & 3) * np.int32(planes[width + i])
             c += ((v >> 4) & 3) * np.int32(planes[2 * width + i])
             d += (v >> 6) * np.int32(planes[3 * width + i])
-        out[n] = np.float32(a + b + c + d - minus)
+        # numba adds in 64 bits; cutting the sum to 32 lets LLVM keep all of it in 32, twice as fast
+        out[n] = np.float32(np.int32(a + b + c + d - minus))
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
@@ -78,7 +79,7 @@ def matmul(codes: Tensor, packed: Tensor) -> Tensor:
 
 
 def _few_tokens(planes: Tensor, flat: Any, stride: int, width: int, first: int, last: int, y: Tensor) -> None:
-    for token, minus, out in zip(planes.numpy(), planes.sum(1, dtype=torch.int32).tolist(), y.numpy(), strict=True):
+    for token, minus, out in zip(planes.numpy(), planes.sum(1, dtype=torch.int32).numpy(), y.numpy(), strict=True):
         _rows(flat, stride, width, token, minus, first, last, out)
 
 
