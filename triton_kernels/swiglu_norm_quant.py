@@ -41,8 +41,8 @@ def swiglu_norm_backward_kernel(  # type: ignore[no-untyped-def]
     """Every program takes each num_programs-th token and writes one row of `dgain`."""
     at = tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float32)
-    for row in range(tl.program_id(0), m, tl.num_programs(0)):
-        wide = row.to(tl.int64)
+    for turn in range(0, tl.cdiv(m - tl.program_id(0), tl.num_programs(0))):
+        wide = tl.program_id(0).to(tl.int64) + turn * tl.num_programs(0)
         g = tl.load(gate + wide * stride_g + at, mask=at < k, other=0.0).to(tl.float32)
         u = tl.load(up + wide * stride_u + at, mask=at < k, other=0.0).to(tl.float32)
         d = tl.load(grad + wide * stride_d + at, mask=at < k, other=0.0).to(tl.float32)
