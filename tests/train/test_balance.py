@@ -69,7 +69,7 @@ def test_the_bias_evens_out_a_router_with_a_favourite_and_none_does_not():
         _, logged = trained(settings, OneNetwork(largest), skew(Transformer(SPACE, seed=0)))
         found = [metrics["expert_load_max"] for metrics in logged.values()]
         loads[balance] = sum(found[-5:]) / 5
-    assert loads["bias"] < 0.7 * loads["none"]  # of 64 tokens an even share is noisy
+    assert loads["bias"] < loads["none"] - 0.2  # of 64 skewed tokens an even share is out of reach
 
 
 def test_the_balance_loss_is_part_of_what_is_trained():
