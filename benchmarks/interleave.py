@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -46,6 +49,19 @@ def peak_rss_mib() -> float:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) / 1024
     raise RuntimeError("/proc/self/status has no VmHWM: peak memory is measured on Linux only")
+
+
+def import_cpu(module: str, repeats: int) -> dict[str, float]:
+    """CPU milliseconds of importing a module in a fresh process, beyond those of an empty program (medians)."""
+
+    def cpu(code: str) -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-c", code], check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) * 1e3
+
+    pairs = [(cpu(f"import {module}"), cpu("pass")) for _ in range(repeats)]
+    return {"import_ms": median(a - b for a, b in pairs), "python_ms": median(b for _, b in pairs)}
 
 
 def machine() -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from interleave import CLOCKS, environment, interleave, peak_rss_mib, ratio
+from interleave import CLOCKS, environment, import_cpu, interleave, peak_rss_mib, ratio
 from rich.console import Console
 from rich.table import Table
 
@@ -121,8 +120,10 @@ def plain_step(kind: str, size: dict[str, Any]) -> Callable[[], None]:
         from transformers import LlamaConfig, LlamaForCausalLM
 
         config = LlamaConfig(
-            vocab_size=size["vocab"], hidden_size=size["hidden"], intermediate_size=size["ffn"], num_hidden_layers=size["layers"],
-            num_attention_heads=2 * size["kv"], num_key_value_heads=size["kv"], head_dim=32, max_position_embeddings=size["seq"],
+            vocab_size=size["vocab"], hidden_size=size["hidden"], intermediate_size=size["ffn"],
+            num_hidden_layers=size["layers"],
+            num_attention_heads=2 * size["kv"], num_key_value_heads=size["kv"], head_dim=32,
+            max_position_embeddings=size["seq"],
             tie_word_embeddings=False, use_cache=False,
         )  # fmt: skip
         theirs = LlamaForCausalLM(config)
@@ -159,8 +160,9 @@ def against_transformers(size: dict[str, Any], repeats: int, clock: str) -> dict
 def evaluation(size: dict[str, Any], steps: int, windows: int, candidates: int, clock: str) -> dict[str, Any]:
     """Cost and error of a candidate's loss from a quarter of the windows, against all of them.
 
-    The supernet is trained for a few steps first: an untrained one finds every window equally hard. `error` is the root
-    mean square difference from the loss over all windows, of the regression estimate and of the plain mean of the same sample.
+    The supernet is trained for a few steps first: an untrained one finds every window equally hard. `rms_error` is the
+    root mean square difference from the loss over all windows: of the regression estimate, of the plain mean of the
+    same sample, and what the estimate itself states.
     """
     text = "\n".join(document.text for document in read_corpus("stdlib")[:400]).encode()
     tokens = np.frombuffer(text, dtype=np.uint8)
@@ -269,23 +271,11 @@ def child(kind: str, size: dict[str, Any]) -> None:
     print(json.dumps({"peak_mib": peak, "training_mib": peak - imported}))
 
 
-def import_time(repeats: int) -> dict[str, float]:
-    """CPU milliseconds of `import llmnas` beyond those of an empty program (children's time: other load hardly counts)."""
-
-    def cpu(code: str) -> float:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-c", code], check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) * 1e3
-
-    pairs = [(cpu("import llmnas"), cpu("pass")) for _ in range(repeats)]
-    return {"import_ms": median(a - b for a, b in pairs), "python_ms": median(b for _, b in pairs)}
-
-
 def show(report: dict[str, Any]) -> None:
     """The table."""
     env = report["environment"]
-    title = f"{env['device']}; torch {env['versions']['torch']}, {env['threads']} threads, {env['clock']} time, load {env['load_average'][0]:.1f}"
+    where = f"{env['device']}; torch {env['versions']['torch']}, {env['threads']} threads"
+    title = f"{where}, {env['clock']} time, load {env['load_average'][0]:.1f}"
     table = Table("figure", "value", "quartiles", "aim", title=title)
 
     def line(name: str, value: dict[str, float], aim: float) -> None:
@@ -349,7 +339,7 @@ def main() -> None:
         "evaluation": evaluation(tested, *((20, 32, 4) if args.quick else (200, 128, 12)), args.clock),
         "closed_forms": closed_forms(size, 200 if args.quick else 2000, args.clock),
         "memory": memory(size, args.threads or torch.get_num_threads()),
-        "import": import_time(repeats),
+        "import": import_cpu("llmnas", repeats),
     }
     report["seconds"] = time.perf_counter() - begin
     show(report)
