@@ -11,11 +11,15 @@ def initialise(model: nn.Module, depth: int, seed: int, embedding_std: float = 0
 
     Matrices: normal with variance 1 / fan_in (LeCun et al. 1998, eq. 16), so that the width
     of an activation does not change its size; those that write to the residual stream are
-    scaled by 1 / sqrt(2 depth) (GPT-2), so that all branches together add unit variance.
+    scaled by embedding_std / sqrt(2 depth), so that all branches together add what the
+    embedding has (GPT-2 leaves out the first factor: random branches then drown the
+    embedding, and a short run ends 0.2 nat higher, see docs/benchmarks.md). Where a matrix
+    may be read as low-bit, the factor is left out: its steps must not flip every sign.
     Embedding and head: normal with `embedding_std`. Gains 1, biases 0. Lower bounds of forget gates:
     from sigmoid(-3) to sigmoid(3) over the channels of a head, so that some forget at once and some hardly.
     """
     generator = torch.Generator().manual_seed(seed)
+    names = {name for name, _ in model.named_parameters()}
     with torch.no_grad():
         for name, weight in model.named_parameters():
             kind = name.rsplit(".", 1)[-1]
@@ -29,6 +33,8 @@ def initialise(model: nn.Module, depth: int, seed: int, embedding_std: float = 0
                 weight.copy_(torch.linspace(-3, 3, weight.shape[-1]).expand_as(weight))
             elif kind in {"o", "down"}:
                 fan_in = weight.shape[-1] if kind == "down" else weight[0].numel()
-                weight.normal_(std=(2 * depth * fan_in) ** -0.5, generator=generator)
+                low_bit = name.removesuffix(kind) + "inner_norm" in names
+                branch = 1.0 if low_bit else embedding_std
+                weight.normal_(std=branch * (2 * depth * fan_in) ** -0.5, generator=generator)
             else:
                 weight.normal_(std=weight.shape[-1] ** -0.5, generator=generator)
