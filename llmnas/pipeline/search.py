@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from llmnas.evaluate.evaluator import Evaluator
+from llmnas.evaluate.providers import with_providers
 from llmnas.evaluate.quality import window_losses
 from llmnas.files import write_json
 from llmnas.pareto import Archive, Evaluation
@@ -33,7 +34,7 @@ def search_supernet(context: Context) -> Archive:
     evaluator = Evaluator(model, windows, options.sample, bytes_per_token, config.budget.workload)
     measure = with_providers(evaluator, extra)
 
-    def evaluate(archs: Sequence[Architecture]) -> list[dict[str, float]]:
+    def evaluate(archs: Sequence[Architecture]) -> Sequence[Mapping[str, float]]:
         measured.extend(archs)
         return measure(archs)
 
