@@ -61,6 +61,14 @@ class Attention(nn.Module):
         Returns:
             [B, T, H].
         """
+        mixed = self.heads(x, spec, rotation, documents, cache)
+        grid = (spec.kv_heads, spec.queries_per_group, spec.head_dim)
+        return linear_from_heads(mixed, self.o, grid, x.shape[-1], reader(self, "o", spec.weights, 1))
+
+    def heads(
+        self, x: Tensor, spec: LayerSpec, rotation: Tensor, documents: Tensor | None, cache: LayerCache | None = None
+    ) -> Tensor:
+        """[B, T, H] -> what every query head read, as the output projection sees it, [B, T, K * Q * D]."""
         grid, kind = (spec.kv_heads, spec.queries_per_group, spec.head_dim), spec.weights
         seen, tokens = read_input(x, kind), x.shape[:-1]
         q = linear_heads(seen, self.q, grid, self.q_bias, reader(self, "q", kind, 3))
@@ -74,10 +82,10 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.append(k, v)
         mixed = attend(q, k, v, documents).flatten(2)
-        if kind != "dense" and self.inner_norm is not None:
-            gain = self.inner_norm[tuple(slice(size) for size in grid)].flatten()
-            mixed = read_input(rms_norm(mixed, gain, self.eps), kind)
-        return linear_from_heads(mixed, self.o, grid, x.shape[-1], reader(self, "o", kind, 1))
+        if kind == "dense" or self.inner_norm is None:
+            return mixed
+        gain = self.inner_norm[tuple(slice(size) for size in grid)].flatten()
+        return read_input(rms_norm(mixed, gain, self.eps), kind)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:

@@ -74,13 +74,19 @@ class MLGRU(nn.Module):
 
     def project(self, hidden: Tensor, x: Tensor, spec: LayerSpec) -> Tensor:
         """States [B, T, W] -> [B, T, H], through the output gate, which sees x [B, T, H]."""
+        grid = (spec.kv_heads, spec.queries_per_group, spec.head_dim)
+        read = reader(self, "o", spec.weights, 1)
+        return linear_from_heads(self.gated(hidden, x, spec), self.o, grid, x.shape[-1], read=read)
+
+    def gated(self, hidden: Tensor, x: Tensor, spec: LayerSpec) -> Tensor:
+        """States [B, T, W] through the output gate, as the output projection sees them."""
         sizes, kind = (spec.kv_heads, spec.queries_per_group, spec.head_dim), spec.weights
         gate = linear_heads(read_input(x, kind), self.output_gate, sizes, read=reader(self, "output_gate", kind, 3))
         mixed = gate.sigmoid() * hidden
-        if kind != "dense" and self.inner_norm is not None:
-            gain = self.inner_norm[tuple(slice(size) for size in sizes)].flatten()
-            mixed = read_input(rms_norm(mixed, gain, self.eps), kind)
-        return linear_from_heads(mixed, self.o, sizes, x.shape[-1], read=reader(self, "o", kind, 1))
+        if kind == "dense" or self.inner_norm is None:
+            return mixed
+        gain = self.inner_norm[tuple(slice(size) for size in sizes)].flatten()
+        return read_input(rms_norm(mixed, gain, self.eps), kind)
 
 
 def starts_of(documents: Tensor) -> Tensor:
