@@ -66,7 +66,7 @@ class Attention(nn.Module):
         return linear_from_heads(mixed, self.o, grid, x.shape[-1], reader(self, "o", spec.weights, 1))
 
     def heads(
-        self, x: Tensor, spec: LayerSpec, rotation: Tensor, documents: Tensor | None, cache: LayerCache | None = None
+        self, x: Tensor, spec: LayerSpec, rotation: Tensor, documents: Tensor | None, cache: KeyValues | None = None
     ) -> Tensor:
         """[B, T, H] -> what every query head read, as the output projection sees it, [B, T, K * Q * D]."""
         grid, kind = (spec.kv_heads, spec.queries_per_group, spec.head_dim), spec.weights
