@@ -26,6 +26,8 @@ _LABELS = {
     "active_params": "active parameters",
     "flops_per_token": "FLOPs per token",
     "latency_ms": "latency (ms)",
+    "prefill_latency_ms": "prefill latency (ms)",
+    "decode_latency_ms": "decode latency (ms)",
     "memory_bytes": "memory (bytes)",
     "energy_j": "energy (J)",
 }

@@ -60,6 +60,16 @@ def test_every_named_metric_is_allowed_in_any_number_and_direction():
         ({"device": "l4", "threads": 2}, {"constraints": {"latency_ms": 1}}, "hardware.threads does nothing"),
         ({"method": "measure", "seconds": 2}, {"constraints": {"latency_ms": 1}}, "hardware.seconds does nothing"),
         ({"correction": 3}, {"constraints": {"latency_ms": 1}}, "at least 8 networks"),
+        (
+            {"method": "measure"},
+            {"constraints": {"energy_j": 1}},
+            "hardware.method does nothing without decode_latency",
+        ),
+        (
+            {"phase": "prefill"},
+            {"constraints": {"decode_latency_ms": 1}},
+            "hardware.phase does nothing without energy_j",
+        ),
         ({"device": "b100"}, {"constraints": {"latency_ms": 1}}, "Input should be 'this', 'a100'"),
     ],
 )
