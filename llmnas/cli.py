@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from llmnas.config import load_config
-from llmnas.errors import RunError, UserError
+from llmnas.errors import Preempted, RunError, UserError
 from llmnas.runs import RunFolder
 from llmnas.tracking import Tracker
 
@@ -196,6 +196,9 @@ def main() -> None:
     except RunError as error:
         print(f"llmnas: {error}", file=sys.stderr)
         sys.exit(1)
+    except Preempted as error:
+        print(f"llmnas: {error}", file=sys.stderr)
+        sys.exit(75)  # EX_TEMPFAIL: what launch/slurm.sh puts back into the queue
     except OSError as error:
         print(f"llmnas: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(1)

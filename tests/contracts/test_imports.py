@@ -40,7 +40,7 @@ MAY_IMPORT = {
 
 # foreign library -> the only files that may import it
 ONLY_IN = {
-    "deepspeed": {"train/engine.py"},
+    "deepspeed": {"train/engine.py", "train/universal.py"},
     "pymoo": {"search/nsga2.py"},
     "moocore": {"pareto.py"},
     "wandb": {"tracking.py"},
