@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,7 +45,9 @@ def _context(config_path: Path, run_dir: Path | None, sets: list[str] | None) ->
     from llmnas.pipeline.context import Context
 
     config = load_config(config_path, sets or [])
-    run = RunFolder(run_dir or Path("runs") / config.name)
+    # trials of one W&B sweep share a config name, not a folder
+    trial = os.environ.get("WANDB_RUN_ID", "") if "WANDB_SWEEP_ID" in os.environ else ""
+    run = RunFolder(run_dir or Path("runs") / config.name / trial)
     values = config.model_dump(mode="json")
     with Tracker(run.path, config.tracking.wandb, config.tracking.project, values) as tracker:
         context = Context(config, run, tracker)
@@ -97,13 +100,19 @@ def prepare(config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, resum
 
 
 @app.command()
-def train(config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, resume: Resume = False) -> None:
+def train(
+    config: ConfigPath,
+    run_dir: RunDir = None,
+    set_: Sets = None,
+    resume: Resume = False,
+    prepare_first: Annotated[bool, typer.Option("--prepare", help="Prepare the data first where needed.")] = False,
+) -> None:
     """Train the supernet (also under: deepspeed --no_local_rank --module llmnas.cli train CONFIG)."""
     with _context(config, run_dir, set_) as context:
         from llmnas.pipeline.train import train_supernet
 
         _fresh(context.run.checkpoints.parent, resume)
-        outcome = train_supernet(context)
+        outcome = train_supernet(context, prepare_first=prepare_first)
         done = "complete already" if outcome is None else f"{outcome.tokens:,} tokens in {outcome.seconds:.0f} s"
         console.print(f"supernet: {context.run.supernet} ({done})", soft_wrap=True, highlight=False)
 
@@ -174,6 +183,24 @@ def report(config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, resume
 
 
 @app.command()
+def plan(
+    config: ConfigPath,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="Processes, one a GPU.")] = 1,
+    gpu_memory: Annotated[float, typer.Option("--gpu-memory", min=0.1, help="GB of each GPU.")] = 80.0,
+    gpu_tflops: Annotated[float, typer.Option("--gpu-tflops", min=0.001, help="Peak of each GPU, 10^12/s.")] = 989.0,
+    utilisation: Annotated[float, typer.Option("--utilisation", min=0.001, max=1.0, help="Share reached.")] = 0.4,
+    set_: Sets = None,
+) -> None:
+    """Show what a run needs before it starts: memory a GPU by ZeRO stage, FLOPs, days."""
+    from llmnas.pipeline.plan import Machine, tables
+    from llmnas.pipeline.plan import plan as stage
+
+    loaded = load_config(config, set_ or [])
+    for table in tables(loaded, stage(loaded, Machine(gpus, gpu_memory, gpu_tflops, utilisation))):
+        _show(table)
+
+
+@app.command()
 def doctor() -> None:
     """Show versions and devices, what is missing and how to get it."""
     from llmnas.pipeline.doctor import examine
@@ -186,10 +213,19 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
+def sweep_arguments(arguments: list[str]) -> list[str]:
+    """A W&B agent's `--train.lr=0.001` as `--set train.lr=0.001`; everything else as it is."""
+    found: list[str] = []
+    for argument in arguments:
+        swept = re.fullmatch(r"--(seed|\w+(?:\.\w+)+)=(.*)", argument, re.DOTALL)
+        found += ["--set", f"{swept[1]}={swept[2]}"] if swept else [argument]
+    return found
+
+
 def main() -> None:
     """Run the command line; a user's error is one line and exit code 2, a failed run one line and 1."""
     try:
-        app()
+        app(sweep_arguments(sys.argv[1:]))
     except UserError as error:
         print(f"llmnas: {error}", file=sys.stderr)
         sys.exit(2)

@@ -82,6 +82,12 @@ def start_processes() -> Processes:
     )
 
 
+def wait_for_all(processes: Processes) -> None:
+    """Go on when every process is here."""
+    if processes.size > 1:
+        dist.barrier()
+
+
 def set_threads(settings: TrainSettings, processes: Processes) -> None:
     """Share the cores of the machine among its processes: more threads than cores run slower than one."""
     cores = len(os.sched_getaffinity(0))
@@ -198,8 +204,7 @@ class Engine:
 
     def barrier(self) -> None:
         """Wait for every process."""
-        if self.processes.size > 1:
-            dist.barrier()
+        wait_for_all(self.processes)
 
     @contextlib.contextmanager
     def evaluation(self) -> Iterator[None]:
