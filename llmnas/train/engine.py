@@ -244,10 +244,15 @@ class Engine:
 
     def load(self, folder: Path, tag: str, *, universal: bool = False) -> None:
         """Restore what `save` wrote (or `universal.convert` made of it), without ever executing a pickle."""
+        groups = self._engine.optimizer.param_groups
+        decays = [group["weight_decay"] for group in groups]
         self._engine._config.load_universal_checkpoint = universal
         with no_pickle():
             self._engine.load_checkpoint(str(folder), tag=tag)
         self._engine._config.load_universal_checkpoint = False
+        # DeepSpeed's universal load at stage 3 gives every group the settings of the first
+        for group, decay in zip(self._engine.optimizer.param_groups, decays, strict=True):
+            group["weight_decay"] = decay
 
 
 @contextlib.contextmanager

@@ -75,10 +75,11 @@ def test_six_and_six_steps_are_twelve(tmp_path, undisturbed):
     assert_same(tmp_path, undisturbed)
 
 
-def test_killed_at_any_moment_and_restarted(tmp_path, undisturbed):
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.full)])
+def test_killed_at_any_moment_and_restarted(tmp_path, undisturbed, kills):
     """Every other kill comes while a checkpoint is being written, which is where most of the time goes here."""
     checkpoints, moments = tmp_path / "checkpoints", random.Random(0)
-    for attempt in range(3):
+    for attempt in range(kills):
         before = (tmp_path / "log.jsonl").read_text() if attempt else ""
         process = start(tmp_path)
         while process.poll() is None and not (tmp_path / "log.jsonl").exists():
@@ -97,7 +98,7 @@ def test_killed_at_any_moment_and_restarted(tmp_path, undisturbed):
     assert sorted(path.name for path in checkpoints.iterdir()) == ["step-00000011", "step-00000012"]
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_every_stage_goes_on_where_it_was(tmp_path, stage):
     settings = SETTINGS.model_copy(update={"zero_stage": stage})
     straight = run(tmp_path, settings).state_dict()
@@ -106,6 +107,11 @@ def test_every_stage_goes_on_where_it_was(tmp_path, stage):
     resumed = run(tmp_path, settings, log=lambda step, _: steps.append(step)).state_dict()
     assert steps == [10, 11, 12]
     assert all(torch.equal(resumed[name], straight[name]) for name in straight)
+
+
+def test_another_stage_is_refused(folder):
+    with pytest.raises(UserError, match=r"step-00000012: saved at ZeRO stage 0, now 2; use the same"):
+        run(folder, SETTINGS.model_copy(update={"zero_stage": 2}))
 
 
 def test_a_finished_run_is_restored_without_a_step(folder, undisturbed):
