@@ -250,7 +250,11 @@ class Engine:
         with no_pickle():
             self._engine.load_checkpoint(str(folder), tag=tag)
         self._engine._config.load_universal_checkpoint = False
-        # DeepSpeed's universal load at stage 3 gives every group the settings of the first
+        # DeepSpeed's universal load at stage 3 gives every group the settings of the first, and all groups one
+        # tensor as their step counter, which each of them would then increase
+        if universal:
+            for state in self._engine.optimizer.optimizer.state.values():
+                state["step"] = state["step"].clone()
         for group, decay in zip(self._engine.optimizer.param_groups, decays, strict=True):
             group["weight_decay"] = decay
 

@@ -19,7 +19,7 @@ TINY = ["--set", "train.steps=4", "--set", "train.batch_size=4", "--set", "train
         "train.eval_sequences=2", "--set", "space.base.vocab_size=320", "--set", "space.base.max_seq=32",
         "--set", "data.source=tiny.jsonl", "--set", "data.validation=0.3", "--set", "budget.max_params=null",
         "--set", "search.evaluations=4", "--set", "search.windows=4", "--set", "search.sample=2",
-        "--set", "tracking.wandb=off", "--run-dir", "run"]  # fmt: skip
+        "--set", 'tracking.wandb="off"', "--run-dir", "run"]  # fmt: skip
 
 # what SLURM does for launch/slurm.sh, without a cluster: tasks with their variables, signals passed on
 SRUN = r"""#!/usr/bin/env bash
