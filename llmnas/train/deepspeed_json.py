@@ -80,7 +80,9 @@ def _read(path: Path, settings: TrainSettings) -> dict[str, Any]:
     if zero.get("overlap_comm") and settings.zero_stage < 2:
         raise UserError(f"{path}: zero_optimization.overlap_comm needs stage 2 or 3 (several backward passes a step)")
     if zero.get("stage3_prefetch_bucket_size"):
-        raise UserError(f"{path}: zero_optimization.stage3_prefetch_bucket_size must be 0: layers are skipped at random")
+        raise UserError(
+            f"{path}: zero_optimization.stage3_prefetch_bucket_size must be 0: layers are skipped at random"
+        )
     for section in ("offload_optimizer", "offload_param"):
         device = zero.get(section, {}).get("device", "none")
         if device not in {"none", "cpu"}:

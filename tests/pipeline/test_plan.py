@@ -62,9 +62,7 @@ def test_the_numbers_of_the_quickstart_by_hand():
 
 
 def test_checkpointed_blocks_cost_a_forward_pass_and_spare_the_gathered_model():
-    plain, checkpointed = (
-        plan_of("quickstart", H100S, f"train.checkpoint_blocks={on}") for on in ("false", "true")
-    )
+    plain, checkpointed = (plan_of("quickstart", H100S, f"train.checkpoint_blocks={on}") for on in ("false", "true"))
     assert checkpointed.work.supernet == pytest.approx(plain.work.supernet * 4 / 3)
     assert checkpointed.memory["stage 3"].activations < plain.memory["stage 3"].activations
     assert checkpointed.memory["stage 3"].gathered < plain.memory["stage 3"].gathered
@@ -96,7 +94,7 @@ def test_stage_3_keeps_slices_of_every_gathered_weight_unless_blocks_are_checkpo
 
 
 def test_a_batch_that_does_not_divide_is_refused():
-    with pytest.raises(UserError, match="train.batch_size = 8 does not divide among 3 GPUs: use a multiple of 3"):
+    with pytest.raises(UserError, match=r"train.batch_size = 8 does not divide among 3 GPUs: use a multiple of 3"):
         plan_of("quickstart", Machine(3, 80, 989, 0.4))
 
 

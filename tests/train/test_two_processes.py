@@ -48,8 +48,11 @@ def launched(tmp_path_factory):
         text=True,
         check=False,
     )
-    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
+    output = finished.stdout + finished.stderr
+    assert all((out / f"everything-before-rank{rank}").exists() for rank in (0, 1)), output[-6000:]
     one_process(out, None)
+    (out / "status.txt").write_text(str(finished.returncode))
+    (out / "output.txt").write_text(output)
     return out
 
 
@@ -210,6 +213,13 @@ def test_a_loss_of_one_rank_that_is_not_finite_skips_the_step_on_all(launched, s
     logged = log_of(launched, f"poisoned-{stage}")
     assert [metrics["skipped_steps"] for metrics in logged] == [0, 0, 1, 1, 1, 1]
     assert ["train_loss" in metrics for metrics in logged] == [True, True, False, True, True, True]
+
+
+def test_a_killed_rank_ends_the_job_and_is_named(launched):
+    """The last run would take days; rank 1 is killed in its fourth step."""
+    assert int((launched / "status.txt").read_text()) != 0
+    assert "exits with return code = -9" in (launched / "output.txt").read_text()
+    assert not (launched / "killed.json").exists()
 
 
 def test_ranks_that_disagree_say_so_instead_of_hanging(launched):

@@ -171,7 +171,7 @@ class Cases:
         )  # fmt: skip
 
     def handed_over(self):
-        """Go on with what one process saved after two steps; rank 1 is told to stop in the fourth, which both save before."""
+        """Go on with what one process saved after two steps; rank 1 is told to stop while it prepares the fourth."""
         for stage in (1, 2, 3):
             settings, folder = settings_of("uniform", stage, save_every=100), self.out / f"handed-{stage}"
             model = build(SPACE, 0, settings, self.processes)
@@ -183,16 +183,22 @@ class Cases:
             except Preempted as error:
                 (self.out / f"handed-{stage}-rank{self.processes.rank}.txt").write_text(str(error))
 
+    def killed(self):
+        """Never comes back: the launcher ends what is left."""
+        (self.out / f"everything-before-rank{self.processes.rank}").touch()
+        settings = settings_of("single", 2, steps=1_000_000)
+        self.run("killed", settings, sampler=StopRankOne(sampler_of(settings), self.processes.rank, signal.SIGKILL))
+
 
 class StopRankOne:
-    """Sends SIGTERM to rank 1 while the fourth step is prepared."""
+    """Sends a signal to rank 1 while the fourth step is prepared."""
 
-    def __init__(self, sampler, rank):
-        self.sampler, self.rank = sampler, rank
+    def __init__(self, sampler, rank, number=signal.SIGTERM):
+        self.sampler, self.rank, self.number = sampler, rank, number
 
     def networks(self, step):
         if step == 3 and self.rank == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.number)
         return self.sampler.networks(step)
 
 
@@ -204,6 +210,7 @@ def main(out):
     cases.faults()
     cases.evaluated()
     cases.handed_over()
+    cases.killed()
 
 
 if __name__ == "__main__":
