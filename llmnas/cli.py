@@ -38,19 +38,30 @@ ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file wi
 RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Where results go; default runs/<name of the config>.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Change one knob: --set train.lr=0.001 (repeatable).")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where an earlier start of this run stopped.")]
+Objectives = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--objective", metavar="FILE:FUNCTION",
+        help="A metric of your own: --objective cost.py:dollars or cost.py:score=max (repeatable). Runs that file.",
+    ),
+]  # fmt: skip
 
 
 @contextlib.contextmanager
-def _context(config_path: Path, run_dir: Path | None, sets: list[str] | None) -> Iterator[Context]:
+def _context(
+    config_path: Path, run_dir: Path | None, sets: list[str] | None, objectives: list[str] | None = None
+) -> Iterator[Context]:
     from llmnas.pipeline.context import Context
+    from llmnas.pipeline.metrics import own_metric, with_own
 
-    config = load_config(config_path, sets or [])
+    own = [own_metric(text) for text in objectives or []]
+    config = with_own(load_config(config_path, sets or []), own)
     # trials of one W&B sweep share a config name, not a folder
     trial = os.environ.get("WANDB_RUN_ID", "") if "WANDB_SWEEP_ID" in os.environ else ""
     run = RunFolder(run_dir or Path("runs") / config.name / trial)
     values = config.model_dump(mode="json")
     with Tracker(run.path, config.tracking.wandb, config.tracking.project, values) as tracker:
-        context = Context(config, run, tracker)
+        context = Context(config, run, tracker, {name: function for name, _, function in own})
         if os.environ.get("RANK", "0") == "0":
             context.claim()
         yield context
@@ -74,9 +85,11 @@ def _show(table: Table) -> None:
 
 
 @app.command()
-def run(config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, resume: Resume = False) -> None:
+def run(
+    config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, resume: Resume = False, objective: Objectives = None
+) -> None:
     """Do everything: prepare, train, search, retrain, export, report."""
-    with _context(config, run_dir, set_) as context:
+    with _context(config, run_dir, set_, objective) as context:
         from llmnas.pipeline.everything import run_everything
 
         _fresh(context.run.manifest, resume)
@@ -118,17 +131,20 @@ def train(
 
 
 @app.command()
-def search(config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, resume: Resume = False) -> None:
+def search(
+    config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, resume: Resume = False, objective: Objectives = None
+) -> None:
     """Search the trained supernet for the Pareto front."""
-    with _context(config, run_dir, set_) as context:
-        from llmnas.pipeline.report import front_table
+    with _context(config, run_dir, set_, objective) as context:
+        from llmnas.pipeline.report import search_tables
         from llmnas.pipeline.search import search_supernet
 
         _fresh(context.run.evaluations, resume)
         archive = search_supernet(context)
-        table = front_table(archive)
+        tables = search_tables(context.run, archive)
         archive.close()
-    _show(table)
+    for table in tables:
+        _show(table)
 
 
 @app.command()

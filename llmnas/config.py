@@ -15,6 +15,13 @@ from llmnas.files import read_yaml
 from llmnas.space import SearchSpace
 from llmnas.train.settings import TrainSettings
 
+HARDWARE_METRICS = ("latency_ms", "prefill_latency_ms", "decode_latency_ms", "energy_j")
+METRICS = (
+    "val_loss", "perplexity", "bits_per_byte", "params", "active_params", "flops_per_token", "memory_bytes",
+    *HARDWARE_METRICS,
+)  # fmt: skip
+"""What a search can be told to make small, great, or keep within bounds."""
+
 
 class _Strict(Model):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,7 +40,7 @@ class SearchConfig(_Strict):
 
     strategy: str = "nsga2"
     objectives: dict[str, Literal["min", "max"]] = {"val_loss": "min", "params": "min"}
-    constraints: dict[str, float] = {}
+    constraints: dict[str, float | tuple[float | None, float | None]] = {}
     evaluations: PositiveInt = 200
     batch: PositiveInt = 8
     options: dict[str, Any] = {}
@@ -64,6 +71,34 @@ class CorrelateConfig(_Strict):
     seeds: PositiveInt = 1
 
 
+class HardwareConfig(_Strict):
+    """What latency and energy are those of; batch and context are those of `budget.workload`.
+
+    `device`: this machine, or a known GPU, whose latency is an estimate (roofline). `method`: on this
+    machine a block `table`, measured once, or to `measure` every candidate. `phase`: of `latency_ms`
+    and `energy_j`. `seconds` to spend on the table; `correction`: networks measured to correct it.
+    """
+
+    device: Literal["this", "a100", "h100", "h200", "l4", "rtx4090"] = "this"
+    method: Literal["table", "measure"] | None = None
+    phase: Literal["prefill", "decode"] = "decode"
+    threads: PositiveInt = 1
+    seconds: float = Field(120.0, gt=0)
+    correction: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _used(self) -> HardwareConfig:
+        used = {"device", "phase"}
+        if self.device == "this":
+            used |= {"method", "threads"} | (set() if self.method == "measure" else {"seconds", "correction"})
+        idle = sorted(self.model_fields_set - used)
+        if idle:
+            raise ValueError(f"hardware.{idle[0]} does nothing with device {self.device} and method {self.method}")
+        if 0 < self.correction < 8:
+            raise ValueError(f"hardware.correction must be 0 or at least 8 networks, got {self.correction}")
+        return self
+
+
 class TrackingConfig(_Strict):
     """`wandb`: off, offline (no network), or online; metrics.jsonl is always written."""
 
@@ -83,6 +118,7 @@ class Config(_Strict):
     search: SearchConfig = SearchConfig()
     retrain: RetrainConfig = RetrainConfig()
     correlate: CorrelateConfig = CorrelateConfig()
+    hardware: HardwareConfig | None = None
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
@@ -91,6 +127,8 @@ class Config(_Strict):
             raise ValueError(
                 f"train.seq_len = {self.train.seq_len} is longer than space.base.max_seq = {self.space.base.max_seq}"
             )
+        if self.hardware and not {*self.search.objectives, *self.search.constraints} & {*HARDWARE_METRICS}:
+            raise ValueError(f"hardware: no objective or constraint needs it ({', '.join(HARDWARE_METRICS)})")
         self.stage_settings("retrain", self.retrain.train)
         self.stage_settings("correlate", self.correlate.train)
         return self

@@ -61,6 +61,15 @@ class RunFolder:
         return self.path / "pareto.json"
 
     @property
+    def decision(self) -> Path:
+        """Which architecture the search chose, and how sure that is."""
+        return self.path / "decision.json"
+
+    def latency_table(self, phase: str) -> Path:
+        """Block latencies of this device, `prefill` or `decode`."""
+        return self.path / "latency" / f"{phase}.json"
+
+    @property
     def metrics(self) -> Path:
         """Training curves, a JSON record a line."""
         return self.path / "metrics.jsonl"

@@ -6,6 +6,7 @@ a token uses. Letters: N tokens, H hidden, E experts, K experts a token.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -89,10 +90,14 @@ class Experts(nn.Module):
         return chosen, weight, Routing(load, shares.mean(0), logits.logsumexp(-1).square().mean(), entropy)
 
     def _dense(self, tokens: Tensor, spec: LayerSpec) -> Tensor:
-        kind, seen = spec.weights, read_input(tokens, spec.weights)
-        gate, up, down = (self._block(name, spec, tokens.shape[-1])[0] for name in ("gate", "up", "down"))
-        gated = self._inner(F.silu(F.linear(seen, gate)) * F.linear(seen, up), kind)
-        return F.linear(gated, down)
+        return F.linear(self.gated(tokens, spec), self._block("down", spec, tokens.shape[-1])[0])
+
+    def gated(self, tokens: Tensor, spec: LayerSpec, expert: int = 0) -> Tensor:
+        """[N, H] -> the channels of one expert as its `down` sees them, [N, F]; `spec.experts` is not looked at."""
+        whole = replace(spec, experts=self.gate.shape[0])
+        seen = read_input(tokens, spec.weights)
+        gate, up = (self._block(name, whole, tokens.shape[-1])[expert] for name in ("gate", "up"))
+        return self._inner(F.silu(F.linear(seen, gate)) * F.linear(seen, up), spec.weights)
 
     def _grouped(self, rows: Tensor, spec: LayerSpec, ends: Tensor) -> Tensor:
         """rows: [N K, H] sorted by expert, those of expert e end at ends[e] -> [N K, H]."""

@@ -202,6 +202,13 @@ class Engine:
             dist.all_reduce(total)
         return total / self.processes.size
 
+    def average(self, values: Tensor) -> Tensor:
+        """Mean of a tensor over the processes."""
+        total = values.detach().clone()
+        if self.processes.size > 1:
+            dist.all_reduce(total)
+        return total / self.processes.size
+
     def barrier(self) -> None:
         """Wait for every process."""
         wait_for_all(self.processes)

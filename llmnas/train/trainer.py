@@ -14,6 +14,7 @@ from llmnas.errors import Preempted
 from llmnas.space import Architecture
 from llmnas.supernet import Losses, Teacher, Transformer
 from llmnas.train.agreement import Agreement
+from llmnas.train.balance import Balance
 from llmnas.train.checkpoint import load_checkpoint, newest, save_checkpoint
 from llmnas.train.engine import Engine, Processes, Step, set_threads
 from llmnas.train.health import Meter, Skips
@@ -65,6 +66,7 @@ def train(
     """
     set_threads(settings, processes)
     engine = Engine(model, settings, processes)
+    balance = Balance(model, settings.moe)
     first = load_checkpoint(engine, folder, identity) if folder else 0
     agreement = Agreement(processes.size, identity)
     writer = processes.rank == 0
@@ -79,14 +81,15 @@ def train(
                 if folder and saved < step and not skips.in_a_row:
                     save_checkpoint(engine, folder, step, settings.keep, identity)
                 raise Preempted(f"SIGTERM at step {step}: {newest(folder)}; start again with --resume")
-            losses, result = train_step(engine, networks, sequences, settings, step)
+            losses, result = train_step(engine, networks, sequences, settings, step, balance)
+            routing = balance.end_step(engine.average)
             skips.count(step + 1, result)
             meter.add(len(networks))
             done, last = step + 1, step + 1 == settings.steps
             if done % settings.log_every == 0 or last:
                 metrics = meter.read(step, losses, result, skips.total)
                 if writer and log:
-                    log(done, metrics)
+                    log(done, {**metrics, **routing})
             if evaluate and (writer or everyone) and (done % settings.eval_every == 0 or last):
                 with engine.evaluation(), meter.paused():
                     found = evaluate(model)
@@ -96,12 +99,18 @@ def train(
                 save_checkpoint(engine, folder, done, settings.keep, identity)
                 saved = done
     skips.end()
+    balance.warn_of_idle(engine.average)
     engine.release()
     return Outcome(settings.steps, settings.steps * meter.tokens_per_step, meter.seconds())
 
 
 def train_step(
-    engine: Engine, networks: list[Architecture], sequences: Sequences, settings: TrainSettings, step: int
+    engine: Engine,
+    networks: list[Architecture],
+    sequences: Sequences,
+    settings: TrainSettings,
+    step: int,
+    balance: Balance,
 ) -> tuple[Tensor, Step]:
     """One optimizer step over several networks; returns their cross entropies ([networks], detached) and what it did.
 
@@ -126,7 +135,9 @@ def train_step(
                 emit_teacher=settings.distill.top_k if teaches else 0,
                 documents=document_numbers(tokens) if settings.document_mask else None,
                 checkpoint_blocks=settings.checkpoint_blocks,
+                **balance.loss_weights(),
             )
+            balance.add(out.routings)
             engine.backward(out.loss / (len(networks) * pieces))
             teachers[piece] = out.teacher or teachers[piece]
             entropies[i] += out.cross_entropy / pieces

@@ -15,6 +15,7 @@ from llmnas.evaluate.quality import window_losses
 from llmnas.supernet import save_weights
 from llmnas.train import engine as engine_module
 from llmnas.train import trainer
+from llmnas.train.balance import Balance
 from llmnas.train.engine import Engine, Processes, _optimizer, build, deepspeed, start_processes
 from llmnas.train.sampling import SupernetSampler
 from llmnas.train.settings import TrainSettings
@@ -135,7 +136,8 @@ class Cases:
             model = build(SPACE, 0, settings, self.processes)
             engine = ManagedEngine(model, settings, self.processes)
             for step in range(settings.steps):
-                train_step(engine, sampler_of(settings).networks(step), SEQUENCES, settings, step)
+                networks = sampler_of(settings).networks(step)
+                train_step(engine, networks, SEQUENCES, settings, step, Balance(model, settings.moe))
             self.finish(f"managed-{kind}-{stage}", model)
         clear = engine_module.clear_stale_gradients
         engine_module.clear_stale_gradients = lambda optimizer: None
