@@ -26,8 +26,8 @@ shift
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR
 export MASTER_PORT=${PORT:-$((20000 + SLURM_JOB_ID % 20000))}
-# SLURM signals the job's steps; this shell waits for them
-trap '' TERM
+# SLURM signals the job's steps; this shell waits for them (a handler is not inherited, ignoring would be)
+trap : TERM
 
 requeue() {
   echo "stopped by the system: back into the queue"

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from pydantic import BaseModel as Model
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
 from llmnas.errors import UserError
 from llmnas.files import read_json, sha256, sync_dir, write_json
@@ -32,8 +32,8 @@ class _Manifest(Model):
 
     step: int
     identity: str
-    processes: int
-    zero_stage: int
+    processes: PositiveInt
+    zero_stage: NonNegativeInt
     files: dict[str, _File]
 
 

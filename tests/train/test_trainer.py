@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from llmnas.train.settings import TrainSettings
 from llmnas.train.trainer import document_numbers, train
 
 VOCAB = 256 + 44
+NOTHING_PERSISTS = str(Path(__file__).with_name("zero3_nothing_persists.json"))
 
 
 @pytest.fixture(scope="module")
@@ -234,3 +236,30 @@ def test_the_global_generators_do_not_matter():
     torch.manual_seed(2)
     np.random.seed(2)  # must not matter
     assert not differ(first, trained(settings_of(steps=3))[0])
+
+
+MIXED = SearchSpace.from_dict(
+    {
+        **SPACE.model_dump(mode="json", exclude_none=True),
+        "mixer": {"choices": ["attention", "mlgru"], "per_layer": True},
+        "weights": {"choices": ["dense", "ternary"], "per_layer": True},
+        "experts": {"choices": [1, 4], "per_layer": True},
+    }
+)
+
+
+@pytest.mark.parametrize("changes", [{}, {"checkpoint_blocks": True}], ids=str)
+def test_stage_3_trains_experts_mlgru_and_ternary_layers_as_stage_0_does(changes):
+    """Their parameters are gathered where they are used, and idle ones get the same zero gradients."""
+    common = {"steps": 6, "batch_size": 2, "sampler": {"kind": "uniform", "random": 3}, "grad_clip": 0.1}
+    models = []
+    for stage, more in ((0, {}), (3, {"deepspeed": NOTHING_PERSISTS, **changes})):
+        settings = settings_of(**common, zero_stage=stage, **more)
+        model = build(MIXED, 0, settings, start_processes())
+        sampler = SupernetSampler(MIXED, None, settings.sampler, seed=0)
+        train(model, sampler, SEQUENCES, settings, start_processes())
+        models.append({name: parameter.detach() for name, parameter in model.named_parameters()})
+    first = {name: parameter.detach() for name, parameter in Transformer(MIXED, seed=0).named_parameters()}
+    wrong = sum(float((models[1][name] - models[0][name]).square().sum()) for name in first)
+    update = sum(float((models[0][name] - first[name]).square().sum()) for name in first)
+    assert (wrong / update) ** 0.5 <= 0.01
