@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from rich.table import Table as RichTable
 from typer.exceptions import TyperException
 
 from llmnas.config import load_config
-from llmnas.errors import RunError, UserError
+from llmnas.errors import Preempted, RunError, UserError
 from llmnas.runs import RunFolder
 from llmnas.tracking import Tracker
 
@@ -68,7 +69,9 @@ def _context(
 
     own = [own_metric(text) for text in objectives or []]
     config = with_own(load_config(config_path, sets or []), own)
-    run = RunFolder(run_dir or Path("runs") / config.name)
+    # trials of one W&B sweep share a config name, not a folder
+    trial = os.environ.get("WANDB_RUN_ID", "") if "WANDB_SWEEP_ID" in os.environ else ""
+    run = RunFolder(run_dir or Path("runs") / config.name / trial)
     values = config.model_dump(mode="json")
     with Tracker(run.path, config.tracking.wandb, config.tracking.project, values) as tracker:
         context = Context(config, run, tracker, {name: function for name, _, function in own})
@@ -140,13 +143,19 @@ def prepare(config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, resum
 
 
 @app.command()
-def train(config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, resume: Resume = False) -> None:
+def train(
+    config: ConfigPath,
+    run_dir: RunDir = None,
+    set_: Sets = None,
+    resume: Resume = False,
+    prepare_first: Annotated[bool, typer.Option("--prepare", help="Prepare the data first where needed.")] = False,
+) -> None:
     """Train the supernet (also under: deepspeed --no_local_rank --module llmnas.cli train CONFIG)."""
     with _context(config, run_dir, set_) as context:
         from llmnas.pipeline.train import train_supernet
 
         _fresh(context.run.checkpoints.parent, resume)
-        outcome = train_supernet(context)
+        outcome = train_supernet(context, prepare_first=prepare_first)
         done = "complete already" if outcome is None else f"{outcome.tokens:,} tokens in {outcome.seconds:.0f} s"
         console.print(f"supernet: {context.run.supernet} ({done})", soft_wrap=True, highlight=False)
 
@@ -265,6 +274,24 @@ def report(
 
 
 @app.command()
+def plan(
+    config: ConfigPath,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="Processes, one a GPU.")] = 1,
+    gpu_memory: Annotated[float, typer.Option("--gpu-memory", min=0.1, help="GB of each GPU.")] = 80.0,
+    gpu_tflops: Annotated[float, typer.Option("--gpu-tflops", min=0.001, help="Peak of each GPU, 10^12/s.")] = 989.0,
+    utilisation: Annotated[float, typer.Option("--utilisation", min=0.001, max=1.0, help="Share reached.")] = 0.4,
+    set_: Sets = None,
+) -> None:
+    """Show what a run needs before it starts: memory a GPU by ZeRO stage, FLOPs, days."""
+    from llmnas.pipeline.plan import Machine, tables
+    from llmnas.pipeline.plan import plan as stage
+
+    loaded = load_config(config, set_ or [])
+    for table in tables(loaded, stage(loaded, Machine(gpus, gpu_memory, gpu_tflops, utilisation))):
+        _show(table)
+
+
+@app.command()
 def doctor() -> None:
     """Show versions and devices, what is missing and how to get it."""
     from llmnas.pipeline.doctor import examine
@@ -339,9 +366,18 @@ def _complain(message: object) -> None:
     print(f"llmnas: {rank}{message}", file=sys.stderr, flush=True)
 
 
+def sweep_arguments(arguments: list[str]) -> list[str]:
+    """A W&B agent's `--train.lr=0.001` as `--set train.lr=0.001`; everything else as it is."""
+    found: list[str] = []
+    for argument in arguments:
+        swept = re.fullmatch(r"--(seed|\w+(?:\.\w+)+)=(.*)", argument, re.DOTALL)
+        found += ["--set", f"{swept[1]}={swept[2]}"] if swept else [argument]
+    return found
+
+
 def _run() -> int:
     try:
-        code = int(app(prog_name="llmnas", standalone_mode=False) or 0)
+        code = int(app(sweep_arguments(sys.argv[1:]), prog_name="llmnas", standalone_mode=False) or 0)
     except UserError as error:
         _complain(error)
         return 2
@@ -352,6 +388,9 @@ def _run() -> int:
     except RunError as error:
         _complain(error)
         return 1
+    except Preempted as error:
+        _complain(error)
+        return 75  # EX_TEMPFAIL: what launch/slurm.sh puts back into the queue
     except OSError as error:
         _complain(f"{error.filename or 'file'}: {error.strerror or error}")
         return 1

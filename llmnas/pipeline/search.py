@@ -60,9 +60,20 @@ def search_supernet(context: Context) -> Archive:
 
     if racers:
         decide(context, archive, losses, len(more))
+    _track(context, archive)
     provenance = {provider.metric: provider.provenance for provider in extra}
     run.record("search", evaluations=len(archive), front=len(front), provenance=provenance, cpu_seconds=cpu_seconds)
     return archive
+
+
+def _track(context: Context, archive: Archive) -> None:
+    """The best validation loss in nats a token (what a sweep over searches minimises) and the front as a table."""
+    front = archive.front()
+    best = {"best_nats": min(e.metrics["val_loss"] for e in front)} if "val_loss" in front[0].metrics else {}
+    context.tracker.log("search", len(archive), {**best, "front_size": float(len(front))})
+    names = sorted(front[0].metrics)
+    rows = [[e.arch.id, *(e.metrics.get(name) for name in names)] for e in front]
+    context.tracker.table("search", "front", ["id", *names], rows)
 
 
 def _plain(evaluation: Evaluation) -> dict[str, object]:
