@@ -12,13 +12,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpytorch.constraints import Interval, Positive
+from gpytorch.constraints import GreaterThan, Interval
 from gpytorch.kernels import Kernel
 from gpytorch.priors import LogNormalPrior
 from torch import Tensor
 
 from llmnas.space import Architecture, SearchSpace, cardinalities, encode
 
+_LEAST = 1e-6
+"""Of a weight: a softplus alone underflows to 0 in a long step of the fit, where no prior is defined."""
 _WALK = 3
 
 
@@ -70,7 +72,7 @@ def _weights(kernel: Kernel, name: str, count: int, total: float) -> None:
     """Register `count` positive weights that sum to `total` before they are learned."""
     start = total / max(count, 1)
     kernel.register_parameter(f"raw_{name}", torch.nn.Parameter(torch.zeros(count, dtype=torch.float64)))
-    kernel.register_constraint(f"raw_{name}", Positive(initial_value=start))
+    kernel.register_constraint(f"raw_{name}", GreaterThan(_LEAST, initial_value=start))
     kernel.register_prior(
         f"{name}_prior",
         LogNormalPrior(float(np.log(start)), 1.5),

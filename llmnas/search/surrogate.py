@@ -54,7 +54,10 @@ class GaussianProcess:
             with exact(), warnings.catch_warnings():
                 warnings.simplefilter("ignore", OptimizationWarning)  # a limit of steps is what is wanted
                 mll = ExactMarginalLogLikelihood(self._likelihood, self.model)
+                before = {name: value.clone() for name, value in mll.state_dict().items()}
                 fit_gpytorch_mll_scipy(mll.train(), options={"maxiter": _STEPS})
+                if not all(bool(parameter.isfinite().all()) for parameter in mll.parameters()):
+                    mll.load_state_dict(before)  # the search for better ones left the numbers
         self.model.eval()
 
     def _condition(self, features: Tensor, values: Tensor) -> None:

@@ -195,3 +195,14 @@ def test_gradients_reach_every_hyperparameter(name):
     matrix_ = kernel(kernel.embed(codes), kernel.embed(codes)).to_dense()
     matrix_.sum().backward()
     assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in kernel.parameters())
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_no_step_of_the_fit_leaves_the_support_of_the_priors(name):
+    kernel = make_kernel(name, Layout(PER_LAYER), draw(PER_LAYER, 12))
+    with torch.no_grad():
+        for parameter in kernel.parameters():
+            parameter.fill_(-2000.0)  # a softplus of it is 0
+    priors = list(kernel.named_priors())
+    assert priors
+    assert all(torch.isfinite(prior.log_prob(closure(module))).all() for _, module, prior, closure, _ in priors)

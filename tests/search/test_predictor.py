@@ -91,7 +91,7 @@ def test_a_split_is_a_partition():
     assert held.tolist() == split(50, 0.2, 3)[1].tolist() != split(50, 0.2, 4)[1].tolist()
 
 
-def test_extraction_finds_the_best_member_for_every_target():
+def test_extraction_finds_one_of_the_best_members_for_every_target():
     def predict(archs: Sequence[Architecture]) -> list[dict[str, float]]:
         return measure(archs)  # a perfect predictor: what is left is the evolution
 
@@ -101,9 +101,9 @@ def test_extraction_finds_the_best_member_for_every_target():
     everything = members(SPACE)
     for target, ranking in zip(targets, lists, strict=True):
         limit = target.get("params", np.inf)
-        best = min(val_loss(a) for a in everything if params(a) <= limit)
+        feasible = np.array([val_loss(a) for a in everything if params(a) <= limit])
         assert params(ranking[0]) <= limit
-        assert val_loss(ranking[0]) == pytest.approx(best, abs=0.05)
+        assert (feasible < val_loss(ranking[0]) - 1e-9).mean() < 0.002
         inside = [val_loss(a) for a in ranking if params(a) <= limit]
         assert inside == sorted(inside)
 

@@ -16,6 +16,7 @@ LEARNING = tuple(name for name in STRATEGIES if name != "random")
 # Strategies that fit models cost seconds a hundred evaluations: they get by with fewer, random search beside them too.
 MODELS = {"bayes", "ofa"}
 SLOW = {*MODELS, "reinforce"}
+EARLY = {"ofa": {"samples": 24}}
 # MnasNet learns one trade-off over hundreds of rewards; test_reinforce.py has what it does reach.
 QUICK = tuple(name for name in LEARNING if name != "reinforce")
 FIXED_DEPTH = SPACE.model_copy(update={"depth": SPACE.depth.model_copy(update={"choices": (4,)})})
@@ -72,7 +73,8 @@ def optimum() -> float:
 
 def regrets(name: str, optimum: float, evaluations: int, seeds: int) -> np.ndarray:
     """Best loss above the optimum, one a seed."""
-    runs = (search(SPACE, measure, name, ONE, BUDGET, evaluations=evaluations, seed=seed) for seed in range(seeds))
+    asked = {"evaluations": evaluations, "options": EARLY.get(name, {})}
+    runs = (search(SPACE, measure, name, ONE, BUDGET, seed=seed, **asked) for seed in range(seeds))
     return np.array([run.front()[0].metrics["val_loss"] for run in runs]) - optimum
 
 
@@ -89,7 +91,8 @@ def test_finds_a_greater_hypervolume_than_random(name):
     evaluations, seeds = (56, 2) if name in MODELS else (150, 10)
 
     def volumes(strategy: str) -> np.ndarray:
-        runs = (search(SPACE, measure, strategy, TWO, evaluations=evaluations, seed=seed) for seed in range(seeds))
+        asked = {"evaluations": evaluations, "options": EARLY.get(strategy, {})}
+        runs = (search(SPACE, measure, strategy, TWO, seed=seed, **asked) for seed in range(seeds))
         return np.array([run.hypervolume(REFERENCE) for run in runs])
 
     ours, baseline = volumes(name), volumes("random")
