@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from llmnas.nn.cache import State
 from llmnas.nn.linear import linear_from_heads, linear_heads
 from llmnas.nn.norm import rms_norm
 from llmnas.nn.ternary import LOW_BIT, add_scales, read_input, reader
@@ -38,7 +39,10 @@ class MLGRU(nn.Module):
         self.inner_norm = nn.Parameter(torch.ones(*grid)) if low_bit else None
         add_scales(self, kinds, OUT_DIMS)
 
-    def forward(self, x: Tensor, spec: LayerSpec, documents: Tensor | None, state: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, spec: LayerSpec, documents: Tensor | None, state: Tensor | None = None,
+        cache: State | None = None,
+    ) -> Tensor:  # fmt: skip
         """Mix tokens causally.
 
         Args:
@@ -46,12 +50,16 @@ class MLGRU(nn.Module):
             spec: sizes to use, each at most the stored one.
             documents: [B, T] document number of every token, or None for one document a row.
             state: [B, W] what the tokens before these left, or None.
+            cache: holds that state instead, and takes the new one.
 
         Returns:
             [B, T, H].
         """
         forget, kept = self.gates(x, spec)
-        hidden = scan(forget, kept, state, None if documents is None else starts_of(documents))
+        before = state if cache is None else cache.state
+        hidden = scan(forget, kept, before, None if documents is None else starts_of(documents))
+        if cache is not None:
+            cache.state = hidden[:, -1]
         return self.project(hidden, x, spec)
 
     def gates(self, x: Tensor, spec: LayerSpec) -> tuple[Tensor, Tensor]:

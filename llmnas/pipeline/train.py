@@ -52,5 +52,6 @@ def train_supernet(context: Context) -> Outcome | None:
     )  # fmt: skip
     if processes.rank == 0:
         save_weights(model, run.supernet)
-        run.record("train", steps=outcome.steps, tokens=outcome.tokens, seconds=round(outcome.seconds, 1))
+        run.record("train", steps=outcome.steps, tokens=outcome.tokens, seconds=round(outcome.seconds, 1),
+            cpu_seconds=outcome.cpu_seconds)  # fmt: skip
     return outcome

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from llmnas.errors import UserError
+from llmnas.errors import RunError, UserError
 from llmnas.space import Architecture
 from llmnas.supernet import Losses, Transformer
 from llmnas.train.settings import TrainSettings
@@ -141,7 +141,10 @@ class Engine:
 
     def save(self, folder: Path, tag: str) -> None:
         """Write weights and optimizer of every process under `folder/tag`."""
-        self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+        try:
+            self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+        except RuntimeError as error:  # torch's writer: a full disk is no OSError there
+            raise RunError(f"{folder / tag}: the checkpoint cannot be written ({str(error).splitlines()[0]})") from None
 
     def load(self, folder: Path, tag: str) -> None:
         """Restore what `save` wrote, without ever executing a pickle (weights_only)."""

@@ -14,29 +14,52 @@ class _Strict(Model):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class Phase(_Strict):
+    """From step `start` on, the dimensions in `open` vary too (`hidden_size`, `depth`, or one of a layer's)."""
+
+    start: NonNegativeInt
+    open: tuple[str, ...] = Field(min_length=1)
+
+
 class SamplerSettings(_Strict):
     """Which networks a step trains.
 
     Attributes:
         kind: `single` trains one network a step, the largest and the smallest in turn at
             every `anchor_every`-th; `uniform` trains `random` drawn networks a step;
-            `sandwich` trains the largest, the smallest and `random` drawn ones.
+            `sandwich` trains the largest, the smallest and `random` drawn ones; `progressive` is
+            `single` on a space that opens dimension by dimension (`phases`).
         random: networks drawn a step (`single` draws one).
         anchor_every: see `single`; 0 never trains them on purpose.
         distribution: of the drawn parameter counts. `centred` is what drawing every
             decision uniformly gives; `uniform` is flat between the least and the most.
         largest: the largest network of the whole space, or of the budget.
+        phases: of `progressive` shrinking (Cai et al. 2020): a dimension that no phase has opened yet keeps
+            what the largest network has.
     """
 
-    kind: Literal["single", "uniform", "sandwich"] = "single"
+    kind: Literal["single", "uniform", "sandwich", "progressive"] = "single"
     random: PositiveInt = 2
     anchor_every: NonNegativeInt = 4
     distribution: Literal["centred", "uniform"] = "centred"
     largest: Literal["space", "budget"] = "space"
+    phases: tuple[Phase, ...] = ()
+
+    @model_validator(mode="after")
+    def _phases_are_in_order(self) -> Self:
+        if (self.kind == "progressive") != bool(self.phases):
+            raise ValueError("phases and kind: progressive need each other; give both or neither")
+        starts = [phase.start for phase in self.phases]
+        if starts != sorted(set(starts)):
+            raise ValueError(f"phases must start one after the other, got {starts}")
+        opened = [name for phase in self.phases for name in phase.open]
+        if len(set(opened)) != len(opened):
+            raise ValueError(f"every dimension opens once, got {opened}")
+        return self
 
     def networks_per_step(self) -> int:
         """How many networks one optimizer step trains."""
-        return {"single": 1, "uniform": self.random, "sandwich": self.random + 2}[self.kind]
+        return {"single": 1, "progressive": 1, "uniform": self.random, "sandwich": self.random + 2}[self.kind]
 
 
 class DistillSettings(_Strict):

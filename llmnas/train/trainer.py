@@ -28,11 +28,20 @@ Evaluate = Callable[[Transformer], dict[str, float]]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a training run was: steps, tokens seen by all networks, seconds of this start."""
+    """What a training run was.
+
+    Attributes:
+        steps: optimizer steps.
+        tokens: seen by all networks.
+        seconds: of this start.
+        cpu_seconds: of this process, all threads, for the whole run: where it went on from a
+            checkpoint, the steps of this start stand for the others. None where no step was left.
+    """
 
     steps: int
     tokens: int
     seconds: float
+    cpu_seconds: float | None
 
 
 def train(
@@ -67,6 +76,7 @@ def train(
     first = load_checkpoint(engine, folder, identity) if folder else 0
     writer = processes.rank == 0
     started = logged = time.perf_counter()
+    cpu_started = time.process_time()
     tokens_per_step = 0
     for step in range(first, settings.steps):
         networks = sampler.networks(step)
@@ -93,7 +103,9 @@ def train(
             save_checkpoint(engine, folder, done, settings.keep, identity)
     balance.warn_of_idle(engine.average)
     seconds = time.perf_counter() - started
-    return Outcome(settings.steps, settings.steps * tokens_per_step, seconds)
+    taken = settings.steps - first
+    cpu_seconds = (time.process_time() - cpu_started) * settings.steps / taken if taken else None
+    return Outcome(settings.steps, settings.steps * tokens_per_step, seconds, cpu_seconds)
 
 
 def train_step(

@@ -1,5 +1,6 @@
 """Nothing is lost: a run that was stopped, killed or damaged goes on bit for bit, or says which file is bad."""
 
+import itertools
 import json
 import os
 import random
@@ -9,14 +10,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from train_script import SETTINGS, run
+from train_script import SEQUENCES, SETTINGS, SPACE, run
 
 from llmnas.errors import UserError
+from llmnas.supernet import Transformer
+from llmnas.train import trainer
 from llmnas.train.checkpoint import saved_steps, verify_checkpoint
+from llmnas.train.engine import start_processes
+from llmnas.train.sampling import SupernetSampler
 
 ENV = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 
@@ -106,6 +112,18 @@ def test_every_stage_goes_on_where_it_was(tmp_path, stage):
     resumed = run(tmp_path, settings, log=lambda step, _: steps.append(step)).state_dict()
     assert steps == [10, 11, 12]
     assert all(torch.equal(resumed[name], straight[name]) for name in straight)
+
+
+@pytest.mark.parametrize(("steps", "expected"), [([], 1.0), ([9], 4.0), ([9, 12], None)])
+def test_cpu_time_of_this_start_stands_for_the_steps_before_it(folder, steps, expected, monkeypatch):
+    for gone in set(saved_steps(folder)) - set(steps):
+        shutil.rmtree(folder / f"step-{gone:08d}")
+    ticks = itertools.count()  # every look at the clock is a second after the one before
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(perf_counter=time.perf_counter, process_time=ticks.__next__))
+    sampler = SupernetSampler(SPACE, None, SETTINGS.sampler, seed=0)
+    model = Transformer(SPACE, seed=0)
+    outcome = trainer.train(model, sampler, SEQUENCES, SETTINGS, start_processes(), folder=folder, identity="a")
+    assert outcome.cpu_seconds == expected
 
 
 def test_a_finished_run_is_restored_without_a_step(folder, undisturbed):
