@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table as RichTable
-from typer.exceptions import TyperException
 
 from llmnas.config import load_config
-from llmnas.errors import Preempted, RunError, UserError
+from llmnas.errors import UserError
+from llmnas.process import run_process
+from llmnas.report.terminal import show
 from llmnas.runs import RunFolder
 from llmnas.tracking import Tracker
 
 if TYPE_CHECKING:
     from llmnas.pipeline.context import Context
-    from llmnas.report.html import Table
 
 app = typer.Typer(
     name="llmnas",
@@ -86,34 +82,6 @@ def _fresh(path: Path, resume: bool) -> None:
         raise UserError(f"{path}: exists already; add --resume to go on with it, or choose another --run-dir")
 
 
-def _show(table: Table) -> None:
-    if not console.is_terminal:  # a pipe or a file: one line a row, nothing cut or folded
-        for line in _plain_lines(table):
-            console.print(line, soft_wrap=True, markup=False, highlight=False)
-        return
-    shown = RichTable(
-        title=escape(table.title), caption=escape(table.note), title_justify="left", caption_justify="left",
-        box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0),
-    )  # fmt: skip
-    for i, column in enumerate(table.columns):
-        shown.add_column(escape(column), justify="left" if i == 0 else "right", overflow="fold")
-    for row in table.rows:
-        shown.add_row(*(escape(cell) for cell in row))
-    console.print(shown)
-
-
-def _plain_lines(table: Table) -> Iterator[str]:
-    """The table as text in aligned columns, between its title and its note."""
-    rows = [table.columns, *table.rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    yield table.title
-    for row in rows:
-        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-        yield "  ".join([row[0].ljust(widths[0]), *cells[1:]]).rstrip()
-    yield from [table.note] if table.note else []
-    yield ""
-
-
 @app.command()
 def run(
     config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, resume: Resume = False, objective: Objectives = None
@@ -125,7 +93,7 @@ def run(
         _fresh(context.run.manifest, resume)
         result = run_everything(context)
     for table in result.tables:
-        _show(table)
+        show(console, table)
     if result.exported:
         console.print(f"exported as {result.exported.class_name}, logits differ by {result.exported.difference:.1e}")
     console.print(f"report: {result.report}\nexport: {result.export}", soft_wrap=True, highlight=False)
@@ -175,7 +143,7 @@ def search(
         tables = search_tables(context.run, archive.front(), len(archive), asked)
         archive.close()
     for table in tables:
-        _show(table)
+        show(console, table)
 
 
 @app.command()
@@ -187,7 +155,7 @@ def retrain(config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, resum
 
         _fresh(context.run.result("retrain"), resume)
         table = comparison_table(stage(context))
-    _show(table)
+    show(console, table)
 
 
 @app.command()
@@ -199,7 +167,7 @@ def correlate(config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, res
 
         _fresh(context.run.result("correlate"), resume)
         table = correlation_table(stage(context))
-    _show(table)
+    show(console, table)
 
 
 @app.command()
@@ -218,7 +186,7 @@ def compare(
 
         _fresh(context.run.result("compare"), resume)
         shown = strategies_table(compare_strategies(context, table))
-    _show(shown)
+    show(console, shown)
 
 
 @app.command()
@@ -288,7 +256,7 @@ def plan(
 
     loaded = load_config(config, set_ or [])
     for table in tables(loaded, stage(loaded, Machine(gpus, gpu_memory, gpu_tflops, utilisation))):
-        _show(table)
+        show(console, table)
 
 
 @app.command()
@@ -340,7 +308,7 @@ _GROUPS = {
     "Begin": ("init", "doctor"),
     "Everything at once": ("run",),
     "One stage alone": ("prepare", "train", "search", "retrain", "export", "report"),
-    "Use and examine": ("generate", "correlate"),
+    "Use and examine": ("generate", "correlate", "compare", "plan"),
 }
 _ORDER = [(group, verb) for group, verbs in _GROUPS.items() for verb in verbs]
 
@@ -356,56 +324,9 @@ for _info in app.registered_commands:
     _info.rich_help_panel = [*(group for group, _ in _ORDER), "More"][_place(_info)]
 
 
-def _terminated(_signal: int, _frame: object) -> None:
-    _complain("terminated; what is stored is kept, --resume goes on from there")
-    raise SystemExit(143)
-
-
-def _complain(message: object) -> None:
-    rank = f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-    print(f"llmnas: {rank}{message}", file=sys.stderr, flush=True)
-
-
-def sweep_arguments(arguments: list[str]) -> list[str]:
-    """A W&B agent's `--train.lr=0.001` as `--set train.lr=0.001`; everything else as it is."""
-    found: list[str] = []
-    for argument in arguments:
-        swept = re.fullmatch(r"--(seed|\w+(?:\.\w+)+)=(.*)", argument, re.DOTALL)
-        found += ["--set", f"{swept[1]}={swept[2]}"] if swept else [argument]
-    return found
-
-
-def _run() -> int:
-    try:
-        code = int(app(sweep_arguments(sys.argv[1:]), prog_name="llmnas", standalone_mode=False) or 0)
-    except UserError as error:
-        _complain(error)
-        return 2
-    except TyperException as error:  # no such verb or option, a value of the wrong type
-        if message := " ".join(error.format_message().split()):  # no arguments at all: help has been shown
-            _complain(f"{message.removesuffix('.')}; see llmnas --help")
-        return error.exit_code
-    except RunError as error:
-        _complain(error)
-        return 1
-    except Preempted as error:
-        _complain(error)
-        return 75  # EX_TEMPFAIL: what launch/slurm.sh puts back into the queue
-    except OSError as error:
-        _complain(f"{error.filename or 'file'}: {error.strerror or error}")
-        return 1
-    if code == 130:
-        _complain("interrupted; what is stored is kept, --resume goes on from there")
-    return code
-
-
 def main() -> None:
-    """Run the command line.
-
-    Exits with 0 done, 1 a failed run, 2 bad input, 130 interrupted, 143 terminated; all but 0 say why in one line.
-    """
-    signal.signal(signal.SIGTERM, _terminated)
-    sys.exit(_run())
+    """Run the command line; exit codes are those of `process.run`."""
+    sys.exit(run_process(lambda arguments: app(arguments, prog_name="llmnas", standalone_mode=False)))
 
 
 if __name__ == "__main__":

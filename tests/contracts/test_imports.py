@@ -35,7 +35,8 @@ MAY_IMPORT = {
     "export": {"supernet", "space", "nn", "cost"},
     "report": {"pareto", "space"},
     "pipeline": BELOW_PIPELINE,
-    "cli": {"pipeline", "config", "runs", "tracking", "report.html"},  # a report's Table is what a terminal shows too
+    "process": set(),
+    "cli": {"pipeline", "config", "runs", "tracking", "process", "report.terminal"},
 }
 
 # foreign library -> the only files that may import it
@@ -47,7 +48,7 @@ ONLY_IN = {
     "moocore": {"pareto.py"},
     "wandb": {"tracking.py"},
     "transformers": {"export/*.py"},
-    "typer": {"cli.py"},
+    "typer": {"cli.py", "process.py"},
     "matplotlib": {"report/plots.py"},
     "jinja2": {"report/html.py"},
     "zeus": {"evaluate/power.py"},
@@ -55,7 +56,7 @@ ONLY_IN = {
 
 # rooms that work without torch: configs, spaces, costs and searches are plain values
 NO_TORCH = {"__init__", "errors", "files", "rng", "space", "cost", "pareto", "config", "runs", "tracking"}
-NO_TORCH |= {"search", "report", "cli"}
+NO_TORCH |= {"search", "report", "cli", "process"}
 # strategies that fit models: loaded by name when a search asks for one (`load_strategy`), never with the room
 MODELS = {f"search/{name}.py" for name in ("arch_kernel", "surrogate", "bayes", "reinforce", "predictor", "ofa")}
 

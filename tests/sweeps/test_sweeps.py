@@ -15,8 +15,8 @@ import pytest
 import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-from llmnas.cli import sweep_arguments
 from llmnas.config import load_config
+from llmnas.process import sweep_arguments
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads(Path(__file__).with_name("schema.json").read_text())
