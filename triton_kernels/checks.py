@@ -39,7 +39,9 @@ def tensor(name: str, value: Tensor, shape: tuple[int | None, ...], dtypes: Iter
     names = ", ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
     require(value.dtype in allowed, f"{name}: dtype {str(value.dtype).removeprefix('torch.')}, must be {names}")
     gapless = value.dim() == 0 or value.shape[-1] <= 1 or value.stride(-1) == 1
-    require(gapless, f"{name}: last axis has stride {value.stride(-1) if value.dim() else 0}, must be 1 (.contiguous())")
+    require(
+        gapless, f"{name}: last axis has stride {value.stride(-1) if value.dim() else 0}, must be 1 (.contiguous())"
+    )
 
 
 def same_device(first: str, owner: Tensor, **others: Tensor | None) -> None:

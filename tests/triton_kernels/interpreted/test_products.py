@@ -53,7 +53,10 @@ def test_codes_that_lie_apart(m, inside):
 
 
 def test_largest_sums_do_not_wrap():
-    codes, packed = torch.full((1, 8192), -127, dtype=torch.int8), reference.pack2(torch.ones(1, 8192, dtype=torch.int8))
+    codes, packed = (
+        torch.full((1, 8192), -127, dtype=torch.int8),
+        reference.pack2(torch.ones(1, 8192, dtype=torch.int8)),
+    )
     assert ternary_matmul(codes, torch.ones(1), packed, torch.tensor(1.0)).item() == -127 * 8192
 
 
@@ -96,7 +99,9 @@ def test_no_token_leaves_a_zero_gradient(inside):
 def test_ternary_swiglu_block_trains_like_plain_torch(inside):
     """residual + norm + quantise -> gate, up -> SwiGLU + norm + quantise -> down: all kernels, one graph."""
     shapes = {"x": (5, 64), "residual": (5, 64), "g1": (64,), "g2": (128,), "gate": (128, 64), "up": (128, 64)}
-    values = {name: inside(torch.randn(shape)).requires_grad_() for name, shape in (shapes | {"down": (64, 128)}).items()}
+    values = {
+        name: inside(torch.randn(shape)).requires_grad_() for name, shape in (shapes | {"down": (64, 128)}).items()
+    }
     gammas = {name: values[name].detach().abs().mean() for name in ("gate", "up", "down")}
     v = values
 

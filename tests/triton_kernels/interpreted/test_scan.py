@@ -27,9 +27,7 @@ def test_forward_and_backward(shape, with_state, with_starts, inside):
     want = reference.mlgru_scan(forget, kept, *optional)
     torch.testing.assert_close(h, want)
     leaves, grad = (forget, kept, *([state] if with_state else [])), torch.randn(shape)
-    for have, expect in zip(
-        torch.autograd.grad(h, leaves, grad), torch.autograd.grad(want, leaves, grad), strict=True
-    ):
+    for have, expect in zip(torch.autograd.grad(h, leaves, grad), torch.autograd.grad(want, leaves, grad), strict=True):
         torch.testing.assert_close(have, expect, rtol=1e-4, atol=1e-5)
 
 
