@@ -19,8 +19,18 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from llmnas.triton_kernels import act_quant, mlgru_scan, rmsnorm_quant, swiglu_norm_quant, ternary_gemv
-from llmnas.triton_kernels import ternary_linear, ternary_matmul, ternary_pack, tiles, xnor_matmul
+from llmnas.triton_kernels import (
+    act_quant,
+    mlgru_scan,
+    rmsnorm_quant,
+    swiglu_norm_quant,
+    ternary_gemv,
+    ternary_linear,
+    ternary_matmul,
+    ternary_pack,
+    tiles,
+    xnor_matmul,
+)
 
 TARGETS = {
     "cuda80": GPUTarget("cuda", 80, 32),

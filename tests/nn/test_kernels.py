@@ -123,7 +123,8 @@ def test_torchao_agrees():
     scale = bitnet.get_bitnet_scale(theirs)
     assert torch.equal(bitnet.quantize_bitnet_weight(theirs, scale), reference.ternary_codes(weight, scale))
     wrapped = torch.nn.Parameter(bitnet.BitNetTrainingLinearWeight(theirs))
-    want = torch.nn.functional.linear(b, wrapped)
+    # its backward wants a third argument to be there
+    want = torch.nn.functional.linear(b, wrapped, torch.zeros(64))
     want.backward(grad)
     torch.testing.assert_close(y, want, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4)
