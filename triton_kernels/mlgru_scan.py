@@ -1,6 +1,6 @@
 """The MLGRU recurrence (Zhu et al. 2024, section 3.3.1): h_t = f_t h_(t-1) + u_t, element by element.
 
-Inside a chunk of time an associative scan of (f, u) pairs, (f1, u1) then (f2, u2) = (f1 f2, f2 u1 + u2) (Blelloch 1990);
+Inside a chunk of time an associative scan of pairs, (f1, u1) then (f2, u2) = (f1 f2, f2 u1 + u2) (Blelloch 1990);
 between chunks one carried row. At the start of a document only the coefficient f becomes zero; u was formed before.
 Backward runs the same scan from the end: g_t = dh_t + f_(t+1) g_(t+1), du = g, df_t = g_t h_(t-1), dstate = f_0 g_0.
 """
@@ -88,7 +88,7 @@ def scan_backward_kernel(  # type: ignore[no-untyped-def]
             f = tl.where(begins != 0, 0.0, f)
             h_before = tl.where(begins != 0, 0.0, h_before)
         g += tl.where(last, carry[None, :], 0.0)
-        ignored, g = tl.associative_scan((f_next, g), 0, compose, reverse=True)
+        _, g = tl.associative_scan((f_next, g), 0, compose, reverse=True)
         tl.store(du + at, g.to(du.dtype.element_ty), mask=inside)
         tl.store(df + at, (g * h_before).to(df.dtype.element_ty), mask=inside)
         carry = tl.sum(tl.where(step[:, None] == 0, f * g, 0.0), 0)

@@ -139,7 +139,7 @@ class ActQuant(torch.autograd.Function):
         return codes, scales, empty_link(x, x.shape)
 
     @staticmethod
-    def backward(ctx: Any, _codes: None, _scales: None, link: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, _codes: None, _scales: None, link: Tensor) -> Tensor:  # type: ignore[override]  # noqa: ARG004 (torch's signature)
         """The gradient of the quantised token is that of the token."""
         return link
 

@@ -1,6 +1,7 @@
 """Tile sizes as pure functions of the shape: no autotuning at run time, so the first call is as fast as the last.
 
-Chosen from the compiled code (registers, shared memory, spills: benchmarks/kernel_compile_report.py); not tuned on a GPU.
+Chosen from the compiled code (registers, shared memory, spills: benchmarks/kernel_compile_report.py), not tuned on
+a GPU.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ Letters: M tokens, K inputs, N outputs.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import numba
@@ -68,7 +69,7 @@ def matmul(codes: Tensor, packed: Tensor) -> Tensor:
     workers = min(torch.get_num_threads(), n) if m * n * k >= 1 << 20 else 1
     bounds = [n * i // workers for i in range(workers + 1)]
     share = _few_tokens if m <= DIRECT_TOKENS else _many_tokens
-    work = [(planes, flat, packed.stride(0), width, lo, hi, y) for lo, hi in zip(bounds, bounds[1:], strict=False)]
+    work = [(planes, flat, packed.stride(0), width, lo, hi, y) for lo, hi in pairwise(bounds)]
     if workers == 1:
         share(*work[0])
     else:

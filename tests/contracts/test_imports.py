@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "space": set(),
     "cost": {"space"},
     "pareto": {"space"},
-    "nn": {"space"},
+    "nn": {"space", "triton_kernels"},
+    "triton_kernels": set(),
     "data": {"rng"},
     "supernet": {"nn", "space"},
     "config": {"space", "cost", "train.settings"},  # the knobs of training, without torch

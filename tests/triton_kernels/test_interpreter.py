@@ -1,4 +1,4 @@
-"""Runs the kernels in Triton's interpreter. The flag must be set before triton is imported, so: a process of its own."""
+"""Runs the kernels in Triton's interpreter, in a process of its own: the flag must precede the import of triton."""
 
 import os
 import subprocess
