@@ -32,9 +32,14 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, spec: LayerSpec) -> Tensor:
         """x: [..., hidden] -> [..., hidden], through the leading `spec.ffn_size` channels."""
+        read = reader(self, "down", spec.weights, 1)
+        return linear(self.gated(x, spec), self.down, x.shape[-1], read=read)
+
+    def gated(self, x: Tensor, spec: LayerSpec) -> Tensor:
+        """[..., hidden] -> the channels as `down` sees them, [..., spec.ffn_size]."""
         kind, seen = spec.weights, read_input(x, spec.weights)
         gate = linear(seen, self.gate, spec.ffn_size, read=reader(self, "gate", kind, 1))
         gated = F.silu(gate) * linear(seen, self.up, spec.ffn_size, read=reader(self, "up", kind, 1))
-        if kind != "dense" and self.inner_norm is not None:
-            gated = read_input(rms_norm(gated, self.inner_norm, self.eps), kind, signed=False)
-        return linear(gated, self.down, x.shape[-1], read=reader(self, "down", kind, 1))
+        if kind == "dense" or self.inner_norm is None:
+            return gated
+        return read_input(rms_norm(gated, self.inner_norm, self.eps), kind, signed=False)

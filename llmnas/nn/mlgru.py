@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from llmnas.nn.cache import State
 from llmnas.nn.kernels import mlgru_scan as scan
 from llmnas.nn.linear import linear_from_heads, linear_heads
 from llmnas.nn.norm import rms_norm
@@ -39,7 +40,10 @@ class MLGRU(nn.Module):
         self.inner_norm = nn.Parameter(torch.ones(*grid)) if low_bit else None
         add_scales(self, kinds, OUT_DIMS)
 
-    def forward(self, x: Tensor, spec: LayerSpec, documents: Tensor | None, state: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, spec: LayerSpec, documents: Tensor | None, state: Tensor | None = None,
+        cache: State | None = None,
+    ) -> Tensor:  # fmt: skip
         """Mix tokens causally.
 
         Args:
@@ -47,12 +51,16 @@ class MLGRU(nn.Module):
             spec: sizes to use, each at most the stored one.
             documents: [B, T] document number of every token, or None for one document a row.
             state: [B, W] what the tokens before these left, or None.
+            cache: holds that state instead, and takes the new one.
 
         Returns:
             [B, T, H].
         """
         forget, kept = self.gates(x, spec)
-        hidden = scan(forget, kept, state, None if documents is None else starts_of(documents))
+        before = state if cache is None else cache.state
+        hidden = scan(forget, kept, before, None if documents is None else starts_of(documents))
+        if cache is not None:
+            cache.state = hidden[:, -1]
         return self.project(hidden, x, spec)
 
     def gates(self, x: Tensor, spec: LayerSpec) -> tuple[Tensor, Tensor]:
@@ -67,13 +75,19 @@ class MLGRU(nn.Module):
 
     def project(self, hidden: Tensor, x: Tensor, spec: LayerSpec) -> Tensor:
         """States [B, T, W] -> [B, T, H], through the output gate, which sees x [B, T, H]."""
+        grid = (spec.kv_heads, spec.queries_per_group, spec.head_dim)
+        read = reader(self, "o", spec.weights, 1)
+        return linear_from_heads(self.gated(hidden, x, spec), self.o, grid, x.shape[-1], read=read)
+
+    def gated(self, hidden: Tensor, x: Tensor, spec: LayerSpec) -> Tensor:
+        """States [B, T, W] through the output gate, as the output projection sees them."""
         sizes, kind = (spec.kv_heads, spec.queries_per_group, spec.head_dim), spec.weights
         gate = linear_heads(read_input(x, kind), self.output_gate, sizes, read=reader(self, "output_gate", kind, 3))
         mixed = gate.sigmoid() * hidden
-        if kind != "dense" and self.inner_norm is not None:
-            gain = self.inner_norm[tuple(slice(size) for size in sizes)].flatten()
-            mixed = read_input(rms_norm(mixed, gain, self.eps), kind)
-        return linear_from_heads(mixed, self.o, sizes, x.shape[-1], read=reader(self, "o", kind, 1))
+        if kind == "dense" or self.inner_norm is None:
+            return mixed
+        gain = self.inner_norm[tuple(slice(size) for size in sizes)].flatten()
+        return read_input(rms_norm(mixed, gain, self.eps), kind)
 
 
 def starts_of(documents: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ a token uses. Letters: N tokens, H hidden, E experts, K experts a token.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -89,17 +90,21 @@ class Experts(nn.Module):
         return chosen, weight, Routing(load, shares.mean(0), logits.logsumexp(-1).square().mean(), entropy)
 
     def _dense(self, tokens: Tensor, spec: LayerSpec) -> Tensor:
-        kind, seen = spec.weights, read_input(tokens, spec.weights)
-        gate, up, down = (self._block(name, spec, tokens.shape[-1])[0] for name in ("gate", "up", "down"))
-        gated = self._inner(F.silu(F.linear(seen, gate)) * F.linear(seen, up), kind)
-        return F.linear(gated, down)
+        return F.linear(self.gated(tokens, spec), self._block("down", spec, tokens.shape[-1])[0])
+
+    def gated(self, tokens: Tensor, spec: LayerSpec, expert: int = 0) -> Tensor:
+        """[N, H] -> the channels of one expert as its `down` sees them, [N, F]; `spec.experts` is not looked at."""
+        whole = replace(spec, experts=self.gate.shape[0])
+        seen = read_input(tokens, spec.weights)
+        gate, up = (self._block(name, whole, tokens.shape[-1])[expert] for name in ("gate", "up"))
+        return self._inner(F.silu(F.linear(seen, gate)) * F.linear(seen, up), spec.weights)
 
     def _grouped(self, rows: Tensor, spec: LayerSpec, ends: Tensor) -> Tensor:
         """rows: [N K, H] sorted by expert, those of expert e end at ends[e] -> [N K, H]."""
         kind, seen = spec.weights, read_input(rows, spec.weights)
         gate, up, down = (self._block(name, spec, rows.shape[-1]).mT for name in ("gate", "up", "down"))
-        gated = F.silu(F.grouped_mm(seen, gate, offs=ends)) * F.grouped_mm(seen, up, offs=ends)
-        return F.grouped_mm(self._inner(gated, kind), down, offs=ends)
+        gated = F.silu(grouped_product(seen, gate, ends)) * grouped_product(seen, up, ends)
+        return grouped_product(self._inner(gated, kind), down, ends)
 
     def _block(self, name: str, spec: LayerSpec, hidden_size: int) -> Tensor:
         """The leading experts, channels and features of one weight."""
@@ -113,3 +118,14 @@ class Experts(nn.Module):
         if kind == "dense" or self.inner_norm is None:
             return gated
         return read_input(rms_norm(gated, self.inner_norm, self.eps), "ternary", signed=False)
+
+
+def grouped_product(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """Rows [N, in], sorted by group, times the matrix of their group [E, in, out] -> [N, out].
+
+    One call for all groups; in float64, which `grouped_mm` does not know, one product a group.
+    """
+    if rows.dtype != torch.float64:
+        return F.grouped_mm(rows, weight, offs=ends)
+    pieces = rows.tensor_split(ends[:-1].cpu())
+    return torch.cat([piece @ matrix for piece, matrix in zip(pieces, weight, strict=True)])
