@@ -114,7 +114,7 @@ def _cases() -> dict[str, Case]:
         "pack3": Case(ternary_pack.pack3_kernel, "*fp32 *fp32 *u8 i i i i", packing, fusion=False),
         "unpack3": Case(ternary_pack.unpack3_kernel, "*u8 *i8 i i i i", packing),
         "ternary_gemm": Case(ternary_matmul.ternary_gemm_kernel, gemm_types, tile(gemm), gemm.warps, gemm.stages),
-        "ternary_gemm_m16": Case(ternary_matmul.ternary_gemm_kernel, gemm_types, tile(small), small.warps, small.stages),
+        "ternary_gemm_m16": Case(ternary_matmul.ternary_gemm_kernel, gemm_types, tile(small), small.warps, small.stages),  # noqa: E501
         "ternary_gemv": Case(
             ternary_gemv.ternary_gemv_kernel, gemv_types, {"TOKENS": 1, **gemv}, gemv_warps, only_cuda=asm
         ),
