@@ -104,7 +104,8 @@ def test_extraction_finds_one_of_the_best_members_for_every_target():
         feasible = np.array([val_loss(a) for a in everything if params(a) <= limit])
         assert params(ranking[0]) <= limit
         better = int((feasible < val_loss(ranking[0]) - 1e-9).sum())
-        assert better <= max(2, 0.002 * len(feasible))  # 29 members meet the tightest target, thousands the others
+        # one decision at a time does not cross every valley: under the tightest target it ends in a local optimum
+        assert better == 0 or (limit == 20_000 and better < 0.1 * len(feasible))
         inside = [val_loss(a) for a in ranking if params(a) <= limit]
         assert inside == sorted(inside)
 
