@@ -7,13 +7,29 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel as Model
-from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from llmnas.cost import Budget
 from llmnas.errors import UserError, explain
 from llmnas.files import read_yaml
 from llmnas.space import SearchSpace
 from llmnas.train.settings import TrainSettings
+
+HARDWARE_METRICS = ("latency_ms", "prefill_latency_ms", "decode_latency_ms", "energy_j")
+METRICS = (
+    "val_loss", "perplexity", "bits_per_byte", "params", "active_params", "flops_per_token", "memory_bytes",
+    *HARDWARE_METRICS,
+)  # fmt: skip
+"""What a search can be told to make small, great, or keep within bounds."""
 
 
 class _Strict(Model):
@@ -33,7 +49,7 @@ class SearchConfig(_Strict):
 
     strategy: str = "nsga2"
     objectives: dict[str, Literal["min", "max"]] = {"val_loss": "min", "params": "min"}
-    constraints: dict[str, float] = {}
+    constraints: dict[str, float | tuple[float | None, float | None]] = {}
     evaluations: PositiveInt = 200
     batch: PositiveInt = 8
     options: dict[str, Any] = {}
@@ -42,26 +58,74 @@ class SearchConfig(_Strict):
 
 
 class RetrainConfig(_Strict):
-    """Stand-alone training of the found architecture and of hand-designed ones of equal size.
+    """Stand-alone training of the found architecture and of others of equal size.
 
     `train` overrides keys of the run's `train` section; `inherit` starts the found one from the
-    supernet's weights instead of from scratch.
+    supernet's weights instead of from scratch. `lr_grid`: peak learning rates that every network
+    tries on one seed outside of the comparison; its best one goes to the paired `seeds`.
+    `random_baseline`: random search that trains for real: so many architectures of the found size
+    are drawn and trained alone on that same seed, and the best joins the comparison.
     """
 
     train: dict[str, Any] = {}
     seeds: PositiveInt = 3
     hand_designed: tuple[Literal["smollm2", "qwen3", "llama3"], ...] = ("smollm2",)
+    lr_grid: tuple[PositiveFloat, ...] = ()
+    random_baseline: NonNegativeInt = 0
     inherit: bool = False
 
 
 class CorrelateConfig(_Strict):
-    """K architectures within `band` (relative) around `params`, trained stand-alone."""
+    """K architectures within `band` (relative) around `params`, trained stand-alone.
+
+    `adapt` (overrides of `train`, for instance a few steps): also score every architecture by its loss
+    after training it alone for that long from the supernet's weights, which undoes what sharing spoiled.
+    """
 
     architectures: PositiveInt = 24
     params: PositiveInt | None = None
     band: float = Field(0.1, gt=0, lt=1)
     train: dict[str, Any] = {}
     seeds: PositiveInt = 1
+    adapt: dict[str, Any] = {}
+
+
+class HardwareConfig(_Strict):
+    """What latency and energy are those of; batch and context are those of `budget.workload`.
+
+    `device`: this machine, or a known GPU, whose latency is an estimate (roofline). `method`: on this
+    machine a block `table`, measured once, or to `measure` every candidate. `phase`: of `latency_ms`
+    and `energy_j`. `seconds` to spend on the table; `correction`: networks measured to correct it.
+    """
+
+    device: Literal["this", "a100", "h100", "h200", "l4", "rtx4090"] = "this"
+    method: Literal["table", "measure"] | None = None
+    phase: Literal["prefill", "decode"] = "decode"
+    threads: PositiveInt = 1
+    seconds: float = Field(120.0, gt=0)
+    correction: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _used(self) -> HardwareConfig:
+        used = {"device", "phase"}
+        if self.device == "this":
+            used |= {"method", "threads"} | (set() if self.method == "measure" else {"seconds", "correction"})
+        idle = sorted(self.model_fields_set - used)
+        if idle:
+            raise ValueError(f"hardware.{idle[0]} does nothing with device {self.device} and method {self.method}")
+        if 0 < self.correction < 8:
+            raise ValueError(f"hardware.correction must be 0 or at least 8 networks, got {self.correction}")
+        return self
+
+    def require_use(self, asked: set[str]) -> None:
+        """Raise ValueError where no metric that is asked for needs the section, or one of its keys."""
+        latencies = set(HARDWARE_METRICS) - {"energy_j"}
+        if not asked & set(HARDWARE_METRICS):
+            raise ValueError(f"hardware: no objective or constraint needs it ({', '.join(HARDWARE_METRICS)})")
+        needs = dict.fromkeys(("method", "seconds", "correction"), latencies) | {"phase": {"latency_ms", "energy_j"}}
+        for key in sorted(self.model_fields_set & set(needs)):
+            if not asked & needs[key]:
+                raise ValueError(f"hardware.{key} does nothing without {' or '.join(sorted(needs[key]))}")
 
 
 class CompareConfig(_Strict):
@@ -81,6 +145,11 @@ class TrackingConfig(_Strict):
     wandb: Literal["off", "offline", "online"] = "offline"
     project: str = "llmnas"
 
+    @field_validator("wandb", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: object) -> object:
+        return "off" if value is False else value  # YAML reads a bare `off` as false
+
 
 class Config(_Strict):
     """One run from text to exported model."""
@@ -94,6 +163,7 @@ class Config(_Strict):
     search: SearchConfig = SearchConfig()
     retrain: RetrainConfig = RetrainConfig()
     correlate: CorrelateConfig = CorrelateConfig()
+    hardware: HardwareConfig | None = None
     compare: CompareConfig = CompareConfig()
     tracking: TrackingConfig = TrackingConfig()
 
@@ -103,8 +173,11 @@ class Config(_Strict):
             raise ValueError(
                 f"train.seq_len = {self.train.seq_len} is longer than space.base.max_seq = {self.space.base.max_seq}"
             )
+        if self.hardware:
+            self.hardware.require_use({*self.search.objectives, *self.search.constraints})
         self.stage_settings("retrain", self.retrain.train)
         self.stage_settings("correlate", self.correlate.train)
+        self.stage_settings("correlate", {**self.correlate.train, **self.correlate.adapt})
         return self
 
     def stage_settings(self, stage: str, overrides: dict[str, Any]) -> TrainSettings:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from llmnas.nn.cache import KeyValues
 from llmnas.nn.linear import linear_from_heads, linear_heads
 from llmnas.nn.norm import rms_norm
 from llmnas.nn.rope import rotate
@@ -45,7 +46,9 @@ class Attention(nn.Module):
         self.inner_norm = nn.Parameter(torch.ones(kv, queries, dim)) if low_bit else None
         add_scales(self, kinds, OUT_DIMS)
 
-    def forward(self, x: Tensor, spec: LayerSpec, rotation: Tensor, documents: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, spec: LayerSpec, rotation: Tensor, documents: Tensor | None, cache: KeyValues | None = None
+    ) -> Tensor:
         """Attend causally.
 
         Args:
@@ -53,15 +56,18 @@ class Attention(nn.Module):
             spec: sizes to use, each at most the stored one.
             rotation: [T, 1, pairs], see `rope.rotations`.
             documents: [B, T] document number of every token, or None for one document a row.
+            cache: tokens read before, which `x` follows; the new ones are added to it.
 
         Returns:
             [B, T, H].
         """
-        mixed = self.heads(x, spec, rotation, documents)
+        mixed = self.heads(x, spec, rotation, documents, cache)
         grid = (spec.kv_heads, spec.queries_per_group, spec.head_dim)
         return linear_from_heads(mixed, self.o, grid, x.shape[-1], reader(self, "o", spec.weights, 1))
 
-    def heads(self, x: Tensor, spec: LayerSpec, rotation: Tensor, documents: Tensor | None) -> Tensor:
+    def heads(
+        self, x: Tensor, spec: LayerSpec, rotation: Tensor, documents: Tensor | None, cache: KeyValues | None = None
+    ) -> Tensor:
         """[B, T, H] -> what every query head read, as the output projection sees it, [B, T, K * Q * D]."""
         grid, kind = (spec.kv_heads, spec.queries_per_group, spec.head_dim), spec.weights
         seen, tokens = read_input(x, kind), x.shape[:-1]
@@ -72,7 +78,10 @@ class Attention(nn.Module):
         k, v = (part.view(*tokens, spec.kv_heads, spec.head_dim) for part in (k, v))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = rms_norm(q, self.q_norm, self.eps), rms_norm(k, self.k_norm, self.eps)
-        mixed = attend(rotate(q, rotation), rotate(k, rotation), v, documents).flatten(2)
+        q, k = rotate(q, rotation), rotate(k, rotation)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        mixed = attend(q, k, v, documents).flatten(2)
         if kind == "dense" or self.inner_norm is None:
             return mixed
         gain = self.inner_norm[tuple(slice(size) for size in grid)].flatten()
@@ -85,9 +94,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:
     FlashAttention on a GPU that has it (half precision), else torch's SDPA.
 
     Args:
-        q: [B, T, K * Q, D].
-        k, v: [B, T, K, D].
-        documents: [B, T] non-decreasing along T, or None.
+        q: [B, T, K * Q, D], the last T of the positions that k and v hold.
+        k, v: [B, S, K, D], S >= T.
+        documents: [B, T] non-decreasing along T, or None; only with S = T.
 
     Returns:
         [B, T, K * Q, D].
@@ -95,11 +104,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:
     if _HAS_FLASH and q.is_cuda and q.dtype in {torch.float16, torch.bfloat16}:
         return _flash(q, k, v, documents)
     mask = None
+    seq, total = q.shape[1], k.shape[1]
+    if seq != total and seq > 1:  # SDPA's own causal mask would align the first positions, not the last
+        mask = torch.ones(seq, total, dtype=torch.bool, device=q.device).tril(total - seq)
     if documents is not None:
         same = documents[:, None, :, None] == documents[:, None, None, :]
         mask = same & torch.ones(q.shape[1], q.shape[1], dtype=torch.bool, device=q.device).tril()
     mixed = F.scaled_dot_product_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, is_causal=mask is None, enable_gqa=True
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        mask,
+        is_causal=mask is None and seq == total,
+        enable_gqa=True,
     )
     return mixed.transpose(1, 2)
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from llmnas.nn.attention import Attention
+from llmnas.nn.cache import LayerCache
 from llmnas.nn.ffn import FeedForward
 from llmnas.nn.mlgru import MLGRU
 from llmnas.nn.moe import Experts, Routing
@@ -31,20 +32,22 @@ class Block(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, spec: LayerSpec, rotation: Tensor, documents: Tensor | None
+        self, x: Tensor, spec: LayerSpec, rotation: Tensor, documents: Tensor | None, cache: LayerCache | None = None
     ) -> tuple[Tensor, Routing | None]:
         """x: [batch, seq, hidden] -> the same shape, and what a router did; see `Attention.forward` for the rest."""
         if self.mixer_norm is not None and spec.mixer != "none":
-            x = x + self._mix(rms_norm(x, self.mixer_norm, self.eps), spec, rotation, documents)
+            x = x + self._mix(rms_norm(x, self.mixer_norm, self.eps), spec, rotation, documents, cache)
         if isinstance(self.ffn, Experts):
             update, routing = self.ffn(rms_norm(x, self.ffn_norm, self.eps), spec)
             return x + update, routing
         return x + self.ffn(rms_norm(x, self.ffn_norm, self.eps), spec), None
 
-    def _mix(self, x: Tensor, spec: LayerSpec, rotation: Tensor, documents: Tensor | None) -> Tensor:
+    def _mix(
+        self, x: Tensor, spec: LayerSpec, rotation: Tensor, documents: Tensor | None, cache: LayerCache | None
+    ) -> Tensor:
         mixed: Tensor
         if spec.mixer == "mlgru" and self.mlgru is not None:
-            mixed = self.mlgru(x, spec, documents)
+            mixed = self.mlgru(x, spec, documents, cache=cache)
         elif self.attention is not None:
-            mixed = self.attention(x, spec, rotation, documents)
+            mixed = self.attention(x, spec, rotation, documents, cache)
         return mixed

@@ -103,8 +103,8 @@ class Experts(nn.Module):
         """rows: [N K, H] sorted by expert, those of expert e end at ends[e] -> [N K, H]."""
         kind, seen = spec.weights, read_input(rows, spec.weights)
         gate, up, down = (self._block(name, spec, rows.shape[-1]).mT for name in ("gate", "up", "down"))
-        gated = F.silu(F.grouped_mm(seen, gate, offs=ends)) * F.grouped_mm(seen, up, offs=ends)
-        return F.grouped_mm(self._inner(gated, kind), down, offs=ends)
+        gated = F.silu(grouped_product(seen, gate, ends)) * grouped_product(seen, up, ends)
+        return grouped_product(self._inner(gated, kind), down, ends)
 
     def _block(self, name: str, spec: LayerSpec, hidden_size: int) -> Tensor:
         """The leading experts, channels and features of one weight."""
@@ -118,3 +118,14 @@ class Experts(nn.Module):
         if kind == "dense" or self.inner_norm is None:
             return gated
         return read_input(rms_norm(gated, self.inner_norm, self.eps), "ternary", signed=False)
+
+
+def grouped_product(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """Rows [N, in], sorted by group, times the matrix of their group [E, in, out] -> [N, out].
+
+    One call for all groups; in float64, which `grouped_mm` does not know, one product a group.
+    """
+    if rows.dtype != torch.float64:
+        return F.grouped_mm(rows, weight, offs=ends)
+    pieces = rows.tensor_split(ends[:-1].cpu())
+    return torch.cat([piece @ matrix for piece, matrix in zip(pieces, weight, strict=True)])

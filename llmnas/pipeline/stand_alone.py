@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,15 @@ def build(context: Context, arch: Architecture, seed: int, *, inherit: bool) -> 
     """The network with fresh weights, or with those of the supernet."""
     if inherit:
         return extract(context.supernet(), arch)
-    base = context.config.space.base
-    widest = max(spec.head_dim for _, spec in context.config.space.envelope.kept)
-    # a hand-designed shape has its own head_dim; one of the space keeps the supernet's frequencies
-    rope_dim = base.rope_dim or (widest if context.config.space.contains(arch) else arch.kept[0][1].head_dim)
-    return Transformer(stand_alone_shape(base, rope_dim, arch), torch_seed(seed, "init"))
+    shape = stand_alone_shape(context.config.space.base, rope_dim(context, arch), arch)
+    return Transformer(shape, torch_seed(seed, "init"))
+
+
+def rope_dim(context: Context, arch: Architecture) -> int:
+    """A hand-designed shape has its own head_dim; one of the space keeps the supernet's frequencies."""
+    space = context.config.space
+    widest = max(spec.head_dim for _, spec in space.envelope.kept)
+    return space.base.rope_dim or (widest if space.contains(arch) else arch.kept[0][1].head_dim)
 
 
 def train_alone(
@@ -39,7 +44,7 @@ def train_alone(
     Seeds decide initial weights and order of the data, so runs of one seed are paired.
     """
     config = context.config
-    own = identity(context.identity, arch.to_dict(), settings.model_dump(mode="json"), seed, inherit)
+    own = _identity(context, arch, settings, seed, inherit=inherit)
     stored = folder / "result.json"
     if stored.exists():
         result: dict[str, Any] = read_json(stored)
@@ -61,11 +66,19 @@ def train_alone(
     save_weights(model, folder / "model.safetensors")
     result = {
         "identity": own, "id": arch.id, "architecture": arch.to_dict(), "seed": seed, "inherit": inherit,
-        "params": count_params(arch, config.space.base).total, "tokens": outcome.tokens,
-        **quality(float(losses.mean()), bytes_per_token),
+        "params": count_params(arch, config.space.base).total, "tokens": outcome.tokens, "lr": settings.lr,
+        "cpu_seconds": outcome.cpu_seconds, **quality(float(losses.mean()), bytes_per_token),
     }  # fmt: skip
     write_json(stored, result)
     return result
+
+
+def _identity(context: Context, arch: Architecture, settings: TrainSettings, seed: int, *, inherit: bool) -> str:
+    """Of what the result depends on: without inherited weights, nothing of how the supernet was trained."""
+    values = context.config.model_dump(mode="json")
+    shape = stand_alone_shape(context.config.space.base, rope_dim(context, arch), arch)
+    depends = [values["seed"], values["data"], values["search"]["windows"], asdict(shape)]
+    return identity(*depends, settings.model_dump(mode="json"), seed, context.identity if inherit else None)
 
 
 def load_alone(context: Context, arch: Architecture, folder: Path) -> Transformer:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
@@ -50,6 +51,19 @@ def curves_png(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     _save(figure, path)
 
 
+def correlation_png(path: Path, predicted: np.ndarray, actual: np.ndarray, params: np.ndarray) -> None:
+    """Draw stand-alone losses over the supernet's and over parameters: each `[K]`, losses in nats a token."""
+    figure = Figure(figsize=(2 * _WIDTH, _HEIGHT), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    drawn = left.scatter(predicted, actual, c=params, s=22, cmap="viridis")
+    figure.colorbar(drawn, ax=left, label="parameters", format=EngFormatter(sep=""))
+    right.scatter(params, actual, s=22, color=PALETTE[0])
+    right.xaxis.set_major_formatter(EngFormatter(sep=""))
+    _finish(left, "loss with the supernet's weights (nats/token)", "loss after training alone (nats/token)")
+    _finish(right, "parameters", "loss after training alone (nats/token)")
+    _save(figure, path)
+
+
 class Band(NamedTuple):
     """A line with its interval: what one strategy reaches after so many evaluations."""
 
@@ -70,6 +84,32 @@ def comparison_png(path: Path, bands: Sequence[Band]) -> None:
         axes.fill_between(band.at, band.low, band.high, color=colour, alpha=0.15, linewidth=0)
     axes.set_xscale("log")
     _finish(axes, "evaluations", "share of the best known hypervolume")
+    _save(figure, path)
+
+
+def study_png(path: Path, correlation: Mapping[str, Any], comparison: Mapping[str, Any]) -> None:
+    """Draw the results of `correlate` (loss alone over the supernet's loss) and of `retrain` (a dot a seed).
+
+    Vertical bars reach from the lowest to the highest seed of an architecture.
+    """
+    figure = Figure(figsize=(2 * _WIDTH, _HEIGHT), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    runs = correlation["stand_alone_loss"]  # [seeds, architectures]
+    mean = [sum(losses) / len(losses) for losses in zip(*runs, strict=True)]
+    low = [m - min(losses) for m, losses in zip(mean, zip(*runs, strict=True), strict=True)]
+    high = [max(losses) - m for m, losses in zip(mean, zip(*runs, strict=True), strict=True)]
+    tau = correlation["agreement"]["supernet"]["tau"]
+    left.errorbar(
+        correlation["supernet_loss"], mean, yerr=[low, high], fmt="o", markersize=4, linewidth=1, color=PALETTE[0],
+        label=f"{len(mean)} architectures, tau {tau:.2f}",
+    )  # fmt: skip
+    _finish(left, "loss with the supernet's weights (nats/token)", "loss trained alone (nats/token)")
+    for i, (name, rows) in enumerate(comparison["runs"].items()):
+        right.scatter(
+            [i] * len(rows), [r["perplexity"] for r in rows], s=22, color=VERMILION if name == "found" else GREY
+        )
+    right.set_xticks(range(len(comparison["runs"])), [_plain(name) for name in comparison["runs"]])
+    _finish(right, "network, one dot a seed", axis_label("perplexity"))
     _save(figure, path)
 
 

@@ -103,11 +103,15 @@ class TrainSettings(_Strict):
         grad_clip: greatest global gradient norm.
         shared_batch: the networks of a step see the same batch instead of one each.
         document_mask: attention stays within documents.
-        zero_stage: ZeRO stage 0, 1 or 2.
-        dtype: fp32, or bf16 weights with an fp32 optimizer (GPUs).
+        micro_batch: sequences a process runs at once; 0 runs its whole share of the batch.
+        checkpoint_blocks: keep only the input of every block and compute it again in the backward pass.
+        zero_stage: ZeRO stage 0 to 3.
+        deepspeed: a DeepSpeed JSON file to merge under our own keys (launch/ds_zero3.json, ...).
+        dtype: fp32, or bf16 weights with an fp32 optimizer (GPUs, ZeRO stage 1 to 3).
         eval_every: steps between evaluations of the smallest, the largest and random networks.
         eval_sequences: validation sequences of each.
         save_every: steps between checkpoints; the last `keep` stay.
+        skip_limit: steps in a row whose update may be skipped because a gradient is not finite.
         threads: CPU threads a process; 0 shares the cores of the machine among the local processes.
     """
 
@@ -125,14 +129,24 @@ class TrainSettings(_Strict):
     moe: MoeSettings = MoeSettings()
     shared_batch: bool = False
     document_mask: bool = False
-    zero_stage: Literal[0, 1, 2] = 0
+    micro_batch: NonNegativeInt = 0
+    checkpoint_blocks: bool = False
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    deepspeed: str | None = None
     dtype: Literal["fp32", "bf16"] = "fp32"
     log_every: PositiveInt = 10
     eval_every: PositiveInt = 100
     eval_sequences: PositiveInt = 32
     save_every: PositiveInt = 200
     keep: PositiveInt = 2
+    skip_limit: PositiveInt = 10
     threads: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _master_weights_are_kept(self) -> Self:
+        if self.dtype == "bf16" and self.zero_stage == 0:
+            raise ValueError("dtype: bf16 needs zero_stage 1, 2 or 3: stage 0 keeps no fp32 copy of the weights")
+        return self
 
     @model_validator(mode="after")
     def _teacher_is_there(self) -> Self:

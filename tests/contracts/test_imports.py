@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "space": set(),
     "cost": {"space"},
     "pareto": {"space"},
-    "nn": {"space"},
+    "nn": {"space", "triton_kernels"},
+    "triton_kernels": set(),
     "data": {"rng"},
     "supernet": {"nn", "space"},
     "config": {"space", "cost", "train.settings"},  # the knobs of training, without torch
@@ -35,27 +36,28 @@ MAY_IMPORT = {
     "export": {"supernet", "space", "nn", "cost"},
     "report": {"pareto", "space"},
     "pipeline": BELOW_PIPELINE,
-    "cli": {"pipeline", "config", "runs", "tracking", "report.html"},  # a report's Table is what a terminal shows too
+    "process": set(),
+    "cli": {"pipeline", "config", "runs", "tracking", "process", "report.terminal"},
 }
 
 # foreign library -> the only files that may import it
 ONLY_IN = {
-    "deepspeed": {"train/engine.py"},
+    "deepspeed": {"train/engine.py", "train/universal.py"},
     "pymoo": {"search/nsga2.py"},
     "botorch": {"search/bayes.py", "search/surrogate.py"},
     "gpytorch": {"search/arch_kernel.py", "search/bayes.py", "search/surrogate.py"},
     "moocore": {"pareto.py"},
     "wandb": {"tracking.py"},
     "transformers": {"export/*.py"},
-    "typer": {"cli.py"},
-    "plotly": {"report/html.py"},
+    "typer": {"cli.py", "process.py"},
     "matplotlib": {"report/plots.py"},
     "jinja2": {"report/html.py"},
+    "zeus": {"evaluate/power.py"},
 }
 
 # rooms that work without torch: configs, spaces, costs and searches are plain values
 NO_TORCH = {"__init__", "errors", "files", "rng", "space", "cost", "pareto", "config", "runs", "tracking"}
-NO_TORCH |= {"search", "report", "cli"}
+NO_TORCH |= {"search", "report", "cli", "process"}
 # strategies that fit models: loaded by name when a search asks for one (`load_strategy`), never with the room
 MODELS = {f"search/{name}.py" for name in ("arch_kernel", "surrogate", "bayes", "reinforce", "predictor", "ofa")}
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from report_data import EVALUATIONS, FRONT, RECORDS, TWO, evaluation
 
-from llmnas.report.plots import curves_png, front_png
+from llmnas.report.plots import curves_png, front_png, study_png
 from llmnas.report.series import VERMILION
 
 ONE, THREE = {"val_loss": "min"}, {**TWO, "latency_ms": "min"}
@@ -53,6 +53,21 @@ def test_curves_picture_draws_something(tmp_path):
     curves_png(tmp_path / "curves.png", RECORDS)
     curves_png(tmp_path / "empty.png", [])
     assert (pixels(tmp_path / "curves.png") != pixels(tmp_path / "empty.png")).any()
+
+
+def test_study_picture_shows_the_found_network_and_every_seed(tmp_path):
+    correlation = {
+        "supernet_loss": [3.0, 3.1, 3.2],
+        "stand_alone_loss": [[3.4, 3.6, 3.5], [3.5, 3.6, 3.7]],
+        "agreement": {"supernet": {"tau": 0.33}},
+    }
+    runs = {name: [{"perplexity": 20.0 + i} for i in range(3)] for name in ("qwen3", "$llama3")}
+    study_png(tmp_path / "without.png", correlation, {"runs": runs})
+    study_png(tmp_path / "with.png", correlation, {"runs": {**runs, "found": [{"perplexity": 19.0}] * 2}})
+    assert pixels(tmp_path / "with.png").shape == (660, 1920, 3)
+    assert has_colour(pixels(tmp_path / "with.png"), VERMILION)
+    assert not has_colour(pixels(tmp_path / "without.png"), VERMILION)
+    assert (tmp_path / "with.png").stat().st_size < 150_000
 
 
 def test_a_name_that_looks_like_a_formula_is_only_a_name(tmp_path):
