@@ -182,7 +182,7 @@ def show(report: dict[str, Any]) -> None:
         table = Table(*columns, title=f"equal compute, {part} ({report['clock']} time, threads: {report['threads']})")
         for found in report[part]:
             table.add_row(*(f"{v:.4g}" if isinstance(v := found[c], float) else str(v) for c in columns))
-        Console().print(table)
+        Console(width=140).print(table)
     print(f"whittle - ours: {report['whittle_minus_ours']:.4f} nat a token (mean of {NETWORKS} sub-networks)")
 
 
