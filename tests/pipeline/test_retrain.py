@@ -14,9 +14,9 @@ from llmnas.cost import count_params
 from llmnas.errors import UserError
 from llmnas.pareto import Archive
 from llmnas.pipeline.correlate import correlate
-from llmnas.pipeline.tables import comparison_table, correlation_table
 from llmnas.pipeline.retrain import retrain, verdict
 from llmnas.pipeline.search import search_supernet
+from llmnas.pipeline.tables import comparison_table, correlation_table
 from llmnas.space import Architecture
 
 SEEDS, GRID, DRAWS = 2, [0.001, 0.01], 3
