@@ -108,9 +108,7 @@ class MLGRUScan(torch.autograd.Function):
     """`mlgru_scan` with its backward kernel; keeps f, h and the state."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, forget: Tensor, kept: Tensor, state: Tensor | None, starts: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, forget: Tensor, kept: Tensor, state: Tensor | None, starts: Tensor | None) -> Tensor:
         """Arguments as checked in `mlgru_scan`."""
         batch, time, width = kept.shape
         h = torch.empty((batch, time, width), dtype=kept.dtype, device=kept.device)
@@ -126,7 +124,7 @@ class MLGRUScan(torch.autograd.Function):
         return h
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
         """Gradients of forget, kept and state."""
         forget, h, state, starts = ctx.saved_tensors
         batch, time, width = h.shape

@@ -5,12 +5,20 @@ Letters: M tokens, K inputs, N outputs, B batch, T time, W channels.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 GROUP, BASE3_GROUP = 64, 80
 LEAST = 1e-5
+
+
+def groups_of(matrix: Tensor, *sizes: int) -> Tensor:
+    """[M, K] -> [M, K / prod(sizes), *sizes]."""
+    m, k = matrix.shape
+    return matrix.reshape(m, k // math.prod(sizes), *sizes)
 
 
 def act_quant(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,14 +62,14 @@ def ternary_codes(weight: Tensor, gamma: Tensor) -> Tensor:
 
 def pack2(codes: Tensor) -> Tensor:
     """[N, K] in {-1, 0, 1} -> uint8 [N, K / 4]: byte j of a group of 64 holds k = j + 16 i in bits 2i, as code + 1."""
-    planes = (codes + 1).to(torch.uint8).unflatten(-1, (-1, 4, 16))
+    planes = groups_of((codes + 1).to(torch.uint8), 4, 16)
     shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=codes.device)[:, None]
     return (planes << shifts).sum(-2, dtype=torch.uint8).flatten(-2)
 
 
 def unpack2(packed: Tensor) -> Tensor:
     """The inverse of `pack2`: uint8 [N, K / 4] -> int8 [N, K]."""
-    groups = packed.unflatten(-1, (-1, 1, 16))
+    groups = groups_of(packed, 1, 16)
     shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=packed.device)[:, None]
     return ((groups >> shifts) & 3).to(torch.int8).flatten(-3) - 1
 
@@ -73,7 +81,7 @@ def pack3(codes: Tensor) -> Tensor:
     Missing weights at the end are zeros.
     """
     padded = F.pad(codes.int(), (0, -codes.shape[-1] % BASE3_GROUP)) + 1
-    digits = padded.unflatten(-1, (-1, 5, 16))
+    digits = groups_of(padded, 5, 16)
     powers = torch.tensor([81, 27, 9, 3, 1], dtype=torch.int32, device=codes.device)[:, None]
     number = (digits * powers).sum(-2)
     return ((256 * number + 242) // 243).to(torch.uint8).flatten(-2)
@@ -81,7 +89,7 @@ def pack3(codes: Tensor) -> Tensor:
 
 def unpack3(packed: Tensor, k: int) -> Tensor:
     """The inverse of `pack3`, by division: n = floor(243 byte / 256), then its base-3 digits. int8 [N, k]."""
-    number = (packed.int() * 243).div(256, rounding_mode="floor").unflatten(-1, (-1, 1, 16))
+    number = groups_of((packed.int() * 243).div(256, rounding_mode="floor"), 1, 16)
     powers = torch.tensor([81, 27, 9, 3, 1], dtype=torch.int32, device=packed.device)[:, None]
     return (number.div(powers, rounding_mode="floor") % 3 - 1).to(torch.int8).flatten(-3)[:, :k]
 
@@ -106,7 +114,7 @@ def ternary_linear(x: Tensor, weight: Tensor, gamma: Tensor) -> Tensor:
 
 def pack1(x: Tensor) -> Tensor:
     """[M, K] -> int32 [M, K / 32]: bit i of byte b is set where x[8 b + i] >= 0."""
-    bits = (x >= 0).unflatten(-1, (-1, 8)).to(torch.uint8)
+    bits = groups_of((x >= 0).to(torch.uint8), 8)
     shifts = torch.arange(8, dtype=torch.uint8, device=x.device)
     return (bits << shifts).sum(-1, dtype=torch.uint8).view(torch.int32)
 

@@ -132,14 +132,14 @@ class ActQuant(torch.autograd.Function):
     """`act_quant`, gradient straight through."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[M, K] -> codes, scales, link."""
         codes, scales = act_quant(x)
         ctx.mark_non_differentiable(codes, scales)
         return codes, scales, empty_link(x, x.shape)
 
     @staticmethod
-    def backward(ctx: Any, _codes: None, _scales: None, link: Tensor) -> Tensor:  # type: ignore[override]  # noqa: ARG004 (torch's signature)
+    def backward(ctx: Any, _codes: None, _scales: None, link: Tensor) -> Tensor:  # noqa: ARG004 (torch's signature)
         """The gradient of the quantised token is that of the token."""
         return link
 
@@ -148,7 +148,7 @@ class NormQuant(torch.autograd.Function):
     """`rmsnorm_quant`, gradient straight through the rounding; the stream is a second differentiable output."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: Tensor, gain: Tensor, eps: float, residual: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """[M, K] -> codes, scales, link, stream."""
@@ -159,7 +159,7 @@ class NormQuant(torch.autograd.Function):
         return codes, scales, empty_link(x, x.shape), stream.view_as(stream)
 
     @staticmethod
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: Any, _codes: None, _scales: None, link: Tensor, stream_grad: Tensor
     ) -> tuple[Tensor, Tensor, None, Tensor | None]:
         """Gradients of x, gain and residual."""
@@ -172,9 +172,7 @@ class SwigluNormQuant(torch.autograd.Function):
     """`swiglu_norm_quant`, gradient straight through the rounding."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, gate: Tensor, up: Tensor, gain: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, gate: Tensor, up: Tensor, gain: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         """[M, K], [M, K] -> codes, scales, link."""
         codes, scales, inverses = swiglu_norm_quant(gate, up, gain, eps)
         ctx.save_for_backward(gate, up, gain, inverses)
@@ -182,9 +180,7 @@ class SwigluNormQuant(torch.autograd.Function):
         return codes, scales, empty_link(gate, gate.shape)
 
     @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: Any, _codes: None, _scales: None, link: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, _codes: None, _scales: None, link: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         """Gradients of gate, up and gain."""
         return *swiglu_norm_backward(link.contiguous(), *ctx.saved_tensors), None
 
@@ -193,7 +189,7 @@ class TernaryLinear(torch.autograd.Function):
     """The product; packs the active block of the latent weight on the way and keeps the packed form."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, link: Tensor, codes: Tensor, scales: Tensor, weight: Tensor, gamma: Tensor, out_features: int
     ) -> Tensor:
         """Arguments as checked in `ternary_linear`."""
@@ -202,9 +198,7 @@ class TernaryLinear(torch.autograd.Function):
         return ternary_matmul(codes, scales, packed, gamma, link.dtype)
 
     @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: Any, grad: Tensor
-    ) -> tuple[Tensor | None, None, None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, Tensor | None, None, None]:
         """Gradients of the tokens and of the full latent weight."""
         codes, scales, packed, gamma, weight = ctx.saved_tensors
         grad = grad.contiguous()

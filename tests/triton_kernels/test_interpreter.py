@@ -12,7 +12,7 @@ FILES = sorted(path.name for path in FOLDER.glob("test_*.py"))
 
 
 def run(name, *options):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *options, name]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", *options, name]
     # in another folder `python -m` would not find the checkout that is being tested
     paths = [str(FOLDER.parents[2]), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
