@@ -58,7 +58,7 @@ def search_supernet(context: Context) -> Archive:
     def losses(i: int, places: np.ndarray) -> np.ndarray:
         return window_losses(model, racers[i].arch, more[places])
 
-    if racers:
+    if racers and (measured or not run.decision.exists()):
         decide(context, archive, losses, len(more))
     _track(context, archive)
     provenance = {provider.metric: provider.provenance for provider in extra}
@@ -69,7 +69,7 @@ def search_supernet(context: Context) -> Archive:
 def _track(context: Context, archive: Archive) -> None:
     """The best validation loss in nats a token (what a sweep over searches minimises) and the front as a table."""
     front = archive.front()
-    best = {"best_nats": min(e.metrics["val_loss"] for e in front)} if "val_loss" in front[0].metrics else {}
+    best = {"best_nats": min(e.metrics["val_loss"] for e in front)} if front and "val_loss" in front[0].metrics else {}
     context.tracker.log("search", len(archive), {**best, "front_size": float(len(front))})
     names = sorted(front[0].metrics)
     rows = [[e.arch.id, *(e.metrics.get(name) for name in names)] for e in front]
