@@ -40,8 +40,8 @@ def linear_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tenso
 @torch.no_grad()
 def token_losses(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
     """-log softmax(hidden head^T)[target] of every token, [N], without a graph."""
-    blocks = zip(hidden.split(ROWS), targets.split(ROWS), strict=True)
-    return torch.cat([F.cross_entropy(_logits(h, head), t, reduction="none") for h, t in blocks])
+    blocks = (slice(first, first + ROWS) for first in range(0, len(hidden), ROWS))
+    return torch.cat([F.cross_entropy(_logits(hidden[b], head), targets[b], reduction="none") for b in blocks])
 
 
 def _logits(hidden: Tensor, head: Tensor) -> Tensor:

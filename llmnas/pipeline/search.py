@@ -71,7 +71,7 @@ def _track(context: Context, archive: Archive) -> None:
     front = archive.front()
     best = {"best_nats": min(e.metrics["val_loss"] for e in front)} if front and "val_loss" in front[0].metrics else {}
     context.tracker.log("search", len(archive), {**best, "front_size": float(len(front))})
-    names = sorted(front[0].metrics)
+    names = sorted(front[0].metrics) if front else []
     rows = [[e.arch.id, *(e.metrics.get(name) for name in names)] for e in front]
     context.tracker.table("search", "front", ["id", *names], rows)
 
