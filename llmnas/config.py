@@ -7,13 +7,29 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel as Model
-from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from llmnas.cost import Budget
 from llmnas.errors import UserError, explain
 from llmnas.files import read_yaml
 from llmnas.space import SearchSpace
 from llmnas.train.settings import TrainSettings
+
+HARDWARE_METRICS = ("latency_ms", "prefill_latency_ms", "decode_latency_ms", "energy_j")
+METRICS = (
+    "val_loss", "perplexity", "bits_per_byte", "params", "active_params", "flops_per_token", "memory_bytes",
+    *HARDWARE_METRICS,
+)  # fmt: skip
+"""What a search can be told to make small, great, or keep within bounds."""
 
 
 class _Strict(Model):
@@ -33,7 +49,7 @@ class SearchConfig(_Strict):
 
     strategy: str = "nsga2"
     objectives: dict[str, Literal["min", "max"]] = {"val_loss": "min", "params": "min"}
-    constraints: dict[str, float] = {}
+    constraints: dict[str, float | tuple[float | None, float | None]] = {}
     evaluations: PositiveInt = 200
     batch: PositiveInt = 8
     options: dict[str, Any] = {}
@@ -74,11 +90,44 @@ class CorrelateConfig(_Strict):
     adapt: dict[str, Any] = {}
 
 
+class HardwareConfig(_Strict):
+    """What latency and energy are those of; batch and context are those of `budget.workload`.
+
+    `device`: this machine, or a known GPU, whose latency is an estimate (roofline). `method`: on this
+    machine a block `table`, measured once, or to `measure` every candidate. `phase`: of `latency_ms`
+    and `energy_j`. `seconds` to spend on the table; `correction`: networks measured to correct it.
+    """
+
+    device: Literal["this", "a100", "h100", "h200", "l4", "rtx4090"] = "this"
+    method: Literal["table", "measure"] | None = None
+    phase: Literal["prefill", "decode"] = "decode"
+    threads: PositiveInt = 1
+    seconds: float = Field(120.0, gt=0)
+    correction: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _used(self) -> HardwareConfig:
+        used = {"device", "phase"}
+        if self.device == "this":
+            used |= {"method", "threads"} | (set() if self.method == "measure" else {"seconds", "correction"})
+        idle = sorted(self.model_fields_set - used)
+        if idle:
+            raise ValueError(f"hardware.{idle[0]} does nothing with device {self.device} and method {self.method}")
+        if 0 < self.correction < 8:
+            raise ValueError(f"hardware.correction must be 0 or at least 8 networks, got {self.correction}")
+        return self
+
+
 class TrackingConfig(_Strict):
     """`wandb`: off, offline (no network), or online; metrics.jsonl is always written."""
 
     wandb: Literal["off", "offline", "online"] = "offline"
     project: str = "llmnas"
+
+    @field_validator("wandb", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: object) -> object:
+        return "off" if value is False else value  # YAML reads a bare `off` as false
 
 
 class Config(_Strict):
@@ -93,6 +142,7 @@ class Config(_Strict):
     search: SearchConfig = SearchConfig()
     retrain: RetrainConfig = RetrainConfig()
     correlate: CorrelateConfig = CorrelateConfig()
+    hardware: HardwareConfig | None = None
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
@@ -101,6 +151,8 @@ class Config(_Strict):
             raise ValueError(
                 f"train.seq_len = {self.train.seq_len} is longer than space.base.max_seq = {self.space.base.max_seq}"
             )
+        if self.hardware and not {*self.search.objectives, *self.search.constraints} & {*HARDWARE_METRICS}:
+            raise ValueError(f"hardware: no objective or constraint needs it ({', '.join(HARDWARE_METRICS)})")
         self.stage_settings("retrain", self.retrain.train)
         self.stage_settings("correlate", self.correlate.train)
         self.stage_settings("correlate", {**self.correlate.train, **self.correlate.adapt})

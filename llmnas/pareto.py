@@ -314,10 +314,12 @@ class Archive:
 
 @contextlib.contextmanager
 def _reading(path: str) -> Iterator[None]:
-    """Turn what a damaged or unreachable file raises into one line that names it."""
+    """Turn what a damaged or unreachable file, or a full disk, raises into one line that names it."""
     try:
         yield
     except (sqlite3.Error, OSError, ValueError) as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}:
+            raise RunError(f"{path}: cannot be written ({error}); is the disk full?") from None
         raise UserError(
             f"{path}: not a readable archive of evaluations ({error}); move it away to start anew"
         ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import platform
@@ -13,6 +14,8 @@ from typing import Any
 
 from llmnas.errors import UserError
 from llmnas.files import read_json, read_yaml, write_json, write_text
+
+_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,15 @@ class RunFolder:
         return self.path / "pareto.json"
 
     @property
+    def decision(self) -> Path:
+        """Which architecture the search chose, and how sure that is."""
+        return self.path / "decision.json"
+
+    def latency_table(self, phase: str) -> Path:
+        """Block latencies of this device, `prefill` or `decode`."""
+        return self.path / "latency" / f"{phase}.json"
+
+    @property
     def metrics(self) -> Path:
         """Training curves, a JSON record a line."""
         return self.path / "metrics.jsonl"
@@ -89,7 +101,11 @@ class RunFolder:
         return path
 
     def claim(self, text: str, values: dict[str, Any], fixed: tuple[str, ...], differ: Any) -> None:
-        """Write the config on the first use; later refuse one that differs in the `fixed` sections."""
+        """Write the config on the first use; later refuse one that differs in the `fixed` sections.
+
+        Raises:
+            UserError: another config, or a folder in which nothing can be written.
+        """
         if self.config.exists():
             stored = read_yaml(self.config)
             changed = differ({k: stored.get(k) for k in fixed}, {k: values.get(k) for k in fixed})
@@ -98,7 +114,14 @@ class RunFolder:
                 raise UserError(
                     f"{self.path}: made with another config: {'; '.join(changed[:3])}{more}; use another --run-dir"
                 )
-        write_text(self.config, text)
+        try:
+            write_text(self.config, text)
+        except OSError as error:
+            if error.errno in _FULL:
+                raise
+            raise UserError(
+                f"{self.path}: cannot write there ({error.strerror}); choose a --run-dir that can be written"
+            ) from None
 
     def recorded(self, stage: str) -> dict[str, Any]:
         """What `record` noted of a stage; empty where it has not ended yet."""

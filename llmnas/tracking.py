@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import math
 import os
 import secrets
 import sys
@@ -14,7 +17,7 @@ from typing import IO, Any, Literal, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from llmnas.files import write_text
+from llmnas.files import naming, write_text
 
 WandbMode = Literal["off", "offline", "online"]
 
@@ -29,7 +32,8 @@ class Tracker:
         self._console = Console(file=sys.stderr)
         self._bar = Progress(
             TextColumn("{task.description:<12}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[note]}"), TimeRemainingColumn(), console=self._console, transient=True,
+            TextColumn("{task.fields[note]}"), TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
+            console=self._console, transient=True,
         )  # fmt: skip
         self._tasks: dict[str, TaskID] = {}
         self._printed: dict[str, float] = {}
@@ -44,7 +48,8 @@ class Tracker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._bar.stop()
+        if self._console.is_terminal:
+            self._bar.stop()
         if self._jsonl is not None:
             self._jsonl.close()
         if self._run is not None:
@@ -54,27 +59,55 @@ class Tracker:
         """One record, flushed at once, so that a killed run keeps its curves."""
         if self._jsonl is None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._jsonl = (self._folder / "metrics.jsonl").open("a", encoding="utf-8")
+            self._jsonl = _open_for_records(self._folder / "metrics.jsonl")
             self._run = _start_wandb(self._folder, *self._wandb)
-        self._jsonl.write(json.dumps({"stage": stage, "step": step, "time": time.time(), **metrics}) + "\n")
-        self._jsonl.flush()
+        with naming(self._folder / "metrics.jsonl"):
+            self._jsonl.write(json.dumps({"stage": stage, "step": step, "time": time.time(), **metrics}) + "\n")
+            self._jsonl.flush()
         if self._run is not None:
             self._run.log({f"{stage}/step": step, **{f"{stage}/{name}": value for name, value in metrics.items()}})
 
     def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
-        """Show how far a stage is."""
-        if self._console.is_terminal:
-            if stage not in self._tasks:
-                self._tasks[stage] = self._bar.add_task(stage, total=total, note=note)
-            self._bar.update(self._tasks[stage], completed=done, note=note)
-            return
+        """Show how far a stage is: a bar that becomes a line when the stage ends, or a line every 15 seconds."""
         now = time.monotonic()
         begun, first = self._started.setdefault(stage, (now, done))
-        if now - self._printed.get(stage, -60.0) >= 15 or done == total:
-            self._printed[stage] = now
-            left = (now - begun) / (done - first) * (total - done) if done > first else None
-            ends = f", {left:.0f} s left" if left else ""
-            print(f"{stage}: {done}/{total} {note}{ends}", file=sys.stderr, flush=True)
+        rate = (done - first) / (now - begun) if now > begun else 0.0
+        if self._console.is_terminal:
+            if done < total:
+                if stage not in self._tasks:
+                    self._tasks[stage] = self._bar.add_task(stage, total=total, note="", rate="")
+                self._bar.update(self._tasks[stage], completed=done, note=note, rate=_per_second(rate))
+                return
+            if stage in self._tasks:
+                self._bar.remove_task(self._tasks.pop(stage))
+        elif now - self._printed.get(stage, -math.inf) < 15 and done < total:
+            return
+        self._printed[stage] = now
+        facts = [f"{stage}: {done}/{total}", note, _per_second(rate)]
+        if done < total:
+            facts.append(f"{_duration((total - done) / rate)} left" if rate else "")
+        self._bar.console.print(", ".join(filter(None, facts)), highlight=False, markup=False, soft_wrap=True)
+
+
+def _per_second(rate: float) -> str:
+    """3.2 a second, or 4.1 s each where one takes longer; nothing where it is not known yet."""
+    if not rate:
+        return ""
+    return f"{rate:.1f} a second" if rate >= 1 else f"{1 / rate:.1f} s each"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _open_for_records(path: Path) -> IO[str]:
+    """Open for appending; a line that a kill cut off is ended, so that it cannot swallow the next record."""
+    stream = path.open("a+b")
+    if stream.tell() and not path.read_bytes().endswith(b"\n"):
+        stream.write(b"\n")
+    return io.TextIOWrapper(stream, encoding="utf-8")
 
 
 def _start_wandb(folder: Path, mode: WandbMode, project: str, config: dict[str, Any]) -> Any:
@@ -104,7 +137,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     found: dict[tuple[str, int, str], dict[str, Any]] = {}
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
-            if line.endswith("}"):
+            with contextlib.suppress(json.JSONDecodeError):
                 record = json.loads(line)
                 kind = "train" if "train_loss" in record else "eval"
                 found[record["stage"], record["step"], kind] = record

@@ -1,7 +1,14 @@
-"""One hypothesis profile (no time limits: the machine may be slow or shared), and repeatable `torch.randn`."""
+"""One hypothesis profile (no time limits: the machine may be slow or shared), and repeatable `torch.randn`.
 
+Also one whole tiny run for the session (`tiny_run`; copy what you change), and `llmnas`, a verb in this process.
+"""
+
+import shutil
+import signal
 import sys
 
+import pytest
+import tiny
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("llmnas", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -12,3 +19,37 @@ def pytest_runtest_setup():
     """Tests that draw from the global generator draw the same whichever tests ran before."""
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """`llmnas run` on a few speeches, once."""
+    folder = tmp_path_factory.mktemp("tiny")
+    config = tiny.write_config(folder, tiny.write_corpus(folder / "text"))
+    done = tiny.run("run", config, "--run-dir", folder / "run", cwd=folder)
+    assert done.code == 0, done.err
+    return tiny.Run(config, folder / "run", done)
+
+
+@pytest.fixture
+def copied(tiny_run, tmp_path):
+    """The config of the tiny run and a copy of its folder, to be changed."""
+    return tiny.Run(tiny_run.config, shutil.copytree(tiny_run.folder, tmp_path / "run"), tiny_run.done)
+
+
+@pytest.fixture
+def llmnas(monkeypatch, capfd):
+    """Call a verb as the command line does, in this process."""
+    from llmnas import cli
+
+    before = signal.getsignal(signal.SIGTERM)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["llmnas", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return tiny.Done(int(ended.value.code or 0), *capfd.readouterr())
+
+    yield call
+    signal.signal(signal.SIGTERM, before)

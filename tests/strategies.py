@@ -31,6 +31,8 @@ def base_models(draw):
         qk_norm=draw(st.booleans()),
         qkv_bias=draw(st.booleans()),
         rope_order=draw(st.sampled_from(["leading", "spread"])),
+        router=draw(st.sampled_from(["softmax", "sigmoid"])),
+        norm_top_k=draw(st.booleans()),
         max_seq=16,
     )
 
@@ -53,6 +55,8 @@ def spaces(draw, max_layers=4, most_choices=2, kinds=False):
         experts = draw(st.sampled_from([[1], [2], [1, 4], [2, 4]]))
         most = min((e for e in experts if e > 1), default=1)
         dimensions["experts"] = {"choices": experts, "per_layer": draw(st.booleans())}
+        if most > 1:
+            dimensions["ffn_size"]["choices"] = draw(subsets_of([4, 12, 16], most_choices))
         dimensions["top_k"] = {
             "choices": draw(subsets_of(range(1, most + 1), 2)), "per_layer": draw(st.booleans())
         }  # fmt: skip
@@ -60,7 +64,7 @@ def spaces(draw, max_layers=4, most_choices=2, kinds=False):
         {
             "base": draw(base_models()),
             "layers": layers,
-            "hidden_size": draw(subsets_of([4, 6, 8, 12], 2)),
+            "hidden_size": draw(subsets_of([4, 8, 12] if kinds else [4, 6, 8, 12], 2)),
             "depth": {"choices": draw(subsets_of(range(low, layers + 1), 3)), "policy": policy},
             **dimensions,
         }
@@ -136,8 +140,11 @@ def scrambled(shape, seed=0):
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_(generator=generator)
-            elif name.endswith(("embedding", "head")):
+            elif name.endswith(("embedding", "head", "router")):
                 parameter.normal_(std=0.3, generator=generator)
+        for name, buffer in model.named_buffers():
+            if name.endswith("balance"):
+                buffer.normal_(std=0.1, generator=generator)
     return model
 
 

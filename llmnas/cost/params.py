@@ -57,13 +57,14 @@ def idle_params(hidden_size: int, spec: LayerSpec) -> int:
 def layer_vector_params(base: BaseModel, hidden_size: int, spec: LayerSpec) -> int:
     """Biases and norm gains of one block.
 
-    A block whose weights are not dense normalises the input of its output and down projections too.
+    A block whose weights are not dense normalises the input of its output and down projections too; an
+    MLGRU learns a lower bound for every forget gate.
     """
     attention, width = spec.mixer == "attention", spec.head_dim * spec.q_heads
     bias = spec.head_dim * (spec.q_heads + 2 * spec.kv_heads) if base.qkv_bias and attention else 0
     norms = hidden_size * (1 if spec.mixer == "none" else 2) + (2 * spec.head_dim if base.qk_norm and attention else 0)
     inner = 0 if spec.weights == "dense" else spec.ffn_size + (0 if spec.mixer == "none" else width)
-    return bias + norms + inner
+    return bias + norms + inner + (width if spec.mixer == "mlgru" else 0)
 
 
 def layer_params(base: BaseModel, hidden_size: int, spec: LayerSpec) -> int:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llmnas.errors import UserError
 from llmnas.nn.rope import pair_order
 from llmnas.space import Architecture, BaseModel, LayerSpec
 
@@ -36,8 +37,23 @@ class StockShape:
         return 1 if self.exact else 2
 
 
+def require_stock_kinds(arch: Architecture) -> None:
+    """Refuse layers that no stock class computes.
+
+    Raises:
+        UserError: low-bit weights, an MLGRU, no mixer, or experts; with the layer.
+    """
+    for i, spec in arch.kept:
+        if (spec.weights, spec.mixer, spec.experts) != ("dense", "attention", 1):
+            raise UserError(
+                f"export: layer {i} has {spec.weights} weights, mixer {spec.mixer} and {spec.experts} experts; stock "
+                "checkpoints hold dense attention layers without experts"
+            )
+
+
 def stock_shape(base: BaseModel, arch: Architecture) -> StockShape:
     """The cheapest uniform sizes that hold every layer of `arch`."""
+    require_stock_kinds(arch)
     specs = [spec for _, spec in arch.kept]
     kv_heads, queries = _head_grid(specs)
     widest = max(spec.head_dim for spec in specs)

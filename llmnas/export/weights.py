@@ -45,7 +45,7 @@ def stock_weights(model: Transformer, shape: StockShape, *, o_bias: bool) -> dic
 def _norms_and_ffn(layer: dict[str, Tensor], shape: StockShape) -> dict[str, Tensor]:
     """A padded FFN channel gives silu(0) * 0 = 0."""
     return {
-        "input_layernorm.weight": layer["attention_norm"],
+        "input_layernorm.weight": layer["mixer_norm"],
         "post_attention_layernorm.weight": layer["ffn_norm"],
         "mlp.gate_proj.weight": _pad(layer["ffn.gate"], 0, shape.spec.ffn_size),
         "mlp.up_proj.weight": _pad(layer["ffn.up"], 0, shape.spec.ffn_size),

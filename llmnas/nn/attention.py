@@ -11,11 +11,14 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from llmnas.nn.cache import KeyValues
 from llmnas.nn.linear import linear_from_heads, linear_heads
 from llmnas.nn.norm import rms_norm
 from llmnas.nn.rope import rotate
-from llmnas.space.architecture import BaseModel, LayerSpec
+from llmnas.nn.ternary import LOW_BIT, add_scales, read_input, reader
+from llmnas.space.architecture import BaseModel, LayerKinds, LayerSpec
 
+OUT_DIMS = {"q": 3, "k": 2, "v": 2, "o": 1}
 _HAS_FLASH = importlib.util.find_spec("flash_attn") is not None
 
 
@@ -26,7 +29,7 @@ class Attention(nn.Module):
     group and a smaller head_dim all stay leading slices and every query keeps its KV head.
     """
 
-    def __init__(self, base: BaseModel, hidden_size: int, largest: LayerSpec) -> None:
+    def __init__(self, base: BaseModel, hidden_size: int, largest: LayerSpec, kinds: LayerKinds) -> None:
         super().__init__()
         kv, queries, dim = largest.kv_heads, largest.queries_per_group, largest.head_dim
         self.eps = base.norm_eps
@@ -39,8 +42,13 @@ class Attention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(kv, dim)) if base.qkv_bias else None
         self.q_norm = nn.Parameter(torch.ones(dim)) if base.qk_norm else None
         self.k_norm = nn.Parameter(torch.ones(dim)) if base.qk_norm else None
+        low_bit = any(kind in kinds.weights for kind in LOW_BIT)
+        self.inner_norm = nn.Parameter(torch.ones(kv, queries, dim)) if low_bit else None
+        add_scales(self, kinds, OUT_DIMS)
 
-    def forward(self, x: Tensor, spec: LayerSpec, rotation: Tensor, documents: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, spec: LayerSpec, rotation: Tensor, documents: Tensor | None, cache: KeyValues | None = None
+    ) -> Tensor:
         """Attend causally.
 
         Args:
@@ -48,18 +56,36 @@ class Attention(nn.Module):
             spec: sizes to use, each at most the stored one.
             rotation: [T, 1, pairs], see `rope.rotations`.
             documents: [B, T] document number of every token, or None for one document a row.
+            cache: tokens read before, which `x` follows; the new ones are added to it.
 
         Returns:
             [B, T, H].
         """
-        kv, queries, dim = spec.kv_heads, spec.queries_per_group, spec.head_dim
-        q = linear_heads(x, self.q, (kv, queries, dim), self.q_bias).view(*x.shape[:-1], kv * queries, dim)
-        k = linear_heads(x, self.k, (kv, dim), self.k_bias).view(*x.shape[:-1], kv, dim)
-        v = linear_heads(x, self.v, (kv, dim), self.v_bias).view(*x.shape[:-1], kv, dim)
+        mixed = self.heads(x, spec, rotation, documents, cache)
+        grid = (spec.kv_heads, spec.queries_per_group, spec.head_dim)
+        return linear_from_heads(mixed, self.o, grid, x.shape[-1], reader(self, "o", spec.weights, 1))
+
+    def heads(
+        self, x: Tensor, spec: LayerSpec, rotation: Tensor, documents: Tensor | None, cache: KeyValues | None = None
+    ) -> Tensor:
+        """[B, T, H] -> what every query head read, as the output projection sees it, [B, T, K * Q * D]."""
+        grid, kind = (spec.kv_heads, spec.queries_per_group, spec.head_dim), spec.weights
+        seen, tokens = read_input(x, kind), x.shape[:-1]
+        q = linear_heads(seen, self.q, grid, self.q_bias, reader(self, "q", kind, 3))
+        k = linear_heads(seen, self.k, (grid[0], grid[2]), self.k_bias, reader(self, "k", kind, 2))
+        v = linear_heads(seen, self.v, (grid[0], grid[2]), self.v_bias, reader(self, "v", kind, 2))
+        q = q.view(*tokens, spec.q_heads, spec.head_dim)
+        k, v = (part.view(*tokens, spec.kv_heads, spec.head_dim) for part in (k, v))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = rms_norm(q, self.q_norm, self.eps), rms_norm(k, self.k_norm, self.eps)
-        mixed = attend(rotate(q, rotation), rotate(k, rotation), v, documents)
-        return linear_from_heads(mixed.flatten(2), self.o, (kv, queries, dim), x.shape[-1])
+        q, k = rotate(q, rotation), rotate(k, rotation)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        mixed = attend(q, k, v, documents).flatten(2)
+        if kind == "dense" or self.inner_norm is None:
+            return mixed
+        gain = self.inner_norm[tuple(slice(size) for size in grid)].flatten()
+        return read_input(rms_norm(mixed, gain, self.eps), kind)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:
@@ -68,9 +94,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:
     FlashAttention on a GPU that has it (half precision), else torch's SDPA.
 
     Args:
-        q: [B, T, K * Q, D].
-        k, v: [B, T, K, D].
-        documents: [B, T] non-decreasing along T, or None.
+        q: [B, T, K * Q, D], the last T of the positions that k and v hold.
+        k, v: [B, S, K, D], S >= T.
+        documents: [B, T] non-decreasing along T, or None; only with S = T.
 
     Returns:
         [B, T, K * Q, D].
@@ -78,11 +104,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:
     if _HAS_FLASH and q.is_cuda and q.dtype in {torch.float16, torch.bfloat16}:
         return _flash(q, k, v, documents)
     mask = None
+    seq, total = q.shape[1], k.shape[1]
+    if seq != total and seq > 1:  # SDPA's own causal mask would align the first positions, not the last
+        mask = torch.ones(seq, total, dtype=torch.bool, device=q.device).tril(total - seq)
     if documents is not None:
         same = documents[:, None, :, None] == documents[:, None, None, :]
         mask = same & torch.ones(q.shape[1], q.shape[1], dtype=torch.bool, device=q.device).tril()
     mixed = F.scaled_dot_product_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, is_causal=mask is None, enable_gqa=True
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        mask,
+        is_causal=mask is None and seq == total,
+        enable_gqa=True,
     )
     return mixed.transpose(1, 2)
 

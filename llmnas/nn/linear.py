@@ -1,15 +1,20 @@
 """The slicing rule: a smaller network uses the leading block of every weight.
 
-A leading block is a strided view: no copy, no mask, and the cost of its own size.
+A leading block is a strided view: no copy, no mask, and the cost of its own size. `read` says how the block's
+values are used: as they are (None), or through a quantiser (see `ternary.reader`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from torch import Tensor
 
+Read = Callable[[Tensor], Tensor] | None
 
-def linear(x: Tensor, weight: Tensor, out_features: int, bias: Tensor | None = None) -> Tensor:
+
+def linear(x: Tensor, weight: Tensor, out_features: int, bias: Tensor | None = None, read: Read = None) -> Tensor:
     """`x @ weight[:out_features, :in].T + bias[:out_features]`.
 
     Args:
@@ -21,10 +26,13 @@ def linear(x: Tensor, weight: Tensor, out_features: int, bias: Tensor | None = N
     Returns:
         [..., out_features].
     """
-    return F.linear(x, weight[:out_features, : x.shape[-1]], None if bias is None else bias[:out_features])
+    block = weight[:out_features, : x.shape[-1]]
+    return F.linear(x, read(block) if read else block, None if bias is None else bias[:out_features])
 
 
-def linear_heads(x: Tensor, weight: Tensor, sizes: tuple[int, ...], bias: Tensor | None = None) -> Tensor:
+def linear_heads(
+    x: Tensor, weight: Tensor, sizes: tuple[int, ...], bias: Tensor | None = None, read: Read = None
+) -> Tensor:
     """`linear` for a weight whose output features form a grid of heads.
 
     Slicing only the first axis of the grid is a view; slicing an inner one copies the
@@ -40,11 +48,14 @@ def linear_heads(x: Tensor, weight: Tensor, sizes: tuple[int, ...], bias: Tensor
         [..., prod(sizes)].
     """
     grid = tuple(slice(size) for size in sizes)
-    block = weight[(*grid, slice(x.shape[-1]))].flatten(0, len(sizes) - 1)
+    block = weight[(*grid, slice(x.shape[-1]))]
+    block = (read(block) if read else block).flatten(0, len(sizes) - 1)
     return F.linear(x, block, None if bias is None else bias[grid].flatten())
 
 
-def linear_from_heads(x: Tensor, weight: Tensor, sizes: tuple[int, ...], out_features: int) -> Tensor:
+def linear_from_heads(
+    x: Tensor, weight: Tensor, sizes: tuple[int, ...], out_features: int, read: Read = None
+) -> Tensor:
     """Project a grid of heads back to the residual stream.
 
     Args:
@@ -56,5 +67,5 @@ def linear_from_heads(x: Tensor, weight: Tensor, sizes: tuple[int, ...], out_fea
     Returns:
         [..., out_features].
     """
-    grid = tuple(slice(size) for size in sizes)
-    return F.linear(x, weight[(slice(out_features), *grid)].flatten(1))
+    block = weight[(slice(out_features), *(slice(size) for size in sizes))]
+    return F.linear(x, (read(block) if read else block).flatten(1))

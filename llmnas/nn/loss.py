@@ -5,11 +5,15 @@ Shapes: N tokens, H hidden, V vocabulary, K kept entries of the teacher.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+
+from llmnas.nn.moe import Routing
 
 
 class Teacher(NamedTuple):
@@ -31,11 +35,13 @@ class Losses(NamedTuple):
         loss: scalar, what to differentiate.
         cross_entropy: scalar, nats a token, detached.
         teacher: the network's own distribution, where it was asked for.
+        routings: what the routers did, by layer.
     """
 
     loss: Tensor
     cross_entropy: Tensor
     teacher: Teacher | None = None
+    routings: Mapping[int, Routing] = MappingProxyType({})
 
 
 def losses(

@@ -31,12 +31,12 @@ def frequencies(head_dim: int, theta: float, order: RopeOrder) -> Tensor:
     return theta ** (-2 * i / head_dim)
 
 
-def rotations(freqs: Tensor, seq: int, device: torch.device) -> Tensor:
-    """Unit complex numbers exp(i * position * frequency), `[seq, 1, pairs]` complex64.
+def rotations(freqs: Tensor, seq: int, device: torch.device, start: int = 0) -> Tensor:
+    """Unit complex numbers exp(i * position * frequency) from position `start` on, `[seq, 1, pairs]` complex64.
 
     Angles are formed in float64: at position 100,000 float32 is off by 0.01 radian.
     """
-    angles = torch.outer(torch.arange(seq, dtype=torch.float64), freqs)
+    angles = torch.outer(torch.arange(start, start + seq, dtype=torch.float64), freqs)
     return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)[:, None].to(device)
 
 

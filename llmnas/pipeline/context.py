@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import yaml
@@ -10,6 +11,7 @@ import yaml
 from llmnas.config import Config, differences
 from llmnas.data import TokenFile
 from llmnas.data.tokens import Sequences
+from llmnas.pipeline.metrics import OwnMetric, check_metrics
 from llmnas.runs import RunFolder, identity
 from llmnas.supernet import Transformer, load_weights
 from llmnas.tracking import Tracker
@@ -20,11 +22,19 @@ _FIXED = ("seed", "data", "space", "budget", "train")
 
 @dataclass(frozen=True)
 class Context:
-    """A run: its config, its folder, and where metrics go."""
+    """A run: its config, its folder, where metrics go, and metrics of the user's own.
+
+    Raises:
+        UserError: the search is told to use a metric that does not exist.
+    """
 
     config: Config
     run: RunFolder
     tracker: Tracker
+    own_metrics: Mapping[str, OwnMetric] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_metrics(self.config, self.own_metrics)
 
     def claim(self) -> None:
         """Bind the folder to this config; `UserError` with the difference if it has another."""

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from llmnas.cost import BudgetSampler, count_params
+from llmnas.cost import BudgetSampler, count_params, prefill_flops_per_token
 from llmnas.errors import UserError
 from llmnas.evaluate.evaluator import Evaluator
 from llmnas.evaluate.rank import Agreement, rank_agreement
+from llmnas.evaluate.ranking import banded_agreement, tau_within, top_k_regret
 from llmnas.files import write_json
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.stand_alone import train_alone
+from llmnas.report.plots import correlation_png
 from llmnas.rng import generator
 from llmnas.space import Architecture
+
+_TOP = (1, 3, 5)
+_BANDS, _BAND_MEMBERS = 4, 6  # at most so many bands of parameters, each of at least so many networks
+_NEAR = 0.02  # pairs whose parameters differ by less
 
 
 def band_architectures(context: Context) -> list[Architecture]:
@@ -48,6 +55,24 @@ def adapted_runs(context: Context, archs: list[Architecture]) -> list[dict[str, 
     return found
 
 
+def worth(scores: Mapping[str, np.ndarray], truth: np.ndarray, params: np.ndarray) -> dict[str, Any]:
+    """What each score [K] is worth: the regret of its best few, and tau among networks of like size.
+
+    Tau in a band without pairs is undefined and left out.
+    """
+    bands = max(1, min(_BANDS, len(truth) // _BAND_MEMBERS))
+    found: dict[str, Any] = {"regret": {}, "bands": {}, "near_pairs": {}}
+    for name, score in scores.items():
+        found["regret"][name] = {str(k): top_k_regret(score, truth, k)._asdict() for k in _TOP if k <= len(truth)}
+        found["bands"][name] = [
+            {**band._asdict(), "tau": band.tau._asdict()} for band in banded_agreement(score, truth, params, bands)
+        ]
+        near, pairs = tau_within(score, truth, params, _NEAR)
+        if pairs:
+            found["near_pairs"][name] = {**near._asdict(), "pairs": pairs, "width": _NEAR}
+    return found
+
+
 def correlate(context: Context) -> dict[str, Any]:
     """Write `correlate/result.json`: tau of the supernet's ranking beside what parameter counts alone give.
 
@@ -74,12 +99,12 @@ def correlate(context: Context) -> dict[str, Any]:
     ]  # fmt: skip
     actual = np.array([[result["val_loss"] for result in row] for row in runs])
     truth = actual.mean(0)
-    taus: dict[str, Agreement] = {
-        "supernet": rank_agreement(predicted, truth),
-        "params_only": rank_agreement(-params, truth),
-    }
+    context_tokens = config.budget.workload.tokens(config.space.base)
+    flops = np.array([prefill_flops_per_token(arch, config.space.base, context_tokens) for arch in archs])
+    scores = {"supernet": predicted, "params_only": -params, "flops_only": -flops}
     if adapted:
-        taus["supernet_adapted"] = rank_agreement(np.array([result["val_loss"] for result in adapted]), truth)
+        scores["supernet_adapted"] = np.array([result["val_loss"] for result in adapted])
+    taus: dict[str, Agreement] = {name: rank_agreement(score, truth) for name, score in scores.items()}
     if config.correlate.seeds > 1:
         taus["seed_to_seed"] = rank_agreement(actual[0], actual[1])
     result = {
@@ -95,7 +120,9 @@ def correlate(context: Context) -> dict[str, Any]:
             "adapt": [result["cpu_seconds"] for result in adapted],
             "stand_alone": [result["cpu_seconds"] for row in runs for result in row],
         },
+        **worth(scores, truth, params),
     }
     write_json(run.result("correlate"), result)
+    correlation_png(run.result("correlate").with_name("correlation.png"), predicted, truth, params)
     run.record("correlate", architectures=len(archs), seeds=config.correlate.seeds)
     return result

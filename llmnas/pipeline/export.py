@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from llmnas.errors import UserError
 from llmnas.export import Card, ExportReport, export_hf
+from llmnas.export.config import ABOUT_FILE
+from llmnas.export.generate import generate
 from llmnas.files import read_json
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.stand_alone import load_alone
+from llmnas.rng import torch_seed
+from llmnas.runs import RunFolder
 from llmnas.space import Architecture
 
 
@@ -24,5 +31,42 @@ def export(context: Context, *, force: bool = False) -> ExportReport:
         trained_tokens=best["tokens"],
     )
     report = export_hf(model, run.export(arch.id), tokenizer_path=run.tokenizer, card=card, force=force)
-    run.record("export", folder=str(report.folder.relative_to(run.path)), model_class=report.class_name)
+    run.record(
+        "export", folder=str(report.folder.relative_to(run.path)), model_class=report.class_name, of=best["identity"]
+    )
     return report
+
+
+def exported(context: Context) -> bool:
+    """Whether the best run of what is retrained now has been exported, and the export is still there."""
+    run = context.run
+    if not (run.result("retrain").exists() and run.manifest.exists()):
+        return False
+    result, done = read_json(run.result("retrain")), read_json(run.manifest)["stages"].get("export", {})
+    best = min(result["runs"]["found"], key=lambda r: r["val_loss"])
+    return bool(done.get("of") == best["identity"] and (run.path / done["folder"] / ABOUT_FILE).is_file())
+
+
+def exported_folder(folder: Path) -> Path:
+    """The checkpoint that a run folder holds; an exported checkpoint is one itself.
+
+    Raises:
+        UserError: neither.
+    """
+    if (folder / ABOUT_FILE).is_file():
+        return folder
+    run = RunFolder(folder)
+    if not run.manifest.is_file():
+        raise UserError(f"{folder}: neither a run folder (no {run.manifest.name}) nor an export (no {ABOUT_FILE})")
+    done = read_json(run.manifest)["stages"].get("export")
+    if done is None or not (folder / done["folder"] / ABOUT_FILE).is_file():
+        raise UserError(f"{folder}: nothing exported there yet; run `llmnas export CONFIG --run-dir {folder}` first")
+    return folder / str(done["folder"])
+
+
+def go_on(folder: Path, prompt: str, *, tokens: int, temperature: float, seed: int) -> str:
+    """The prompt and what the exported model of a run folder, or an export, adds to it."""
+    added = generate(
+        exported_folder(folder), prompt, tokens=tokens, temperature=temperature, seed=torch_seed(seed, "generate")
+    )
+    return prompt + added

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,26 @@ from llmnas.pipeline.context import Context
 from llmnas.pipeline.retrain import verdict
 from llmnas.report.html import Table, write_report
 from llmnas.report.plots import curves_png, front_png
+from llmnas.runs import RunFolder
 from llmnas.tracking import read_metrics
 
-_FRONT_COLUMNS = ("architecture", "val loss (nats)", "perplexity", "parameters", "MFLOPs/token", "hidden", "layers")
+_FRONT_COLUMNS = ("architecture", "val loss", "perplexity", "parameters", "MFLOPs", "hidden", "layers")
+_SHOWN = {"val_loss", "perplexity", "params", "flops_per_token"}
 
 
-def front_table(archive: Archive) -> Table:
-    """The Pareto front, best loss first."""
+def search_tables(run: RunFolder, archive: Archive) -> list[Table]:
+    """The front, and which of its members to build."""
+    stages = read_json(run.manifest)["stages"] if run.manifest.exists() else {}
+    found = [front_table(archive, stages.get("search", {}).get("provenance", {}))]
+    if run.decision.exists():
+        found.append(decision_table(read_json(run.decision)))
+    return found
+
+
+def front_table(archive: Archive, provenance: Mapping[str, str] = {}) -> Table:
+    """The Pareto front, best loss first; every metric that was asked for has a column."""
+    asked = [*archive.objectives, *archive.constraints]
+    more = [name for name in dict.fromkeys(asked) if name not in _SHOWN]
     rows = []
     for e in sorted(archive.front(), key=lambda e: e.metrics["val_loss"]):
         m = e.metrics
@@ -26,9 +40,27 @@ def front_table(archive: Archive) -> Table:
         rows.append((
             e.arch.id, f"{m['val_loss']:.4f}{error}", f"{m['perplexity']:.2f}", f"{int(m['params']):,}",
             f"{m['flops_per_token'] / 1e6:.2f}", str(e.arch.hidden_size), str(e.arch.depth),
+            *(f"{m[name]:.4g}" for name in more),
         ))  # fmt: skip
     note = f"{len(archive)} architectures evaluated with the supernet's weights; ± is one standard error."
-    return Table("Pareto front", _FRONT_COLUMNS, rows, note)
+    note += "".join(f" {name}: {text}." for name, text in provenance.items())
+    return Table("Pareto front", (*_FRONT_COLUMNS, *more), rows, note)
+
+
+def decision_table(decision: dict[str, Any]) -> Table:
+    """What the race between the best candidates showed."""
+    rows = [(sentence,) for sentence in decision["statements"]] or [("there was one candidate",)]
+    ends = {
+        "decided": "no other contender was left",
+        "equal": "those left do not differ",
+        "exhausted": f"those left could not be told apart, so the one of least {decision['price']} was taken",
+    }
+    note = (
+        f"Paired differences on the same validation windows ({max(decision['windows'].values())} at most, "
+        f"{sum(decision['windows'].values())} in all); together the intervals hold with {decision['confidence']:.0%} "
+        f"confidence. Chosen: {decision['chosen']}; {ends[decision['reason']]}."
+    )
+    return Table("Which architecture to build", ("finding",), rows, note)
 
 
 def comparison_table(result: dict[str, Any]) -> Table:
@@ -47,26 +79,43 @@ def comparison_table(result: dict[str, Any]) -> Table:
 
 
 def correlation_table(result: dict[str, Any]) -> Table:
-    """Rank agreement with stand-alone training."""
-    rows = [
-        (name, f"{a['tau']:.3f}", f"[{a['low']:.3f}, {a['high']:.3f}]", f"{a['spearman']:.3f}")
-        for name, a in result["agreement"].items()
-    ]
-    note = f"{len(result['params'])} networks within one parameter band, trained alone; 95 % bootstrap interval."
-    spent = result["cpu_seconds"]
-    parts = [f"{name} {spent[name]:,.0f}" for name in ("supernet", "search") if spent[name]]
-    if None not in spent["stand_alone"]:
-        parts.append(f"the {len(spent['stand_alone'])} stand-alone trainings {sum(spent['stand_alone']):,.0f}")
-    note += f" CPU seconds: {', '.join(parts)}."
-    return Table(
-        "Does the supernet rank as stand-alone training does?", ("score", "tau", "interval", "rho"), rows, note
-    )
+    """Rank agreement with stand-alone training, and what the ranking costs who trains only its best."""
+    near, regret = result.get("near_pairs", {}), result.get("regret", {})
+    rows = []
+    for name, a in result["agreement"].items():
+        like = near.get(name)
+        rows.append((
+            name, f"{a['tau']:.3f}", f"[{a['low']:.3f}, {a['high']:.3f}]", f"{a['spearman']:.3f}",
+            f"{like['value']:.3f} [{like['low']:.3f}, {like['high']:.3f}]" if like else "",
+            *(f"{regret[name][k]['value']:.4f}" if k in regret.get(name, {}) else "" for k in ("1", "3", "5")),
+        ))  # fmt: skip
+    note = f"{len(result['params'])} networks, trained alone; 95 % bootstrap intervals."
+    if near:
+        pairs = next(iter(near.values()))
+        note += f" Like size: the {pairs['pairs']} pairs whose parameters differ by at most {pairs['width']:.0%}."
+    for name, bands in result.get("bands", {}).items():
+        each = ", ".join(
+            f"{b['low']:,.0f}-{b['high']:,.0f}: {b['tau']['value']:.2f} "
+            f"[{b['tau']['low']:.2f}, {b['tau']['high']:.2f}] of {b['networks']}"
+            for b in bands
+        )
+        note += f" Tau of {name} by parameters: {each}." if each else ""
+    if "cpu_seconds" in result:
+        spent = result["cpu_seconds"]
+        parts = [f"{name} {spent[name]:,.0f}" for name in ("supernet", "search") if spent[name]]
+        if None not in spent["stand_alone"]:
+            parts.append(f"the {len(spent['stand_alone'])} stand-alone trainings {sum(spent['stand_alone']):,.0f}")
+        note += f" CPU seconds: {', '.join(parts)}."
+    columns = (
+        "score", "tau", "interval", "rho", "tau, like size", "regret of top 1 (nats)", "of top 3", "of top 5"
+    )  # fmt: skip
+    return Table("Does the supernet rank as stand-alone training does?", columns, rows, note)
 
 
 def tables(context: Context, archive: Archive) -> list[Table]:
     """Every table whose stage has run."""
     run = context.run
-    found = [front_table(archive)]
+    found = search_tables(run, archive)
     if run.result("retrain").exists():
         found.append(comparison_table(read_json(run.result("retrain"))))
     if run.result("correlate").exists():

@@ -14,7 +14,7 @@ from llmnas.evaluate.rank import paired_difference
 from llmnas.files import write_json
 from llmnas.pareto import Archive
 from llmnas.pipeline.context import Context
-from llmnas.pipeline.search import chosen
+from llmnas.pipeline.decide import chosen
 from llmnas.pipeline.stand_alone import train_alone
 from llmnas.rng import generator
 from llmnas.space import Architecture
@@ -31,7 +31,7 @@ def retrain(context: Context) -> dict[str, Any]:
     """
     config, run = context.config, context.run
     archive = Archive.load(run.require(run.evaluations, "search"))
-    found = chosen(archive)
+    found = chosen(context, archive)
     archive.close()
     params = int(found.metrics["params"])
     head_dim = max(config.space.head_dim.choices)

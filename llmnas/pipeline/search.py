@@ -4,30 +4,39 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from llmnas.evaluate.evaluator import Evaluator
+from llmnas.evaluate.providers import with_providers
+from llmnas.evaluate.quality import window_losses
 from llmnas.files import write_json
 from llmnas.pareto import Archive, Evaluation
 from llmnas.pipeline.context import Context
+from llmnas.pipeline.decide import WINDOWS, contenders, decide
+from llmnas.pipeline.metrics import providers
 from llmnas.search import search
 from llmnas.space import Architecture
 from llmnas.train.engine import set_threads, start_processes
 
 
 def search_supernet(context: Context) -> Archive:
-    """Write `evaluations.sqlite` and `pareto.json`; evaluations that are stored are not repeated."""
+    """Write `evaluations.sqlite`, `pareto.json` and `decision.json`; evaluations that are stored are not repeated."""
     config, run, tracker = context.config, context.run, context.tracker
     options = config.search
     set_threads(config.train, start_processes())
+    extra = providers(config, run, context.own_metrics)
     windows, bytes_per_token = context.windows(options.windows)
     started = time.process_time()
     measured: list[Architecture] = []
-    evaluator = Evaluator(context.supernet(), windows, options.sample, bytes_per_token, config.budget.workload)
+    model = context.supernet()
+    evaluator = Evaluator(model, windows, options.sample, bytes_per_token, config.budget.workload)
+    full = with_providers(evaluator, extra)
 
-    def evaluate(archs: Sequence[Architecture]) -> list[dict[str, float]]:
+    def evaluate(archs: Sequence[Architecture]) -> Sequence[Mapping[str, float]]:
         measured.extend(archs)
-        return evaluator(archs)
+        return full(archs)
 
     def progress(archive: Archive) -> None:
         best = min((e.metrics.get("val_loss", math.inf) for e in archive.evaluations), default=math.inf)
@@ -43,14 +52,19 @@ def search_supernet(context: Context) -> Archive:
     cpu_seconds = run.recorded("search").get("cpu_seconds")
     if measured:  # evaluations cost about the same each: those of this start stand for the ones before
         cpu_seconds = (time.process_time() - started) * len(archive) / len(measured)
-    run.record("search", evaluations=len(archive), front=len(front), cpu_seconds=cpu_seconds)
+    more, _ = context.windows(WINDOWS * options.windows)
+    racers = contenders(archive)
+
+    def losses(i: int, places: np.ndarray) -> np.ndarray:
+        return window_losses(model, racers[i].arch, more[places])
+
+    if racers:
+        decide(context, archive, losses, len(more))
+    provenance = {provider.metric: provider.provenance for provider in extra}
+    run.record("search", evaluations=len(archive), front=len(front), provenance=provenance,
+               cpu_seconds=cpu_seconds)  # fmt: skip
     return archive
 
 
 def _plain(evaluation: Evaluation) -> dict[str, object]:
     return {"id": evaluation.arch.id, "metrics": evaluation.metrics, "architecture": evaluation.arch.to_dict()}
-
-
-def chosen(archive: Archive) -> Evaluation:
-    """The architecture to build: the lowest loss on the front (all of it is within budget and constraints)."""
-    return min(archive.front(), key=lambda e: (e.metrics["val_loss"], e.metrics["params"]))

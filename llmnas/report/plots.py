@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
@@ -73,6 +74,19 @@ def study_png(path: Path, correlation: Mapping[str, Any], comparison: Mapping[st
         )
     right.set_xticks(range(len(comparison["runs"])), [_plain(name) for name in comparison["runs"]])
     _finish(right, "network, one dot a seed", axis_label("perplexity"))
+    _save(figure, path)
+
+
+def correlation_png(path: Path, predicted: np.ndarray, actual: np.ndarray, params: np.ndarray) -> None:
+    """Draw stand-alone losses over the supernet's and over parameters: each `[K]`, losses in nats a token."""
+    figure = Figure(figsize=(2 * _WIDTH, _HEIGHT), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    drawn = left.scatter(predicted, actual, c=params, s=22, cmap="viridis")
+    figure.colorbar(drawn, ax=left, label="parameters", format=EngFormatter(sep=""))
+    right.scatter(params, actual, s=22, color=PALETTE[0])
+    right.xaxis.set_major_formatter(EngFormatter(sep=""))
+    _finish(left, "loss with the supernet's weights (nats/token)", "loss after training alone (nats/token)")
+    _finish(right, "parameters", "loss after training alone (nats/token)")
     _save(figure, path)
 
 

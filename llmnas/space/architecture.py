@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Protocol, get_args
 
 RopeOrder = Literal["leading", "spread"]
+Router = Literal["softmax", "sigmoid"]
 # from the cheapest to the most expressive: this order is that of a space's choices
 Weights = Literal["binary", "ternary", "dense"]
 Mixer = Literal["none", "mlgru", "attention"]
@@ -35,6 +36,9 @@ class BaseModel:
         rope_order: which channel pairs a smaller head_dim keeps. `leading` keeps the
             highest frequencies (exports as a stock model with another theta); `spread`
             keeps pairs evenly spaced over the frequencies (exports padded).
+        router: how a mixture of experts scores its experts.
+        norm_top_k: the weights of the chosen experts are divided by their sum (with one
+            expert a token its router then learns from the balance loss alone).
         max_seq: the longest sequence, in tokens.
         norm_eps: added to the mean square in every RMSNorm.
     """
@@ -46,6 +50,8 @@ class BaseModel:
     rope_theta: float = 10000.0
     rope_dim: int | None = None
     rope_order: RopeOrder = "leading"
+    router: Router = "softmax"
+    norm_top_k: bool = False
     max_seq: int = 1024
     norm_eps: float = 1e-5
 

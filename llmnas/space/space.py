@@ -141,6 +141,12 @@ class SearchSpace(_Strict):
 
     @model_validator(mode="after")
     def _experts_fit(self) -> Self:
+        uneven = [size for size in (*self.hidden_size, *self.ffn_size.choices) if size % 4]
+        if max(self.experts.choices) > 1 and uneven:
+            raise ValueError(
+                "with experts every hidden_size and ffn_size must be a multiple of 4 (rows of 16 bytes in float32), "
+                f"got {uneven}"
+            )
         several = [experts for experts in self.experts.choices if experts > 1]
         wrong = [k for k in self.top_k.choices if k > min(several, default=1)]
         if wrong:

@@ -10,7 +10,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from llmnas.nn.block import Block
+from llmnas.nn.cache import Cache, layer_cache
 from llmnas.nn.loss import Losses, Teacher, losses
+from llmnas.nn.moe import Routing
 from llmnas.nn.norm import rms_norm
 from llmnas.nn.rope import frequencies, rotations
 from llmnas.space.architecture import Architecture, Shape, require_fit
@@ -34,7 +36,10 @@ class Transformer(nn.Module):
         vocab_size, hidden_size = self.base.vocab_size, self.envelope.hidden_size
         self.rope_dim = self.base.rope_dim or max(spec.head_dim for _, spec in self.envelope.kept)
         self.embedding = nn.Parameter(torch.empty(vocab_size, hidden_size))
-        self.layers = nn.ModuleList(Block(self.base, hidden_size, spec) for _, spec in self.envelope.kept)
+        self.layers = nn.ModuleList(
+            Block(self.base, hidden_size, spec, kinds)
+            for (_, spec), kinds in zip(self.envelope.kept, self.kinds, strict=True)
+        )
         self.norm = nn.Parameter(torch.empty(hidden_size))
         self.head = None if self.base.tied else nn.Parameter(torch.empty(vocab_size, hidden_size))
         initialise(self, self.envelope.depth, seed)
@@ -48,7 +53,10 @@ class Transformer(nn.Module):
         teacher: Teacher | None = None,
         teacher_weight: float = 0.5,
         emit_teacher: int = 0,
+        balance_weight: float = 0.0,
+        z_weight: float = 0.0,
         documents: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> Tensor | Losses:
         """Run one architecture.
 
@@ -59,24 +67,43 @@ class Transformer(nn.Module):
             teacher: a distribution over the same positions to learn from, besides `targets`.
             teacher_weight: its share of the loss.
             emit_teacher: entries of the own distribution to return with the losses.
+            balance_weight: of the experts' balance loss, mean over layers with a router.
+            z_weight: of the routers' z-loss (Zoph et al. 2022, eq. 5), likewise.
             documents: [batch, seq] document numbers that attention must not cross.
+            cache: from `new_cache`; `tokens` follow what it holds and are added to it.
 
         Returns:
             Logits [batch, seq, vocab] without targets, else `Losses`.
         """
         arch = arch or self.envelope
-        hidden = self.hidden_states(tokens, arch, documents)
+        hidden, routings = self.run(tokens, arch, documents, cache)
         head = self.head_weight(arch)
         if targets is None:
             return F.linear(hidden, head)
-        return losses(hidden, head, targets, teacher, teacher_weight, emit_teacher)
+        found = losses(hidden, head, targets, teacher, teacher_weight, emit_teacher)
+        if not routings:
+            return found
+        extra = [balance_weight * r.balance_loss() + z_weight * r.z for r in routings.values()]
+        return found._replace(loss=found.loss + torch.stack(extra).mean(), routings=routings)
 
     def head_weight(self, arch: Architecture) -> Tensor:
         """[vocab, hidden] of the architecture: a view."""
         return (self.embedding if self.head is None else self.head)[:, : arch.hidden_size]
 
-    def hidden_states(self, tokens: Tensor, arch: Architecture, documents: Tensor | None = None) -> Tensor:
-        """[batch, seq] int64 -> [batch, seq, hidden], after the final norm.
+    def new_cache(self, arch: Architecture, batch: int, capacity: int) -> Cache:
+        """An empty cache for `batch` sequences of at most `capacity` tokens."""
+        return Cache([layer_cache(spec, self.embedding, batch, capacity) for spec in arch.layers])
+
+    def hidden_states(
+        self, tokens: Tensor, arch: Architecture, documents: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
+        """[batch, seq] int64 -> [batch, seq, hidden], after the final norm."""
+        return self.run(tokens, arch, documents, cache)[0]
+
+    def run(
+        self, tokens: Tensor, arch: Architecture, documents: Tensor | None = None, cache: Cache | None = None
+    ) -> tuple[Tensor, dict[int, Routing]]:
+        """[batch, seq] int64 -> [batch, seq, hidden] after the final norm, and what the routers did, by layer.
 
         Raises:
             ValueError: the weights cannot serve the architecture.
@@ -84,8 +111,14 @@ class Transformer(nn.Module):
         require_fit(self, arch)
         x = F.embedding(tokens, self.embedding[:, : arch.hidden_size])
         freqs = frequencies(self.rope_dim, self.base.rope_theta, self.base.rope_order)
-        rotation = rotations(freqs, tokens.shape[1], tokens.device)
-        for layer, spec in zip(self.layers, arch.layers, strict=True):
-            if spec is not None:
-                x = layer(x, spec, rotation, documents)
-        return rms_norm(x, self.norm, self.base.norm_eps)
+        if cache and documents is not None:
+            raise ValueError("documents cannot be told apart in a cache: read each one with a cache of its own")
+        rotation = rotations(freqs, tokens.shape[1], tokens.device, cache.length if cache else 0)
+        routings: dict[int, Routing] = {}
+        for i, spec in arch.kept:
+            x, routing = self.layers[i](x, spec, rotation, documents, cache.layers[i] if cache else None)
+            if routing is not None:
+                routings[i] = routing
+        if cache:
+            cache.length += tokens.shape[1]
+        return rms_norm(x, self.norm, self.base.norm_eps), routings

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from llmnas.errors import UserError
+from llmnas.errors import RunError, UserError
 from llmnas.space import Architecture
 from llmnas.supernet import Losses, Transformer
 from llmnas.train.settings import TrainSettings
@@ -127,6 +127,13 @@ class Engine:
             dist.all_reduce(total)
         return float(total) / self.processes.size
 
+    def average(self, values: Tensor) -> Tensor:
+        """Mean of a tensor over the processes."""
+        total = values.detach().clone()
+        if self.processes.size > 1:
+            dist.all_reduce(total)
+        return total / self.processes.size
+
     def barrier(self) -> None:
         """Wait for every process."""
         if self.processes.size > 1:
@@ -134,7 +141,10 @@ class Engine:
 
     def save(self, folder: Path, tag: str) -> None:
         """Write weights and optimizer of every process under `folder/tag`."""
-        self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+        try:
+            self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+        except RuntimeError as error:  # torch's writer: a full disk is no OSError there
+            raise RunError(f"{folder / tag}: the checkpoint cannot be written ({str(error).splitlines()[0]})") from None
 
     def load(self, folder: Path, tag: str) -> None:
         """Restore what `save` wrote, without ever executing a pickle (weights_only)."""
@@ -156,7 +166,7 @@ def _optimizer(model: Transformer, settings: TrainSettings) -> torch.optim.Optim
     free: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         kind = name.rsplit(".", 1)[-1]
-        exempt = kind.endswith(("norm", "bias")) or kind in {"embedding", "head"}
+        exempt = kind.endswith(("norm", "bias")) or kind in {"embedding", "head", "lower"}
         (free if exempt else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": free, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)

@@ -51,6 +51,22 @@ class DistillSettings(_Strict):
     top_k: PositiveInt = 32
 
 
+class MoeSettings(_Strict):
+    """How experts are kept busy; without effect in a space without experts.
+
+    Attributes:
+        balance: `loss` adds the load-balancing loss, `bias` moves a bias on the choice of experts instead.
+        weight: of the balance loss.
+        bias_rate: step of the bias, in units of a score.
+        z_weight: of the routers' z-loss.
+    """
+
+    balance: Literal["loss", "bias", "none"] = "loss"
+    weight: NonNegativeFloat = 0.01
+    bias_rate: NonNegativeFloat = 1e-3
+    z_weight: NonNegativeFloat = 1e-3
+
+
 class TrainSettings(_Strict):
     """One training run, of a supernet or of one network.
 
@@ -83,6 +99,7 @@ class TrainSettings(_Strict):
     grad_clip: PositiveFloat = 1.0
     sampler: SamplerSettings = SamplerSettings()
     distill: DistillSettings = DistillSettings()
+    moe: MoeSettings = MoeSettings()
     shared_batch: bool = False
     document_mask: bool = False
     zero_stage: Literal[0, 1, 2] = 0

@@ -15,6 +15,7 @@ from llmnas.data import EOS_ID, Sequences
 from llmnas.errors import RunError
 from llmnas.space import Architecture
 from llmnas.supernet import Losses, Transformer
+from llmnas.train.balance import Balance
 from llmnas.train.checkpoint import load_checkpoint, save_checkpoint
 from llmnas.train.engine import Engine, Processes, set_threads
 from llmnas.train.sampling import Sampler
@@ -71,6 +72,7 @@ def train(
     """
     set_threads(settings, processes)
     engine = Engine(model, settings, processes)
+    balance = Balance(model, settings.moe)
     first = load_checkpoint(engine, folder, identity) if folder else 0
     writer = processes.rank == 0
     started = logged = time.perf_counter()
@@ -78,7 +80,8 @@ def train(
     tokens_per_step = 0
     for step in range(first, settings.steps):
         networks = sampler.networks(step)
-        loss = train_step(engine, networks, sequences, settings, step)
+        loss = train_step(engine, networks, sequences, settings, step, balance)
+        routing = balance.end_step(engine.average)
         done = step + 1
         tokens_per_step = len(networks) * settings.batch_size * settings.seq_len
         last = done == settings.steps
@@ -91,12 +94,14 @@ def train(
             rate = min(steps, done - first) * tokens_per_step / (now - logged)
             logged = now
             if writer and log:
-                log(done, {"train_loss": mean_loss, "lr": learning_rate(step, settings), "tokens_per_second": rate})
+                rates = {"lr": learning_rate(step, settings), "tokens_per_second": rate}
+                log(done, {"train_loss": mean_loss, **rates, **routing})
         if evaluate and log and writer and (done % settings.eval_every == 0 or last):
             log(done, evaluate(model))
             logged = time.perf_counter()
         if folder and (done % settings.save_every == 0 or last):
             save_checkpoint(engine, folder, done, settings.keep, identity)
+    balance.warn_of_idle(engine.average)
     seconds = time.perf_counter() - started
     taken = settings.steps - first
     cpu_seconds = (time.process_time() - cpu_started) * settings.steps / taken if taken else None
@@ -104,7 +109,12 @@ def train(
 
 
 def train_step(
-    engine: Engine, networks: list[Architecture], sequences: Sequences, settings: TrainSettings, step: int
+    engine: Engine,
+    networks: list[Architecture],
+    sequences: Sequences,
+    settings: TrainSettings,
+    step: int,
+    balance: Balance,
 ) -> Tensor:
     """One optimizer step over several networks; returns their mean cross entropy (scalar, detached)."""
     teacher = None
@@ -122,7 +132,9 @@ def train_step(
             teacher_weight=settings.distill.weight,
             emit_teacher=settings.distill.top_k if teaches else 0,
             documents=document_numbers(tokens) if settings.document_mask else None,
+            **balance.loss_weights(),
         )
+        balance.add(out.routings)
         engine.backward(out.loss / len(networks))
         teacher = out.teacher or teacher
         total += out.cross_entropy

@@ -13,7 +13,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from llmnas.cost import Memory, Workload, memory
 from llmnas.nn.block import Block
 from llmnas.nn.rope import frequencies, rotations
-from llmnas.space import Architecture, BaseModel, LayerSpec
+from llmnas.space import Architecture, BaseModel, LayerKinds, LayerSpec
 from llmnas.supernet import extract
 
 FP32 = Workload(bytes_per_value=4)
@@ -39,7 +39,7 @@ class LiveStorages(TorchDispatchMode):
 
 def measured_peak(base, hidden_size, spec, batch, seq):
     """Most bytes alive in a block's forward without gradients, its input included."""
-    block = Block(base, hidden_size, spec)
+    block = Block(base, hidden_size, spec, LayerKinds())
     x = torch.randn(batch, seq, hidden_size)
     rotation = rotations(frequencies(spec.head_dim, 1e4, "leading"), seq, x.device)
     with torch.no_grad(), LiveStorages(x, rotation, *block.parameters()) as storages:

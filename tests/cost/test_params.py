@@ -9,7 +9,13 @@ from llmnas.cost import count_params
 from llmnas.space import Architecture, BaseModel, FixedShape, LayerSpec
 from llmnas.supernet import Transformer, extract
 
+MIXTURE = LayerSpec(4, 8, 128, 768, experts=128, top_k=8)
 PUBLISHED = {
+    "Qwen3-30B-A3B": (
+        30_532_122_624,
+        BaseModel(151_936, tied=False, qk_norm=True),
+        Architecture(2048, (MIXTURE,) * 48),
+    ),
     "SmolLM2-135M": (134_515_008, BaseModel(49_152), Architecture(576, (LayerSpec(3, 3, 64, 1536),) * 30)),
     "Llama-3.2-1B": (1_235_814_400, BaseModel(128_256), Architecture(2048, (LayerSpec(8, 4, 64, 8192),) * 16)),
     "Qwen3-0.6B": (
@@ -40,14 +46,23 @@ def test_published_totals(name):
     assert sum(p.numel() for p in model.parameters()) == total
 
 
-@given(spaces_with_members())
-@settings(max_examples=50)
+def test_published_active_parameters():
+    _, base, arch = PUBLISHED["Qwen3-30B-A3B"]
+    assert count_params(arch, base).active == 3_353_032_704
+
+
+@given(spaces_with_members() | spaces_with_members(kinds=True))
+@settings(max_examples=100)
 def test_counts_are_those_of_the_module(case):
     space, arch = case
     supernet = Transformer(space)
-    for module, a in ((extract(supernet, arch), arch), (supernet, space.envelope)):
+    small = extract(supernet, arch)
+    one_kind = len(space.weights.choices) == len(space.mixer.choices) == 1
+    for module, a in ((small, arch), *([(supernet, space.envelope)] if one_kind else [])):
         count = count_params(a, space.base)
-        assert count.total == count.active == sum(p.numel() for p in module.parameters())
+        assert count.total == sum(p.numel() for p in module.parameters())
+        idle = sum((s.experts - s.top_k) * 3 * a.hidden_size * s.ffn_size for _, s in a.kept)
+        assert count.active == count.total - idle
         embeddings = [p for name, p in module.named_parameters() if name in {"embedding", "head"}]
         assert count.embedding == sum(p.numel() for p in embeddings)
         assert len(embeddings) == (1 if space.base.tied else 2)

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import spaces_with_members
 
+from llmnas.errors import UserError
 from llmnas.export import stock_class, stock_shape
 from llmnas.export.shape import copies
 from llmnas.nn.rope import frequencies
@@ -100,3 +101,10 @@ def test_the_class_depends_on_the_padded_heads():
     heads = stock_shape(BaseModel(vocab_size=8), arch).spec.q_heads
     assert math.gcd(heads, 16) != heads
     assert stock_class(BaseModel(vocab_size=8), arch) == "mistral"
+
+
+@pytest.mark.parametrize("kind", [{"weights": "ternary"}, {"mixer": "none"}, {"mixer": "mlgru"}, {"experts": 4}])
+def test_layers_that_no_stock_class_has_are_refused_by_number(kind):
+    arch = Architecture(16, (LayerSpec(1, 1, 4, 8), LayerSpec(1, 1, 4, 8, **kind)))
+    with pytest.raises(UserError, match="layer 1 has"):
+        stock_shape(BaseModel(vocab_size=8), arch)

@@ -109,7 +109,7 @@ def from_stock(stock):
     for i in range(2):
         theirs = {k.removeprefix(f"model.layers.{i}."): v for k, v in weights.items()}
         layer = {
-            "attention_norm": theirs["input_layernorm.weight"],
+            "mixer_norm": theirs["input_layernorm.weight"],
             "ffn_norm": theirs["post_attention_layernorm.weight"],
             "attention.q": adjacent(theirs["self_attn.q_proj.weight"], 6).view(3, 2, 8, 24),
             "attention.k": adjacent(theirs["self_attn.k_proj.weight"], 3),

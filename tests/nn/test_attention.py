@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from llmnas.nn.attention import Attention, attend, document_starts
 from llmnas.nn.rope import frequencies, rotate, rotations
-from llmnas.space import BaseModel, LayerSpec
+from llmnas.space import BaseModel, LayerKinds, LayerSpec
 
 
 def explicit(q, k, v, documents=None):
@@ -47,7 +47,7 @@ def test_attend_is_softmax_attention(batch, seq, kv, queries, dim, packed, seed)
 def test_a_slice_of_the_module_is_attention_with_the_leading_heads(batch, seq, kv, queries, dim, norm, bias, seed):
     """Written head by head with plain matrices, in float64."""
     base = BaseModel(vocab_size=8, qk_norm=norm, qkv_bias=bias)
-    module = Attention(base, 12, LayerSpec(3, 3, 8, 4)).double()
+    module = Attention(base, 12, LayerSpec(3, 3, 8, 4), LayerKinds()).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():

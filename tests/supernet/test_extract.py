@@ -20,8 +20,8 @@ def namesake(name, arch):
     return ".".join(parts)
 
 
-@given(spaces_with_members(), SEEDS)
-@settings(max_examples=150)
+@given(spaces_with_members() | spaces_with_members(kinds=True), SEEDS)
+@settings(max_examples=250)
 def test_a_sub_network_equals_its_copy(case, seed):
     space, arch = case
     supernet, tokens = scrambled(space, seed), random_tokens(space.base, 2, 6, seed)

@@ -51,7 +51,7 @@ def test_gains_are_one_and_biases_zero(model):
     kinds = {name.rsplit(".", 1)[-1] for name, _ in model.named_parameters()}
     assert {k for k in kinds if k.endswith(("norm", "bias"))} == {
         "norm",
-        "attention_norm",
+        "mixer_norm",
         "ffn_norm",
         "q_norm",
         "k_norm",
@@ -94,6 +94,6 @@ def test_the_residual_stream_keeps_its_order_of_magnitude(depth):
     """Branches scaled by 1 / sqrt(2 depth) add up to order one, also for many layers."""
     model = Transformer(FixedShape(BASE, Architecture(HIDDEN, (SPEC,) * depth)), seed=1)
     grown = []
-    model.layers[-1].register_forward_hook(lambda _module, _inputs, output: grown.append(output.std().item()))
+    model.layers[-1].register_forward_hook(lambda _module, _inputs, output: grown.append(output[0].std().item()))
     model(torch.randint(300, (2, 32), generator=torch.Generator().manual_seed(0)))
     assert 0.1 < grown[0] < 2

@@ -63,7 +63,7 @@ def by_hand(model, tokens):
         x = weights["embedding"][row]
         future = torch.ones(len(row), len(row)).triu(1).bool()
         for i, (_, spec) in enumerate(model.envelope.kept):
-            h, update = norm(x, part(i, "attention_norm")), 0
+            h, update = norm(x, part(i, "mixer_norm")), 0
             for g in range(spec.kv_heads):
                 k, v = projected(i, h, "k", g), projected(i, h, "v", g)
                 for j in range(spec.queries_per_group):

@@ -9,6 +9,7 @@ from pathlib import Path
 from train_script import SEQUENCES, SPACE
 
 from llmnas.supernet import Transformer, save_weights
+from llmnas.train.balance import Balance
 from llmnas.train.engine import Engine, _optimizer, deepspeed, start_processes
 from llmnas.train.sampling import SupernetSampler
 from llmnas.train.settings import TrainSettings
@@ -82,7 +83,8 @@ def main(out):
         model = Transformer(SPACE, seed=0)
         engine = ManagedEngine(model, settings, processes)
         for step in range(settings.steps):
-            train_step(engine, sampler_of(settings).networks(step), SEQUENCES, settings, step)
+            networks = sampler_of(settings).networks(step)
+            train_step(engine, networks, SEQUENCES, settings, step, Balance(model, settings.moe))
         finish(f"managed-{kind}-{stage}", model)
 
     for stage in STAGES:

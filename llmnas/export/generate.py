@@ -1,0 +1,41 @@
+"""Text from an exported checkpoint, by transformers' own generation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+
+from llmnas.errors import UserError
+
+
+def generate(folder: Path, prompt: str, *, tokens: int, temperature: float, seed: int) -> str:
+    """What the model adds to `prompt`: at most `tokens` tokens, up to its end of text or its longest sequence.
+
+    Temperature 0 takes the likeliest token, otherwise one is drawn from softmax(logits / temperature).
+    The same seed gives the same text, and the global generators are left as they were.
+
+    Raises:
+        UserError: a prompt without a token, or one that leaves no room within the longest sequence.
+    """
+    logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = tokenizer(prompt, return_tensors="pt")["input_ids"].long()
+    length, longest = ids.shape[1], int(model.config.max_position_embeddings)
+    if not length:
+        raise UserError("--prompt: is empty; give at least one character")
+    if length >= longest:
+        raise UserError(f"--prompt: has {length} tokens, the model takes at most {longest - 1} and one to add")
+    drawing: dict[str, Any] = {"do_sample": False}
+    if temperature:
+        drawing = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=min(tokens, longest - length), **drawing
+        )
+    return str(tokenizer.decode(out[0, length:], skip_special_tokens=True))

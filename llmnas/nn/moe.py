@@ -1,0 +1,131 @@
+"""Mixture of SwiGLU experts (Shazeer et al. 2017) whose number, choice and size are leading slices.
+
+Dropless: tokens are sorted by expert and multiplied by `grouped_mm`, so the cost is that of the experts
+a token uses. Letters: N tokens, H hidden, E experts, K experts a token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from llmnas.nn.linear import linear
+from llmnas.nn.norm import rms_norm
+from llmnas.nn.ternary import LOW_BIT, add_scales, read_input, reader
+from llmnas.space.architecture import BaseModel, LayerKinds, LayerSpec
+
+OUT_DIMS = {"gate": 2, "up": 2, "down": 2}
+
+
+class Routing(NamedTuple):
+    """What a router did with the tokens of one forward.
+
+    Attributes:
+        load: [E] share of the N K assignments that each expert got, detached.
+        importance: [E] mean score of each expert (Switch Transformer's P), carries gradients.
+        z: scalar, mean squared log-sum-exp of the logits, carries gradients.
+        entropy: scalar, mean entropy of a token's normalised scores in nats, detached.
+    """
+
+    load: Tensor
+    importance: Tensor
+    z: Tensor
+    entropy: Tensor
+
+    def balance_loss(self) -> Tensor:
+        """E sum_e load_e importance_e: 1 where both are even (Fedus et al. 2022, eq. 4)."""
+        return self.load.numel() * (self.load * self.importance).sum()
+
+
+class Experts(nn.Module):
+    """The experts of one layer; expert 0 alone is its dense feed-forward."""
+
+    balance: Tensor
+
+    def __init__(self, base: BaseModel, hidden_size: int, largest: LayerSpec, kinds: LayerKinds) -> None:
+        super().__init__()
+        experts, ffn_size = largest.experts, largest.ffn_size
+        self.eps, self.score, self.renormalise = base.norm_eps, base.router, base.norm_top_k
+        self.gate = nn.Parameter(torch.empty(experts, ffn_size, hidden_size))
+        self.up = nn.Parameter(torch.empty(experts, ffn_size, hidden_size))
+        self.down = nn.Parameter(torch.empty(experts, hidden_size, ffn_size))
+        self.router = nn.Parameter(torch.empty(experts, hidden_size))
+        # added to the scores where experts are chosen, never where they are weighted; trained outside of the gradient
+        self.register_buffer("balance", torch.zeros(experts))
+        low_bit = any(kind in kinds.weights for kind in LOW_BIT)
+        self.inner_norm = nn.Parameter(torch.ones(ffn_size)) if low_bit else None
+        add_scales(self, kinds, OUT_DIMS, matrices=1)
+
+    def forward(self, x: Tensor, spec: LayerSpec) -> tuple[Tensor, Routing | None]:
+        """x: [..., H] -> the same shape, and what the router did (None for a dense layer)."""
+        tokens = x.flatten(0, -2)
+        if spec.experts == 1:
+            return self._dense(tokens, spec).view_as(x), None
+        chosen, weight, routing = self.route(tokens, spec)
+        order = chosen.flatten().argsort(stable=True)
+        ends = chosen.flatten().bincount(minlength=spec.experts).cumsum(0).to(torch.int32)
+        source = order // spec.top_k
+        out = self._grouped(tokens[source], spec, ends) * weight.flatten()[order, None].to(x.dtype)
+        return torch.zeros_like(tokens).index_add(0, source, out).view_as(x), routing
+
+    def route(self, tokens: Tensor, spec: LayerSpec) -> tuple[Tensor, Tensor, Routing]:
+        """Choose experts for `tokens` [N, H].
+
+        Returns:
+            Experts [N, K] int64, their weights [N, K] float32, and the statistics.
+        """
+        logits = linear(tokens, self.router, spec.experts).float()
+        scores = logits.softmax(-1) if self.score == "softmax" else logits.sigmoid()
+        chosen = (scores.detach() + self.balance[: spec.experts]).topk(spec.top_k, sorted=False).indices
+        weight = scores.gather(-1, chosen)
+        if self.renormalise:
+            weight = weight / weight.sum(-1, keepdim=True)
+        shares = scores / scores.sum(-1, keepdim=True)
+        load = chosen.flatten().bincount(minlength=spec.experts) / chosen.numel()
+        entropy = -torch.xlogy(shares, shares).sum(-1).mean().detach()
+        return chosen, weight, Routing(load, shares.mean(0), logits.logsumexp(-1).square().mean(), entropy)
+
+    def _dense(self, tokens: Tensor, spec: LayerSpec) -> Tensor:
+        return F.linear(self.gated(tokens, spec), self._block("down", spec, tokens.shape[-1])[0])
+
+    def gated(self, tokens: Tensor, spec: LayerSpec, expert: int = 0) -> Tensor:
+        """[N, H] -> the channels of one expert as its `down` sees them, [N, F]; `spec.experts` is not looked at."""
+        whole = replace(spec, experts=self.gate.shape[0])
+        seen = read_input(tokens, spec.weights)
+        gate, up = (self._block(name, whole, tokens.shape[-1])[expert] for name in ("gate", "up"))
+        return self._inner(F.silu(F.linear(seen, gate)) * F.linear(seen, up), spec.weights)
+
+    def _grouped(self, rows: Tensor, spec: LayerSpec, ends: Tensor) -> Tensor:
+        """rows: [N K, H] sorted by expert, those of expert e end at ends[e] -> [N K, H]."""
+        kind, seen = spec.weights, read_input(rows, spec.weights)
+        gate, up, down = (self._block(name, spec, rows.shape[-1]).mT for name in ("gate", "up", "down"))
+        gated = F.silu(grouped_product(seen, gate, ends)) * grouped_product(seen, up, ends)
+        return grouped_product(self._inner(gated, kind), down, ends)
+
+    def _block(self, name: str, spec: LayerSpec, hidden_size: int) -> Tensor:
+        """The leading experts, channels and features of one weight."""
+        weight: Tensor = getattr(self, name)
+        sizes = (hidden_size, spec.ffn_size) if name == "down" else (spec.ffn_size, hidden_size)
+        block = weight[: spec.experts, : sizes[0], : sizes[1]]
+        read = reader(self, name, spec.weights, OUT_DIMS[name], matrices=1)
+        return read(block) if read else block
+
+    def _inner(self, gated: Tensor, kind: str) -> Tensor:
+        if kind == "dense" or self.inner_norm is None:
+            return gated
+        return read_input(rms_norm(gated, self.inner_norm, self.eps), "ternary", signed=False)
+
+
+def grouped_product(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """Rows [N, in], sorted by group, times the matrix of their group [E, in, out] -> [N, out].
+
+    One call for all groups; in float64, which `grouped_mm` does not know, one product a group.
+    """
+    if rows.dtype != torch.float64:
+        return F.grouped_mm(rows, weight, offs=ends)
+    pieces = rows.tensor_split(ends[:-1].cpu())
+    return torch.cat([piece @ matrix for piece, matrix in zip(pieces, weight, strict=True)])

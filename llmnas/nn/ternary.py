@@ -1,0 +1,91 @@
+"""Low-bit weights and activations, fake-quantised with straight-through gradients.
+
+Ternary (Ma et al. 2024, "The Era of 1-bit LLMs", eq. 1-3): codes clip(round(W / gamma), -1, 1) times
+gamma = max(mean |W|, 1e-5); activations int8 a token, s = 127 / max(|x|). Binary (Rastegari et al. 2016,
+"XNOR-Net", section 3): sign(W) times alpha_n = mean |W_n| of an output's row; activations sign(x) times mean |x|.
+
+The magnitude (gamma, alpha) is that of the FULL weight, never of the active block: so the codes of a
+slice are the slice of the codes. A network that was cut out keeps its supernet's magnitude in a buffer, bit for
+bit; NaN there, the beginning of every other network, means the weight's own.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from llmnas.nn.linear import Read
+from llmnas.space.architecture import LayerKinds, Weights
+
+LOW_BIT: tuple[Weights, ...] = ("ternary", "binary")
+_LEAST = 1e-5
+
+
+def magnitude(weight: Tensor, kind: Weights, out_dims: int, matrices: int = 0) -> Tensor:
+    """The scale of a weight's codes, detached, with the reduced axes kept at size 1.
+
+    Args:
+        weight: [*matrices, *out, *in].
+        kind: ternary: one number a matrix; binary: one an output.
+        out_dims: leading axes that are outputs, those of `matrices` included.
+        matrices: leading axes that tell matrices apart (experts).
+    """
+    axes = tuple(range(matrices if kind == "ternary" else out_dims, weight.dim()))
+    return weight.detach().abs().mean(axes, keepdim=True).clamp_min(_LEAST)
+
+
+def codes(block: Tensor, scale: Tensor, kind: Weights) -> Tensor:
+    """{-1, 0, 1} or {-1, 1} of a block of weights, `scale` broadcast against it; rounds half to even."""
+    if kind == "ternary":
+        return (block / scale).round().clamp(-1, 1)
+    return torch.where(block >= 0, 1.0, -1.0).to(block.dtype)
+
+
+def reader(module: nn.Module, name: str, kind: Weights, out_dims: int, matrices: int = 0) -> Read:
+    """How to read a leading block of `module`'s weight `name`; None for dense weights."""
+    if kind == "dense":
+        return None
+    full = scale_of(module, name, kind, out_dims, matrices)
+
+    def read(block: Tensor) -> Tensor:
+        scale = full[tuple(slice(size) for size in block.shape)]
+        return block + (codes(block, scale, kind) * scale - block).detach()
+
+    return read
+
+
+def scale_of(module: nn.Module, name: str, kind: Weights, out_dims: int, matrices: int = 0) -> Tensor:
+    """The scale in force of the weight `name`: the stored one, else its own magnitude."""
+    stored: Tensor = getattr(module, scale_name(name, kind))
+    return torch.where(stored.isnan(), magnitude(getattr(module, name), kind, out_dims, matrices), stored)
+
+
+def scale_name(name: str, kind: Weights) -> str:
+    """The buffer beside a weight."""
+    return f"{name}_{kind}_scale"
+
+
+def add_scales(module: nn.Module, kinds: LayerKinds, out_dims: dict[str, int], matrices: int = 0) -> None:
+    """Register the scales (none stored) of the named weights for every low-bit kind that the layer serves."""
+    for name, out in out_dims.items():
+        for kind in LOW_BIT:
+            if kind in kinds.weights:
+                shape = magnitude(getattr(module, name), kind, out, matrices)
+                module.register_buffer(scale_name(name, kind), torch.full_like(shape, torch.nan))
+
+
+def read_input(x: Tensor, kind: Weights, *, signed: bool = True) -> Tensor:
+    """Activations as the matrix product sees them, with straight-through gradients.
+
+    Args:
+        x: [..., in], quantised for each position by itself.
+        kind: of the weights: dense leaves x as it is.
+        signed: whether the sign carries information. What comes out of a gated activation is never made binary.
+    """
+    if kind == "dense":
+        return x
+    if kind == "binary" and signed:
+        beta = x.detach().abs().mean(-1, keepdim=True)
+        return x + (torch.where(x >= 0, beta, -beta) - x).detach()
+    scale = 127 / x.detach().abs().amax(-1, keepdim=True).clamp_min(_LEAST)
+    return x + ((x * scale).round().clamp(-128, 127) / scale - x).detach()

@@ -1,0 +1,180 @@
+"""The metrics of a search: which may be asked for, and who computes those that the evaluator does not."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llmnas.config import HARDWARE_METRICS, METRICS, Config, HardwareConfig
+from llmnas.cost import Workload
+from llmnas.cost.correction import Corrected
+from llmnas.cost.energy import energy_model, modelled_energy_j
+from llmnas.cost.latency import BlockTable, Phase
+from llmnas.cost.roofline import gpu, roofline_ms
+from llmnas.errors import UserError
+from llmnas.evaluate.measure import measure_latency, measure_table, this_device
+from llmnas.evaluate.power import find_meter, measure_energy
+from llmnas.evaluate.providers import Provider
+from llmnas.rng import generator
+from llmnas.runs import RunFolder
+from llmnas.space import Architecture, BaseModel
+
+OwnMetric = Callable[[Architecture, BaseModel], float]
+"""A user's metric: (architecture, what all share) -> a number."""
+
+_CORRECTION_SECONDS = 0.5  # a measured network, where the table is corrected
+_MEASURE_SECONDS = 0.5  # a candidate, where every one is measured
+
+
+def check_metrics(config: Config, own: Mapping[str, OwnMetric]) -> None:
+    """Refuse objectives and constraints that nothing computes.
+
+    Raises:
+        UserError: with the name and all allowed ones.
+    """
+    for section in ("objectives", "constraints"):
+        for name in getattr(config.search, section):
+            if name not in METRICS and name not in own:
+                mine = f", and yours: {', '.join(own)}" if own else "; one of your own: --objective file.py:function"
+                raise UserError(f"search.{section}: {name} does not exist; allowed: {', '.join(METRICS)}{mine}")
+    clash = sorted(set(own) & set(METRICS))
+    if clash:
+        raise UserError(f"--objective: {clash[0]} is a metric of llmnas; give your function another name")
+
+
+def own_metric(text: str) -> tuple[str, str, OwnMetric]:
+    """Read `file.py:function` or `file.py:function=max`: (name, direction, function). Runs the file.
+
+    Raises:
+        UserError: another form, no such file or function, or the file does not run.
+    """
+    place, _, direction = text.partition("=")
+    path, colon, name = place.rpartition(":")
+    if not colon or not name.isidentifier() or direction not in {"", "min", "max"}:
+        raise UserError(f"--objective {text}: must read file.py:function, with =min or =max behind it if you like")
+    if not Path(path).is_file():
+        raise UserError(f"--objective {text}: {path}: no such file")
+    spec = importlib.util.spec_from_file_location(f"llmnas_objective_{Path(path).stem}", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--objective {text}: {path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # noqa: BLE001 (the user's code may raise anything)
+        raise UserError(f"--objective {text}: {path} does not run: {type(error).__name__}: {error}") from None
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise UserError(f"--objective {text}: {path} has no function {name}")
+    return name, direction or "min", function
+
+
+def with_own(config: Config, own: Sequence[tuple[str, str, OwnMetric]]) -> Config:
+    """The config with every own metric that it does not mention as an objective."""
+    named = {**config.search.objectives, **config.search.constraints}
+    more = {name: direction for name, direction, _ in own if name not in named}
+    values = config.model_dump(mode="json")
+    values["search"]["objectives"] |= more
+    return Config.model_validate(values) if more else config
+
+
+def providers(config: Config, run: RunFolder, own: Mapping[str, OwnMetric]) -> list[Provider]:
+    """One for every metric that the search asks for and the evaluator lacks; measures the latency table if need be."""
+    asked = [*config.search.objectives, *(n for n in config.search.constraints if n not in config.search.objectives)]
+    made = []
+    for name in asked:
+        if name in own:
+            made.append(_own_provider(name, own[name], config.space.base))
+        elif name == "energy_j":
+            made.append(_energy(config))
+        elif name in HARDWARE_METRICS:
+            made.append(_latency(config, run, name))
+    return made
+
+
+def _own_provider(name: str, function: OwnMetric, base: BaseModel) -> Provider:
+    def values(archs: Sequence[Architecture]) -> list[float]:
+        found = []
+        for arch in archs:
+            try:
+                value: Any = function(arch, base)
+                found.append(float(value) if value is not None else math.nan)
+            except Exception as error:
+                raise UserError(
+                    f"--objective {name}: failed for {arch.to_json()}: {type(error).__name__}: {error}"
+                ) from error
+        return found
+
+    return Provider(name, values, "the user's function")
+
+
+def _latency(config: Config, run: RunFolder, metric: str) -> Provider:
+    options, base, workload = config.hardware or HardwareConfig(), config.space.base, config.budget.workload
+    phase: Phase = options.phase
+    if metric != "latency_ms":
+        phase = "prefill" if metric == "prefill_latency_ms" else "decode"
+    what = f"{phase}, batch {workload.batch}, context {workload.tokens(base)}"
+    if options.device != "this":
+        device = gpu(options.device)
+        source = f"{what}: an ESTIMATE, the roofline of {options.device} ({device.source}), no measurement"
+        return Provider(metric, lambda archs: [roofline_ms(a, base, workload, phase, device) for a in archs], source)
+    bench = this_device(options.threads)
+    where = f"on {bench.fingerprint['device']}, {bench.threads} thread(s), {bench.fingerprint['dtype']}"
+    if options.method == "measure":
+
+        def measured(archs: Sequence[Architecture]) -> list[float]:
+            seconds = _MEASURE_SECONDS * len(archs)
+            return [t.ms for t in measure_latency(archs, base, phase, workload, bench, seconds)]
+
+        return Provider(metric, measured, f"{what}: measured {where}")
+    table, note = latency_table(config, run, phase, workload)
+    source = f"{what}: sum of a block table measured {where}, noise {table.noise:.1%}{note}"
+    predictor = corrected(config, table) if options.correction else table
+    if isinstance(predictor, Corrected):
+        source += f", corrected on {options.correction} networks (left-out error {predictor.error:.1%})"
+    return Provider(metric, lambda archs: [predictor.latency_ms(arch) for arch in archs], source)
+
+
+def latency_table(config: Config, run: RunFolder, phase: Phase, workload: Workload) -> tuple[BlockTable, str]:
+    """The table stored in the run folder, or one measured now; with a note on which it was."""
+    options = config.hardware or HardwareConfig()
+    bench, path = this_device(options.threads), run.latency_table(phase)
+    if path.exists():
+        return BlockTable.load(path, bench.fingerprint, phase, workload, config.space.base), ", stored"
+    table = measure_table(config.space, phase, workload, bench, options.seconds)
+    table.save(path)
+    return table, ""
+
+
+def corrected(config: Config, table: BlockTable) -> Corrected:
+    """The table with what whole networks, measured now, teach it."""
+    options = config.hardware or HardwareConfig()
+    rng = generator(config.seed, "latency correction")
+    archs = list(dict.fromkeys(config.space.sample(rng) for _ in range(options.correction)))
+    seconds = _CORRECTION_SECONDS * len(archs)
+    bench = this_device(options.threads)
+    timings = measure_latency(archs, config.space.base, table.phase, table.workload, bench, seconds)
+    return Corrected.fit(table, archs, [timing.ms for timing in timings])
+
+
+def _energy(config: Config) -> Provider:
+    options, base, workload = config.hardware or HardwareConfig(), config.space.base, config.budget.workload
+    phase: Phase = options.phase
+    what = f"joules of one pass ({phase}, batch {workload.batch}, context {workload.tokens(base)})"
+    device = None if options.device == "this" else gpu(options.device)
+    if device is None:
+        bench = this_device(options.threads)
+        meter = find_meter(bench)
+        if meter is not None:
+            return Provider(
+                "energy_j",
+                lambda archs: measure_energy(archs, base, phase, workload, bench, meter),
+                f"{what}: measured with {meter.source}",
+            )
+    return Provider(
+        "energy_j",
+        lambda archs: [modelled_energy_j(a, base, workload, phase, device) for a in archs],
+        f"{what}: an ESTIMATE from {energy_model(device)}",
+    )

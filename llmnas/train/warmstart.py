@@ -1,0 +1,193 @@
+"""Starting from a pretrained model: a local Hugging Face folder of the Llama family as the largest network.
+
+Only `config.json` and safetensors are read: nothing is downloaded, no code of the folder runs, no pickle is opened.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from llmnas.errors import UserError
+from llmnas.files import read_json
+from llmnas.nn.rope import pair_order
+from llmnas.space import Architecture, BaseModel, LayerSpec
+from llmnas.space.architecture import RopeOrder
+from llmnas.supernet import Transformer
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "seed_oss")
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model in this project's terms.
+
+    Attributes:
+        base: with `rope_dim` set, so that a sub-network keeps these frequencies.
+        arch: every layer at the same sizes.
+        weights: by the names of `Transformer.state_dict`, float32.
+    """
+
+    base: BaseModel
+    arch: Architecture
+    weights: dict[str, Tensor]
+
+
+def read_pretrained(folder: Path, rope_order: RopeOrder = "leading") -> Pretrained:
+    """Read a dense Llama, Mistral, Qwen2, Qwen3 or Seed-OSS checkpoint.
+
+    Args:
+        folder: with `config.json` and `model.safetensors` (or its shards and their index).
+        rope_order: which pairs of channels a smaller head_dim keeps, see `BaseModel`.
+
+    Raises:
+        UserError: another family, a feature that this project's layers do not have, or damaged files.
+    """
+    config = read_json(folder / "config.json")
+    base, arch = _shape(config, folder / "config.json", rope_order)
+    stock = _read_weights(folder)
+    (_, spec), dim = arch.kept[0], arch.kept[0][1].head_dim
+    halves = torch.tensor(pair_order(dim // 2, rope_order))
+    # stock models turn channels (i, i + dim / 2) together, ours stand side by side
+    pairs = torch.stack([halves, halves + dim // 2], 1).flatten()
+
+    def take(name: str) -> Tensor:
+        if name not in stock:
+            raise UserError(f"{folder}: the weights have no {name}")
+        return stock.pop(name).float()
+
+    weights = {"embedding": take("model.embed_tokens.weight"), "norm": take("model.norm.weight")}
+    if not base.tied:
+        weights["head"] = take("lm_head.weight")
+    stock.pop("lm_head.weight", None)
+    for i in range(arch.depth):
+        layer = {
+            name.removeprefix(f"model.layers.{i}."): take(name)
+            for name in sorted(stock)
+            if name.startswith(f"model.layers.{i}.")
+        }
+        ours = _layer(layer, spec, pairs, folder, i)
+        weights |= {f"layers.{i}.{name}": weight.contiguous() for name, weight in ours.items()}
+    left = [name for name in stock if "rotary" not in name]
+    if left:
+        raise UserError(f"{folder}: weights that no layer here has: {', '.join(sorted(left)[:3])}")
+    return Pretrained(base, arch, weights)
+
+
+def warm_start(model: Transformer, pretrained: Pretrained) -> None:
+    """Make the pretrained model the largest network of `model`, in place.
+
+    Raises:
+        UserError: the largest network of the space has other sizes, with both.
+    """
+    ours, theirs = model.envelope.to_dict(), pretrained.arch.to_dict()
+    if ours != theirs or model.base.vocab_size != pretrained.base.vocab_size:
+        raise UserError(
+            f"warm start: the largest network of the space must be the pretrained model: {theirs['hidden_size']} wide, "
+            f"{pretrained.arch.depth} layers of {theirs['layers'][0]}, vocabulary {pretrained.base.vocab_size}; "
+            f"the space has {ours['hidden_size']} wide, {model.envelope.depth} layers of {ours['layers'][0]}, "
+            f"vocabulary {model.base.vocab_size}"
+        )
+    for name in ("tied", "qk_norm", "qkv_bias", "rope_theta", "rope_order", "norm_eps"):
+        own, other = getattr(model.base, name), getattr(pretrained.base, name)
+        if own != other:
+            raise UserError(f"warm start: base.{name} must be {other} as in the pretrained model, got {own}")
+    missing = model.load_state_dict(pretrained.weights, strict=False).missing_keys
+    untrained = [name for name in missing if not name.endswith(("_scale", "balance"))]
+    if untrained:
+        raise UserError(f"warm start: the pretrained model has no weights for {', '.join(untrained[:3])}")
+
+
+def _shape(config: dict[str, Any], where: Path, rope_order: RopeOrder) -> tuple[BaseModel, Architecture]:
+    kind = config.get("model_type")
+    if kind not in FAMILIES:
+        raise UserError(f"{where}: model_type is {kind!r}; allowed: {', '.join(FAMILIES)}")
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    refused = {
+        "hidden_act": config.get("hidden_act", "silu") not in {"silu", "swish"},
+        "rope_scaling": rope.get("rope_type", rope.get("type", "default")) != "default",
+        "mlp_bias": bool(config.get("mlp_bias")),
+        "use_sliding_window": bool(config.get("use_sliding_window")),
+    }
+    wrong = [name for name, bad in refused.items() if bad]
+    if wrong:
+        raise UserError(f"{where}: {wrong[0]} = {config.get(wrong[0], rope)!r} is not supported")
+    try:
+        heads, hidden_size = config["num_attention_heads"], config["hidden_size"]
+        kv_heads = config.get("num_key_value_heads") or heads
+        head_dim = config.get("head_dim") or hidden_size // heads
+        spec = LayerSpec(kv_heads, heads // kv_heads, head_dim, config["intermediate_size"])
+        arch = Architecture(hidden_size, (spec,) * config["num_hidden_layers"])
+        base = BaseModel(
+            vocab_size=config["vocab_size"],
+            tied=bool(config.get("tie_word_embeddings", False)),
+            qk_norm=kind == "qwen3",
+            qkv_bias=kind == "qwen2" or bool(config.get("attention_bias")),
+            rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
+            rope_dim=head_dim,
+            rope_order=rope_order,
+            max_seq=config.get("max_position_embeddings", 2048),
+            norm_eps=config.get("rms_norm_eps", 1e-6),
+        )
+    except (KeyError, ValueError, TypeError, ZeroDivisionError) as error:
+        raise UserError(f"{where}: not the config of a {kind} model ({error!r})") from None
+    return base, arch
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    index = folder / "model.safetensors.index.json"
+    names = read_json(index)["weight_map"].values() if index.exists() else ["model.safetensors"]
+    found: dict[str, Tensor] = {}
+    for name in sorted(set(names)):
+        path = folder / name
+        if path.parent != folder or not path.is_file():
+            raise UserError(f"{path}: no such file; weights must be safetensors beside config.json")
+        try:
+            found |= load(path.read_bytes())
+        except SafetensorError as error:
+            raise UserError(f"{path}: damaged weights ({error})") from None
+    return found
+
+
+def _layer(stock: dict[str, Tensor], spec: LayerSpec, pairs: Tensor, folder: Path, number: int) -> dict[str, Tensor]:
+    """One layer of a stock model by our names: heads on a grid, rotary pairs side by side."""
+    kv, queries, dim = spec.kv_heads, spec.queries_per_group, spec.head_dim
+    grids = {"q": (kv, queries, dim), "k": (kv, dim), "v": (kv, dim)}
+    try:
+        found = {
+            "mixer_norm": stock.pop("input_layernorm.weight"),
+            "ffn_norm": stock.pop("post_attention_layernorm.weight"),
+            "attention.o": _grid(stock.pop("self_attn.o_proj.weight"), 1, grids["q"]),
+        }
+        for name in ("gate", "up", "down"):
+            found[f"ffn.{name}"] = stock.pop(f"mlp.{name}_proj.weight")
+        for name, grid in grids.items():
+            for suffix, kind in (("", "weight"), ("_bias", "bias")):
+                key = f"self_attn.{name}_proj.{kind}"
+                if kind == "weight" or key in stock:
+                    weight = _grid(stock.pop(key), 0, grid)
+                    found[f"attention.{name}{suffix}"] = (
+                        weight if name == "v" else weight.index_select(len(grid) - 1, pairs)
+                    )
+        for name in ("q_norm", "k_norm"):
+            if f"self_attn.{name}.weight" in stock:
+                found[f"attention.{name}"] = stock.pop(f"self_attn.{name}.weight")[pairs]
+    except (KeyError, RuntimeError) as error:
+        raise UserError(f"{folder}: layer {number}: a weight is missing or has another shape ({error})") from None
+    bias = stock.pop("self_attn.o_proj.bias", None)
+    if bias is not None and bias.any():
+        raise UserError(f"{folder}: layer {number}: a bias on the output projection is not supported")
+    if stock:
+        raise UserError(f"{folder}: layer {number}: weights that no layer here has: {', '.join(sorted(stock)[:3])}")
+    return found
+
+
+def _grid(weight: Tensor, axis: int, sizes: tuple[int, ...]) -> Tensor:
+    """One axis of heads and channels as a grid of them."""
+    return weight.reshape(*weight.shape[:axis], *sizes, *weight.shape[axis + 1 :])

@@ -1,0 +1,82 @@
+"""What the documentation tells a reader to type works: its bash blocks verb by verb, its Python as it stands."""
+
+import re
+import shlex
+
+import pytest
+import tiny
+
+QUICK = (
+    "train.steps=2", "train.eval_every=2", "train.eval_sequences=2", "retrain.train={steps: 1}", "retrain.seeds=1",
+    "search.evaluations=4", "search.windows=4", "search.sample=3", "tracking.wandb=off", "train.batch_size=2",
+)  # fmt: skip
+
+
+def blocks(name, language):
+    text = (tiny.ROOT / name).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def verbs(name):
+    """Every `llmnas ...` line of the bash blocks, split as a shell does."""
+    lines = [line for block in blocks(name, "bash") for line in block.splitlines()]
+    return [shlex.split(line)[1:] for line in lines if line.startswith("llmnas ")]
+
+
+def test_quickstart_commands(llmnas, tmp_path, monkeypatch):
+    """On a tiny config in the place of the quickstart's, in the order of the page."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "search_configs").mkdir()
+    config = tiny.write_config(
+        tmp_path, tiny.write_corpus(tmp_path / "text"), name="quickstart", correlate={"seeds": 1}
+    )
+    config.rename(tmp_path / "search_configs" / "quickstart.yaml")
+    commands = verbs("docs/quickstart.md")
+    assert len(commands) >= 9
+    for command in commands:
+        done = llmnas(*command)
+        assert done.code == 0, (command, done.err)
+
+
+@pytest.mark.full
+def test_readme_commands(llmnas, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny.write_corpus(tmp_path / "my_texts", 12)
+    for command in verbs("README.md"):
+        quick = [option for knob in QUICK for option in ("--set", knob)] if command[0] == "run" else []
+        done = llmnas(*command, *quick)
+        assert done.code == 0, (command, done.err)
+
+
+def test_readme_python(monkeypatch, capsys):
+    monkeypatch.chdir(tiny.ROOT)
+    (block,) = blocks("README.md", "python")
+    exec(compile(block, "README.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) >= 2
+    assert lines[0].endswith("architectures")
+
+
+def test_readme_space_is_a_space(tmp_path):
+    import yaml
+
+    from llmnas.space import SearchSpace
+
+    (block,) = blocks("README.md", "yaml")
+    assert SearchSpace.from_dict(yaml.safe_load(block)["space"]).size() > 1000
+
+
+def test_every_verb_is_in_the_readme():
+    from llmnas import cli
+
+    table = {
+        row.split()[1] for row in re.findall(r"^\| `(llmnas .*?)` \|", (tiny.ROOT / "README.md").read_text(), re.M)
+    }
+    assert {info.name or info.callback.__name__ for info in cli.app.registered_commands} <= table
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md"])
+def test_links_lead_somewhere(name):
+    page = tiny.ROOT / name
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target

@@ -1,0 +1,54 @@
+"""Text from an export: greedy by hand, drawn by seed, never beyond the model's longest sequence."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llmnas.errors import UserError
+from llmnas.export.generate import generate
+from llmnas.pipeline.export import exported_folder
+
+PROMPT = "Fellow citizens"
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_run):
+    return exported_folder(tiny_run.folder)
+
+
+def test_greedy_takes_the_likeliest_token_of_the_whole_text(folder):
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
+    start = ids.shape[1]
+    for _ in range(12):
+        with torch.no_grad():
+            ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], 1)
+    assert generate(folder, PROMPT, tokens=12, temperature=0, seed=1) == tokenizer.decode(ids[0, start:])
+
+
+def test_drawn_by_seed_and_the_global_generator_is_left_alone(folder):
+    first = generate(folder, PROMPT, tokens=20, temperature=1, seed=1)
+    torch.manual_seed(99)
+    state = torch.get_rng_state()
+    assert generate(folder, PROMPT, tokens=20, temperature=1, seed=1) == first
+    assert torch.equal(torch.get_rng_state(), state)
+    assert generate(folder, PROMPT, tokens=20, temperature=1, seed=2) != first
+
+
+def test_it_ends_at_the_longest_sequence(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    added = generate(folder, PROMPT, tokens=10_000, temperature=0, seed=0)
+    assert len(tokenizer(PROMPT + added)["input_ids"]) <= 64 + 2  # text that is split anew may split otherwise
+
+
+@pytest.mark.parametrize(("prompt", "word"), [("", "empty"), ("long " * 200, "at most 63")])
+def test_prompts_that_do_not_fit(folder, prompt, word):
+    with pytest.raises(UserError, match=word):
+        generate(folder, prompt, tokens=5, temperature=0, seed=0)
+
+
+def test_the_verb(tiny_run, llmnas):
+    done = llmnas("generate", tiny_run.folder, "--prompt", PROMPT, "--tokens", "5", "--temperature", "0")
+    assert done.code == 0, done.err
+    assert done.out.startswith(PROMPT)
+    assert len(done.out) > len(PROMPT) + 1

@@ -1,0 +1,149 @@
+"""The mixture against a loop over tokens and experts, slices of it, and what its statistics promise."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmnas.nn.ffn import FeedForward
+from llmnas.nn.moe import Experts, Routing
+from llmnas.space import BaseModel, LayerKinds, LayerSpec
+
+LARGEST = LayerSpec(1, 1, 2, 16, experts=6, top_k=4)
+H = 12
+
+
+def experts(base=None, seed=0):
+    base = base or BaseModel(vocab_size=8)
+    module = Experts(base, H, LARGEST, LayerKinds())
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.5, generator=generator)
+        module.balance.normal_(std=0.2, generator=generator)
+    return module
+
+
+def one_by_one(module, x, spec):
+    """Every token through each of its experts by itself, in float64."""
+    gate, up, down, router = (getattr(module, name).double() for name in ("gate", "up", "down", "router"))
+    f, e, h = spec.ffn_size, spec.experts, x.shape[-1]
+    rows = []
+    for token in x.double():
+        logits = router[:e, :h] @ token
+        scores = logits.softmax(0) if module.score == "softmax" else logits.sigmoid()
+        chosen = (scores + module.balance[:e]).topk(spec.top_k).indices.tolist()
+        total = sum(scores[i] for i in chosen) if module.renormalise else 1
+        row = 0
+        for i in chosen:
+            hidden = F.silu(gate[i, :f, :h] @ token) * (up[i, :f, :h] @ token)
+            row = row + scores[i] / total * (down[i, :h, :f] @ hidden)
+        rows.append(row)
+    return torch.stack(rows)
+
+
+CASES = st.tuples(
+    st.sampled_from([(2, 1), (3, 2), (6, 1), (6, 4), (4, 4)]),
+    st.sampled_from([4, 8, 16]),
+    st.sampled_from([4, 12]),
+    st.sampled_from(["softmax", "sigmoid"]),
+    st.booleans(),
+    st.integers(1, 9),
+)
+
+
+@given(CASES, st.integers(0, 1000))
+@settings(max_examples=60)
+def test_a_slice_is_the_mixture_of_the_leading_experts(case, seed):
+    (count, k), ffn_size, width, router, norm, tokens = case
+    spec = LayerSpec(1, 1, 2, ffn_size, experts=count, top_k=k)
+    module = experts(BaseModel(vocab_size=8, router=router, norm_top_k=norm), seed)
+    x = torch.randn(tokens, width, generator=torch.Generator().manual_seed(seed), requires_grad=True)
+    found, routing = module(x[None], spec)
+    expected = one_by_one(module, x, spec)
+    torch.testing.assert_close(found[0].double(), expected, rtol=1e-4, atol=1e-5)
+    weight = torch.randn(tokens, width, generator=torch.Generator().manual_seed(seed + 1))
+    inputs = (x, *(getattr(module, name) for name in ("gate", "up", "down", "router")))
+    ours = torch.autograd.grad((found[0] * weight).sum(), inputs, retain_graph=True)
+    theirs = torch.autograd.grad((expected * weight.double()).sum(), inputs)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    assert routing.load.sum().item() == pytest.approx(1)
+
+
+def test_one_expert_is_the_dense_feed_forward_and_needs_no_router():
+    module, spec = experts(), LayerSpec(1, 1, 2, 8)
+    dense = FeedForward(BaseModel(vocab_size=8), H, 16, LayerKinds())
+    dense.load_state_dict({name: getattr(module, name)[0] for name in ("gate", "up", "down")})
+    x = torch.randn(2, 3, H)
+    found, routing = module(x, spec)
+    torch.testing.assert_close(found, dense(x, spec))
+    assert routing is None
+    found.sum().backward()
+    assert module.router.grad is None
+
+
+def test_experts_without_tokens_are_fine():
+    """All tokens choose one expert: the others get a zero gradient and the output is that expert's alone."""
+    module, spec = experts(), LayerSpec(1, 1, 2, 16, experts=6, top_k=1)
+    with torch.no_grad():
+        module.balance.copy_(torch.tensor([0.0, 0, 0, 9, 0, 0]))
+    found, routing = module(torch.randn(1, 7, H), spec)
+    assert routing.load.tolist() == [0, 0, 0, 1, 0, 0]
+    found.sum().backward()
+    assert (module.gate.grad.flatten(1).abs().sum(1) > 0).tolist() == [False, False, False, True, False, False]
+
+
+def test_statistics_are_those_of_the_papers():
+    module, spec = experts(), LayerSpec(1, 1, 2, 16, experts=4, top_k=2)
+    x = torch.randn(50, H)
+    logits = x @ module.router[:4].T
+    chosen, _, routing = module.route(x, spec)
+    p = logits.softmax(-1)
+    share = torch.stack([(chosen == e).float().mean() for e in range(4)])
+    torch.testing.assert_close(routing.load, share)
+    torch.testing.assert_close(routing.balance_loss(), 4 * (share * p.mean(0)).sum())
+    torch.testing.assert_close(routing.z, logits.exp().sum(-1).log().square().mean())
+    torch.testing.assert_close(routing.entropy, -(p * p.log()).sum(-1).mean())
+
+
+def test_balance_loss_is_one_where_even_and_the_number_of_experts_where_one_has_all():
+    even, all_of_it = torch.full((8,), 1 / 8), F.one_hot(torch.tensor(2), 8).float()
+    zero = torch.tensor(0.0)
+    assert Routing(even, even, zero, zero).balance_loss().item() == pytest.approx(1)
+    assert Routing(all_of_it, all_of_it, zero, zero).balance_loss().item() == pytest.approx(8)
+
+
+def test_the_bias_chooses_but_does_not_weigh():
+    module, spec = experts(), LayerSpec(1, 1, 2, 16, experts=6, top_k=6)
+    x = torch.randn(1, 5, H)
+    before = module(x, spec)[0]
+    with torch.no_grad():
+        module.balance.add_(torch.randn(6))
+    torch.testing.assert_close(module(x, spec)[0], before)  # all experts are chosen either way
+
+
+def test_cost_is_that_of_the_experts_in_use():
+    """Operations of grouped products do not grow with the number of experts a token does not use."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counts = []
+    for count in (2, 6):
+        module, spec = experts(), LayerSpec(1, 1, 2, 16, experts=count, top_k=2)
+        counter = FlopCounterMode(display=False)
+        with counter, torch.no_grad():
+            module(torch.randn(1, 40, H), spec)
+        counts.append(counter.get_total_flops() - 2 * 40 * H * count)
+    assert counts[0] == counts[1]
+    assert counts[0] in {0, 2 * 40 * 2 * 3 * H * 16}  # 0: this version of torch does not count grouped products
+
+
+def test_a_uniform_router_has_the_greatest_entropy():
+    module, spec = experts(), LayerSpec(1, 1, 2, 16, experts=6, top_k=2)
+    with torch.no_grad():
+        module.router.zero_()
+    _, _, routing = module.route(torch.randn(9, H), spec)
+    assert routing.entropy.item() == pytest.approx(math.log(6), abs=1e-5)

@@ -1,0 +1,85 @@
+"""`init` writes a config that is valid, meets its own rules, and whose budget is in the middle of its space."""
+
+import pytest
+import tiny
+import yaml
+
+from llmnas.config import load_config
+from llmnas.cost import BudgetSampler, count_params
+from llmnas.errors import UserError
+from llmnas.pipeline.init import choose_vocabulary, parse_count, space_values, write_config
+from llmnas.rng import generator
+from llmnas.space import SearchSpace
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return tiny.write_corpus(tmp_path_factory.mktemp("init") / "my texts, it's", 10)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("800000", 800_000), ("800k", 800_000), ("1.5M", 1_500_000), ("2B", 2 * 10**9), ("1,000", 1000)]
+)
+def test_counts(text, count):
+    assert parse_count(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "many", "-5", "0", "1T", "1.5.2M", "M"])
+def test_what_is_no_count(text):
+    with pytest.raises(UserError, match=r"--max-params .*1\.5M"):
+        parse_count(text)
+
+
+@pytest.mark.parametrize("budget", [100_000, 1_500_000, 30_000_000, 1_000_000_000])
+def test_the_budget_is_in_the_middle(tmp_path, corpus, budget):
+    path = tmp_path / "my config.yaml"
+    write_config(path, str(corpus), budget, force=False)
+    config = load_config(path, [])
+    assert config.name == "my-config"
+    assert config.data.source == str(corpus)
+    space = config.space
+    least, middle, most = (
+        count_params(a, space.base).total for a in (space.smallest(), space.middle(), space.largest())
+    )
+    assert 2 * least < budget < most / 1.5
+    assert 0.6 * budget < middle <= budget
+    rng = generator(0, "test")
+    inside = [count_params(space.sample(rng), space.base).total <= budget for _ in range(200)]
+    assert 0.2 < sum(inside) / 200 < 0.9
+    assert config.budget.admits(space.base, BudgetSampler(space, config.budget).sample(rng))
+
+
+def test_the_greatest_width_that_fits_is_taken():
+    vocab_size, width, _ = choose_vocabulary(12_000_000, 1_500_000, 256)
+    wider = SearchSpace.from_dict(space_values(width + 16, vocab_size, 256))
+    assert count_params(wider.middle(), wider.base).total > 1_500_000
+    assert vocab_size * width <= 0.3 * 1_500_000
+    assert vocab_size * 1000 <= 12_000_000
+
+
+def test_a_small_corpus_gets_few_steps_and_a_small_vocabulary(tmp_path, corpus):
+    path = tmp_path / "c.yaml"
+    write_config(path, str(corpus), 30_000_000, force=False)
+    values = yaml.safe_load(path.read_text())
+    assert values["space"]["base"]["vocab_size"] == 512
+    size = sum(file.stat().st_size for file in corpus.iterdir())
+    tokens = values["train"]["steps"] * 8 * 128
+    assert tokens <= max(4 * size / 4, 200 * 8 * 128)
+
+
+def test_a_file_is_replaced_only_when_forced(tmp_path, corpus):
+    path = tmp_path / "c.yaml"
+    write_config(path, str(corpus), 200_000, force=False)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="--force"):
+        write_config(path, str(corpus), 400_000, force=False)
+    assert path.read_bytes() == before
+    write_config(path, str(corpus), 400_000, force=True)
+    assert path.read_bytes() != before
+
+
+def test_too_little_text(tmp_path):
+    (tmp_path / "a.txt").write_text("short")
+    with pytest.raises(UserError, match="5 bytes of text"):
+        write_config(tmp_path / "c.yaml", str(tmp_path), 200_000, force=False)
+    assert not (tmp_path / "c.yaml").exists()

@@ -1,0 +1,222 @@
+"""What damage, a full disk and kill -9 leave: refused by name, or gone on with to the same end."""
+
+import contextlib
+import json
+import os
+import random
+import resource
+import shutil
+import sqlite3
+import subprocess
+import time
+
+import pytest
+import tiny
+
+from llmnas.pareto import Archive
+from llmnas.tracking import read_metrics
+
+
+def losses(folder):
+    """Training loss by step, exactly."""
+    return {r["step"]: r["train_loss"].hex() for r in read_metrics(folder / "metrics.jsonl") if "train_loss" in r}
+
+
+def only(tiny_run, folder, *parts):
+    """A run folder with only these parts of the tiny run."""
+    folder.mkdir()
+    for part in parts:
+        source = tiny_run.folder / part
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / part)
+    return folder
+
+
+def truncate(file):
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def change_a_byte(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [truncate, change_a_byte])
+@pytest.mark.parametrize(
+    ("verb", "name"),
+    [
+        ("train", "data/train.bin"),
+        ("train", "data/validation.bin"),
+        ("search", "data/validation.bin"),
+        ("train", "supernet/checkpoints/step-00000006/mp_rank_00_model_states.pt"),
+    ],
+)
+def test_a_damaged_file_is_named_and_never_used(copied, llmnas, verb, name, damage):
+    (copied.folder / "supernet" / "model.safetensors").unlink() if verb == "train" else None
+    damage(copied.folder / name)
+    done = llmnas(verb, copied.config, "--run-dir", copied.folder, "--resume")
+    assert done.code == 2
+    assert f"{copied.folder / name}: " in done.complaint
+    assert "delete" in done.complaint
+    assert not (verb == "train" and (copied.folder / "supernet" / "model.safetensors").exists())
+
+
+@pytest.mark.parametrize(
+    ("verb", "name"),
+    [
+        ("search", "supernet/model.safetensors"),
+        ("search", "evaluations.sqlite"),
+        ("report", "evaluations.sqlite"),
+        ("retrain", "evaluations.sqlite"),
+        ("export", "retrain/result.json"),
+        ("report", "manifest.json"),
+        ("train", "config.yaml"),
+    ],
+)
+def test_a_cut_off_file_is_named(copied, llmnas, verb, name):
+    truncate(copied.folder / name)
+    done = llmnas(verb, copied.config, "--run-dir", copied.folder, "--resume")
+    assert done.code == 2, done.err
+    assert str(copied.folder / name) in done.complaint
+
+
+def test_tokens_that_a_kill_left_without_description_are_made_again(tiny_run, llmnas, tmp_path):
+    folder = only(tiny_run, tmp_path / "run", "data", "config.yaml")
+    (folder / "data" / "validation.json").unlink()
+    assert llmnas("prepare", tiny_run.config, "--run-dir", folder, "--resume").code == 0
+    for name in ("train.bin", "validation.bin", "validation.json", "tokenizer.json"):
+        assert (folder / "data" / name).read_bytes() == (tiny_run.folder / "data" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [("train.lr=0.02", "train.lr"), ("seed=1", "seed"), ("budget.max_params=13000", "budget.max_params")],
+)
+def test_a_folder_of_another_config_is_refused_with_the_difference(copied, llmnas, change, key):
+    before = (copied.folder / "config.yaml").read_bytes()
+    done = llmnas("run", copied.config, "--run-dir", copied.folder, "--resume", "--set", change)
+    assert done.code == 2
+    assert f"{key}: " in done.complaint
+    assert change.split("=")[1] in done.complaint
+    assert (copied.folder / "config.yaml").read_bytes() == before
+
+
+def test_another_search_in_the_same_folder_is_refused(copied, llmnas):
+    done = llmnas("search", copied.config, "--run-dir", copied.folder, "--resume", "--set", "search.strategy=random")
+    assert done.code == 2
+    assert "strategy: nsga2 -> random" in done.complaint
+
+
+def test_constraints_that_nothing_meets_are_named(copied, llmnas):
+    for name in ("evaluations.sqlite", "pareto.json"):
+        (copied.folder / name).unlink()
+    common = ("--run-dir", copied.folder, "--resume", "--set", "search.constraints={val_loss: 0.1}")
+    assert llmnas("search", copied.config, *common).code == 0
+    done = llmnas("retrain", copied.config, *common)
+    assert done.code == 2
+    assert "search.constraints" in done.complaint
+
+
+@contextlib.contextmanager
+def full_disk(limit):
+    """No file may grow beyond `limit` bytes: writes fail as they do on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    ("verb", "limit", "parts", "named"),
+    [
+        ("prepare", 3_000, (), "data/"),
+        ("prepare", 30_000, (), "data/train.bin"),
+        ("train", 300, ("data",), "config.yaml"),
+        pytest.param("train", 4_000, ("data",), "supernet/checkpoints/", marks=pytest.mark.full),
+        ("train", 100_000, ("data",), "supernet/checkpoints/"),
+        ("search", 3_000, ("data", "supernet"), "evaluations.sqlite"),
+        ("report", 40_000, ("data", "evaluations.sqlite", "metrics.jsonl"), "report.html"),
+    ],
+)
+def test_a_full_disk_is_named_leaves_nothing_half_and_is_gone_on_from(
+    tiny_run, llmnas, tmp_path, verb, limit, parts, named
+):
+    folder = only(tiny_run, tmp_path / "run", *parts)
+    shutil.rmtree(folder / "supernet" / "checkpoints", ignore_errors=True)
+    arguments = (verb, tiny_run.config, "--run-dir", folder, "--resume")
+    with full_disk(limit):
+        done = llmnas(*arguments)
+    assert done.code == 1, done.err
+    assert f"{folder / named}".rstrip("/") in done.complaint
+    assert not list((folder / "supernet" / "checkpoints").glob("step-*[0-9]"))
+    assert not list(folder.rglob(".*.partial"))
+    done = llmnas(*arguments)
+    assert done.code == 0, done.err
+    if verb == "train":
+        assert losses(folder) == losses(tiny_run.folder)
+        name = "supernet/model.safetensors"
+        assert (folder / name).read_bytes() == (tiny_run.folder / name).read_bytes()
+
+
+def killed(arguments, reached, moment):
+    """Start a verb, and kill -9 it a moment after `reached()`."""
+    process = subprocess.Popen(
+        tiny.command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=tiny.environment()
+    )
+    while process.poll() is None and not reached():
+        time.sleep(0.001)
+    time.sleep(moment)
+    process.kill()
+    return process.wait()
+
+
+@pytest.mark.parametrize("attempts", [1, pytest.param(5, marks=pytest.mark.full)])
+def test_train_killed_at_any_moment_ends_with_the_same_losses(tiny_run, llmnas, tmp_path, attempts):
+    folder = only(tiny_run, tmp_path / "run", "data")
+    arguments = ("train", tiny_run.config, "--run-dir", folder, "--resume")
+    moments = random.Random(attempts)
+    for attempt in range(attempts):
+        before = folder / "metrics.jsonl"
+        size = before.stat().st_size if before.exists() else 0
+        killed(arguments, lambda: before.exists() and before.stat().st_size > size, moments.uniform(0, 0.1))  # noqa: B023
+        assert attempt or before.exists()
+    done = llmnas(*arguments)
+    assert done.code == 0, done.err
+    assert losses(folder) == losses(tiny_run.folder)
+    name = "supernet/model.safetensors"
+    assert (folder / name).read_bytes() == (tiny_run.folder / name).read_bytes()
+
+
+def evaluations(folder):
+    archive = Archive.load(folder / "evaluations.sqlite")
+    found = [(e.arch.id, json.dumps(e.metrics)) for e in archive.evaluations]
+    front = sorted(e.arch.id for e in archive.front())
+    archive.close()
+    return found, front
+
+
+@pytest.mark.parametrize("attempts", [1, pytest.param(4, marks=pytest.mark.full)])
+def test_search_killed_at_any_moment_ends_with_the_same_front(tiny_run, llmnas, tmp_path, attempts):
+    sets = ("--set", "search.evaluations=60", "--set", "search.batch=1", "--resume")
+    straight = only(tiny_run, tmp_path / "straight", "data", "supernet")
+    assert llmnas("search", tiny_run.config, "--run-dir", straight, *sets).code == 0
+    folder = only(tiny_run, tmp_path / "run", "data", "supernet")
+    arguments = ("search", tiny_run.config, "--run-dir", folder, *sets)
+    moments = random.Random(attempts)
+
+    def stored():
+        with contextlib.suppress(sqlite3.Error):
+            uri = f"file:{folder / 'evaluations.sqlite'}?mode=ro"
+            with contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
+                return db.execute("SELECT count(*) FROM evaluations").fetchone()[0]
+        return 0
+
+    for _ in range(attempts):
+        before = stored()
+        killed(arguments, lambda: stored() > before, moments.uniform(0, 0.05))  # noqa: B023
+        assert stored() > 0
+    done = llmnas(*arguments)
+    assert done.code == 0, done.err
+    assert evaluations(folder) == evaluations(straight)

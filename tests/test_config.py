@@ -1,0 +1,133 @@
+"""A config that is malformed cannot exist: every mistake is one line with file, key and what is allowed."""
+
+import pytest
+import tiny
+import yaml
+
+from llmnas.config import Config, differences, load_config
+from llmnas.errors import UserError
+
+
+@pytest.fixture
+def config(tmp_path):
+    return tiny.write_config(tmp_path, "sotu")
+
+
+def complaint(path, *sets):
+    with pytest.raises(UserError) as error:
+        load_config(path, list(sets))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_knob_is_changed(config):
+    found = load_config(config, ["train.lr=0.5", "search.strategy=random", "retrain.hand_designed=[qwen3, llama3]"])
+    assert found.train.lr == 0.5
+    assert found.search.strategy == "random"
+    assert found.retrain.hand_designed == ("qwen3", "llama3")
+    assert found.train.steps == tiny.STEPS
+
+
+def test_the_last_of_two_changes_counts_and_a_new_section_is_made(config):
+    found = load_config(config, ["seed=1", "seed=2", "budget.max_flops_per_token=1e9"])
+    assert found.seed == 2
+    assert found.budget.max_flops_per_token == 1e9
+    assert found.budget.max_params == 14000
+
+
+def test_a_bare_off_is_the_word(config):
+    """YAML 1.1 reads it as false."""
+    assert load_config(config, ["tracking.wandb=off"]).tracking.wandb == "off"
+
+
+def test_a_dumped_config_is_the_same_config(config):
+    found = load_config(config, [])
+    assert Config.model_validate(yaml.safe_load(yaml.safe_dump(found.model_dump(mode="json")))) == found
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("train.lr", ["--set train.lr:", "key.key=value"]),
+        ("=3", ["key.key=value"]),
+        ("train..lr=3", ["key.key=value"]),
+        ("train.lr=[1", ["not YAML"]),
+        ("name.deep=3", ["name is not a section"]),
+        ("train.lrr=3", ["train.lrr", "unknown key"]),
+        ("trian.lr=3", ["trian", "unknown key"]),
+        ("train.lr=fast", ["train.lr", "'fast'"]),
+        ("train.lr=-1", ["train.lr", "greater than 0", "-1"]),
+        ("train.steps=0", ["train.steps", "0"]),
+        ("train.steps=2.5", ["train.steps", "2.5"]),
+        ("data.validation=1", ["data.validation", "less than 1"]),
+        ("train.sampler.kind=all", ["train.sampler.kind", "single", "uniform", "sandwich"]),
+        ("search.objectives={val_loss: least}", ["search.objectives.val_loss", "min", "max"]),
+        ("retrain.hand_designed=[gpt5]", ["retrain.hand_designed", "smollm2"]),
+        ("retrain.train={lrr: 3}", ["retrain.train", "lrr"]),
+        ("correlate.train={steps: 0}", ["correlate.train", "steps"]),
+        ("train.seq_len=65", ["train.seq_len = 65", "max_seq = 64"]),
+        ("space.head_dim=7", ["space.head_dim", "even"]),
+        ("space.hidden_size=[]", ["space.hidden_size", "no choices"]),
+        ("budget.max_params=-5", ["budget", "positive"]),
+        ("budget.max_param=5", ["budget.max_param", "unknown key"]),
+        ("name=a/b", ["name"]),
+        ("tracking.wandb=maybe", ["tracking.wandb", "offline"]),
+        ("space=null", ["space"]),
+    ],
+)
+def test_a_wrong_change_is_named(config, assignment, words):
+    message = complaint(config, assignment)
+    assert all(word in message for word in words), message
+
+
+def test_a_missing_section_is_named(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("name: c\n")
+    message = complaint(path)
+    assert message.startswith(f"{path}: ")
+    assert "missing key" in message
+    assert "more)" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (b"", "mapping"),
+        (b"- 1\n", "mapping"),
+        (b"a: [", "YAML"),
+        (b"a: \xff", "UTF-8"),
+        (b"name: a\nname: b\n", "twice"),
+    ],
+)
+def test_a_file_that_is_no_config(tmp_path, content, word):
+    path = tmp_path / "c.yaml"
+    path.write_bytes(content)
+    message = complaint(path)
+    assert str(path) in message
+    assert word in message
+
+
+def test_a_missing_file_and_a_folder(tmp_path):
+    assert "no such file" in complaint(tmp_path / "none.yaml")
+    assert "folder" in complaint(tmp_path)
+
+
+def test_a_python_object_in_yaml_is_refused(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("name: !!python/object/apply:os.system ['true']\n")
+    assert "YAML" in complaint(path)
+
+
+def test_differences_name_the_key_and_both_values():
+    old = {"a": {"b": 1, "c": 2}, "d": [1]}
+    assert differences(old, {"a": {"b": 1, "c": 3}, "d": [1]}) == ["a.c: 2 -> 3"]
+    assert differences(old, {"a": {"b": 1}, "d": [2]}) == ["a.c: 2 -> None", "d: [1] -> [2]"]
+    assert differences(old, old) == []
+
+
+def test_a_stage_inherits_and_overrides(config):
+    found = load_config(config, ["train.sampler.kind=sandwich", "train.shared_batch=true", "train.distill.weight=0.5"])
+    settings = found.stage_settings("retrain", {"steps": 3})
+    assert (settings.steps, settings.lr) == (3, 0.01)
+    assert settings.sampler.kind == "single"  # one network: nothing to sample, no teacher
+    assert settings.distill.weight == 0

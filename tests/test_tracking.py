@@ -1,0 +1,130 @@
+"""Metrics on disk, progress on a terminal and in a pipe."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+
+import pytest
+import tiny
+
+from llmnas.tracking import Tracker, read_metrics
+
+
+def tracker(folder):
+    return Tracker(folder, "off", "", {})
+
+
+def test_records_are_on_disk_at_once(tmp_path):
+    with tracker(tmp_path) as log:
+        log.log("supernet", 1, {"train_loss": 2.5})
+        (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+        assert json.loads(line).items() >= {"stage": "supernet", "step": 1, "train_loss": 2.5}.items()
+
+
+def test_nothing_is_written_before_the_first_record(tmp_path):
+    with tracker(tmp_path / "run"):
+        pass
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_line_that_a_kill_cut_off_costs_no_other(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with tracker(tmp_path) as log:
+        log.log("supernet", 1, {"train_loss": 2.5})
+        log.log("supernet", 2, {"train_loss": 2.4})
+    whole = path.read_bytes()
+    for cut in range(len(whole.splitlines(keepends=True)[0]) + 1, len(whole)):
+        path.write_bytes(whole[:cut])
+        with tracker(tmp_path) as log:
+            log.log("supernet", 2, {"train_loss": 9.0})
+            log.log("supernet", 3, {"train_loss": 2.3})
+        assert [(r["step"], r["train_loss"]) for r in read_metrics(path)] == [(1, 2.5), (2, 9.0), (3, 2.3)]
+
+
+def test_of_a_step_done_twice_the_last_counts_and_the_order_is_that_of_steps(tmp_path):
+    with tracker(tmp_path) as log:
+        for step, loss in ((2, 1.0), (3, 1.0), (2, 0.5)):
+            log.log("supernet", step, {"train_loss": loss})
+        log.log("supernet", 2, {"val_loss_random": 7.0})
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(r["step"], r.get("train_loss"), r.get("val_loss_random")) for r in records] == [
+        (2, None, 7.0), (2, 0.5, None), (3, 1.0, None),
+    ]  # fmt: skip
+
+
+def test_no_file_no_records(tmp_path):
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from llmnas.tracking import Tracker
+with Tracker(Path(sys.argv[1]), "off", "", {}) as tracker:
+    for step in range(1, 41):
+        tracker.progress("supernet", step, 40, f"loss {6 - step / 40:.3f}")
+        time.sleep(0.02)
+    tracker.progress("search", 1, 100, "nsga2")
+"""
+
+
+def test_a_pipe_gets_plain_lines(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True, check=True,
+        env=tiny.environment(),
+    )  # fmt: skip
+    assert done.stdout == ""
+    first, last, search = done.stderr.splitlines()
+    assert first == "supernet: 1/40, loss 5.975"
+    assert re.fullmatch(r"supernet: 40/40, loss 5.000, \d+\.\d a second", last)
+    assert search == "search: 1/100, nsga2"
+
+
+def test_a_terminal_gets_a_bar_with_rate_and_time_left_and_keeps_the_last_line(tmp_path):
+    shown = on_terminal([sys.executable, "-c", SCRIPT, str(tmp_path)])
+    assert "━" in shown
+    assert re.search(r"\d+\.\d a second", shown)
+    assert re.search(r"\d:\d\d:\d\d", shown)
+    assert re.search(r"supernet: 40/40, loss 5.000, \d+\.\d a second\s", shown)
+
+
+def on_terminal(arguments):
+    """Everything that a process writes to a terminal of 120 columns."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        arguments, stdin=slave, stdout=slave, stderr=slave, env=tiny.environment(TERM="xterm-256color", COLUMNS="120")
+    )
+    os.close(slave)
+    parts = []
+    while True:
+        try:
+            part = os.read(master, 4096)
+        except OSError:  # the last process that had the terminal has ended
+            break
+        if not part:
+            break
+        parts.append(part)
+    os.close(master)
+    assert process.wait() == 0
+    return b"".join(parts).decode(errors="replace")
+
+
+WANDB = """
+import sys
+from pathlib import Path
+from llmnas.tracking import Tracker
+with Tracker(Path(sys.argv[1]), "offline", "p", {"seed": 0}) as tracker:
+    tracker.log("supernet", 1, {"train_loss": 1.0})
+"""
+
+
+@pytest.mark.full
+def test_wandb_offline_leaves_a_run_beside_the_metrics(tmp_path):
+    """Real W&B, no network: a second start goes on with the same run."""
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", WANDB, str(tmp_path)], check=True, env=tiny.environment())
+    run_id = (tmp_path / "wandb.id").read_text()
+    assert [path for path in (tmp_path / "wandb").glob("offline-run-*") if path.name.endswith(run_id)]

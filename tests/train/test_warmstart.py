@@ -1,0 +1,140 @@
+"""Stock models become the largest network: equal logits; and what does not fit is refused in one line."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from llmnas.errors import UserError
+from llmnas.space import SearchSpace
+from llmnas.supernet import Transformer
+from llmnas.train.warmstart import read_pretrained, warm_start
+
+SIZES = {
+    "vocab_size": 60, "hidden_size": 24, "intermediate_size": 20, "num_hidden_layers": 3,
+    "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 32,
+}  # fmt: skip
+FAMILIES = {
+    "llama": {"attention_bias": False},
+    "mistral": {"sliding_window": None, "tie_word_embeddings": True},
+    "qwen3": {"tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+    "qwen2": {},
+    "seed_oss": {"attention_bias": True, "attention_out_bias": False},
+}
+
+
+def stock(folder, family="llama", **changes):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **{**SIZES, **FAMILIES[family], **changes})
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+            elif "bias" in name and "o_proj" not in name:
+                parameter.normal_()
+    model.save_pretrained(folder)
+    return model
+
+
+def supernet_of(pretrained, **changes):
+    (_, spec) = pretrained.arch.kept[0]
+    space = SearchSpace.from_dict(
+        {
+            "base": pretrained.base.__dict__,
+            "layers": pretrained.arch.depth,
+            "hidden_size": sorted({12, pretrained.arch.hidden_size}),
+            "depth": [2, pretrained.arch.depth],
+            "kv_heads": sorted({1, spec.kv_heads}),
+            "queries_per_group": sorted({1, spec.queries_per_group}),
+            "head_dim": spec.head_dim,
+            "ffn_size": sorted({12, spec.ffn_size}),
+            **changes,
+        }
+    )
+    return Transformer(space, seed=1)
+
+
+@pytest.mark.parametrize("order", ["leading", "spread"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_largest_network_is_the_stock_model(tmp_path, family, order):
+    model = stock(tmp_path, family)
+    pretrained = read_pretrained(tmp_path, order)
+    supernet = supernet_of(pretrained)
+    warm_start(supernet, pretrained)
+    tokens = torch.arange(26).view(2, 13)
+    with torch.no_grad():
+        expected = model(tokens).logits
+        torch.testing.assert_close(supernet(tokens), expected, rtol=1e-4, atol=1e-5)
+    assert expected.std() > 0.05
+
+
+def test_shards_are_read(tmp_path):
+    model = stock(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    names = sorted(weights)
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, part in parts.items():
+        save_file({name: weights[name] for name in part}, tmp_path / file)
+    index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    pretrained = read_pretrained(tmp_path)
+    supernet = supernet_of(pretrained)
+    warm_start(supernet, pretrained)
+    tokens = torch.arange(10)[None]
+    torch.testing.assert_close(supernet(tokens), model(tokens).logits, rtol=1e-4, atol=1e-5)
+
+
+def change(folder, **values):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model_type": "gpt2"}, "model_type is 'gpt2'; allowed: llama"),
+        ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported"),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "rope_scaling"),
+        ({"mlp_bias": True}, "mlp_bias = True is not supported"),
+        ({"num_hidden_layers": 4}, "layer 3: a weight is missing"),
+        ({"num_hidden_layers": 2}, "weights that no layer here has: model.layers.2"),
+        ({"num_key_value_heads": 3}, "layer 0: a weight is missing or has another shape"),
+        ({"vocab_size": None}, "not the config of a llama model"),
+    ],
+)
+def test_other_models_are_refused(tmp_path, values, message):
+    stock(tmp_path)
+    change(tmp_path, **values)
+    with pytest.raises(UserError, match=message) as error:
+        read_pretrained(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_damaged_and_missing_weights_are_named(tmp_path):
+    stock(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(UserError, match=r"model.safetensors: damaged weights"):
+        read_pretrained(tmp_path)
+    path.unlink()
+    with pytest.raises(UserError, match=r"model.safetensors: no such file; weights must be safetensors"):
+        read_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": [12, 16]}, "must be the pretrained model: 24 wide"),
+        ({"ffn_size": 24}, "must be the pretrained model"),
+        ({"weights": ["ternary", "dense"]}, "no weights for layers.0.attention.inner_norm"),
+    ],
+)
+def test_another_space_is_refused_with_both_sizes(tmp_path, changes, message):
+    stock(tmp_path)
+    pretrained = read_pretrained(tmp_path)
+    with pytest.raises(UserError, match=message):
+        warm_start(supernet_of(pretrained, **changes), pretrained)
