@@ -73,12 +73,18 @@ def train_alone(
     return result
 
 
+_WATCHING = {"log_every", "eval_every", "eval_sequences", "save_every", "keep"}
+"""Settings that look at a training and leave its result as it is."""
+
+
 def _identity(context: Context, arch: Architecture, settings: TrainSettings, seed: int, *, inherit: bool) -> str:
     """Of what the result depends on: without inherited weights, nothing of how the supernet was trained."""
     values = context.config.model_dump(mode="json")
     shape = stand_alone_shape(context.config.space.base, rope_dim(context, arch), arch)
     depends = [values["seed"], values["data"], values["search"]["windows"], asdict(shape)]
-    return identity(*depends, settings.model_dump(mode="json"), seed, context.identity if inherit else None)
+    return identity(
+        *depends, settings.model_dump(mode="json", exclude=_WATCHING), seed, context.identity if inherit else None
+    )
 
 
 def load_alone(context: Context, arch: Architecture, folder: Path) -> Transformer:
