@@ -46,10 +46,10 @@ check: venv
 	$(BIN)/mypy
 
 test: venv
-	$(BIN)/pytest -m "not full"
+	$(BIN)/pytest -m "not full" -n 2 --dist loadfile
 
 test-full: venv
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 # --resume: an interrupted demo goes on where it stopped.
 demo: venv

@@ -2,7 +2,7 @@
 
     python benchmarks/study.py runs/study_cpu
 
-writes benchmarks/results/study_cpu.json and docs/study_cpu.png.
+writes benchmarks/results/study_cpu.json and docs/images/study_cpu.png.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the run folder of the study")
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "study_cpu.json")
-    parser.add_argument("--png", type=Path, default=ROOT / "docs" / "study_cpu.png")
+    parser.add_argument("--png", type=Path, default=ROOT / "docs" / "images" / "study_cpu.png")
     args = parser.parse_args()
     found = gather(RunFolder(args.run))
     for path in (args.json, args.png):

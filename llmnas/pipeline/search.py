@@ -60,7 +60,8 @@ def search_supernet(context: Context) -> Archive:
 
     if racers and (measured or not run.decision.exists()):
         decide(context, archive, losses, len(more))
-    _track(context, archive)
+    if measured:
+        _track(context, archive)
     provenance = {provider.metric: provider.provenance for provider in extra}
     run.record("search", evaluations=len(archive), front=len(front), provenance=provenance, cpu_seconds=cpu_seconds)
     return archive

@@ -291,7 +291,10 @@ def test_runs_under_lm_eval(exported, model, tokenizer_path, tmp_path):
     command += ["--include_path", str(tmp_path), "--tasks", "tiny_choice", "--device", "cpu", "--limit", "4"]
     command += ["--log_samples", "--output_path", str(tmp_path / "results")]
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
-    done = subprocess.run(command, env=os.environ | offline, capture_output=True, text=True, check=False)
+    clean = {
+        name: value for name, value in os.environ.items() if name != "LOCAL_RANK"
+    }  # set by a training in this process
+    done = subprocess.run(command, env=clean | offline, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     (samples,) = (tmp_path / "results").rglob("samples_*.jsonl")
     rows = sorted(map(json.loads, samples.read_text().splitlines()), key=lambda row: row["doc_id"])

@@ -59,6 +59,14 @@ def undisturbed(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def undisturbed_process(tmp_path_factory):
+    """(log, weights) of a process of its own that nobody kills: what killed and restarted processes must give."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert start(folder).wait() == 0
+    return log_of(folder), load_file(folder / "weights.safetensors")
+
+
+@pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A finished run with checkpoints of the steps 9 and 12; tests copy it."""
     folder = tmp_path_factory.mktemp("trained") / "checkpoints"
@@ -72,17 +80,17 @@ def folder(trained, tmp_path):
     return shutil.copytree(trained, tmp_path / "checkpoints")
 
 
-def test_six_and_six_steps_are_twelve(tmp_path, undisturbed):
+def test_six_and_six_steps_are_twelve(tmp_path, undisturbed_process):
     first = start(tmp_path, "7")  # of which the last is lost: checkpoints are at 3 and 6
     assert first.wait() == -signal.SIGKILL
     assert saved_steps(tmp_path / "checkpoints") == [3, 6]
     assert sorted(log_of(tmp_path)) == [1, 2, 3, 4, 5, 6, 7]
     assert start(tmp_path).wait() == 0
-    assert_same(tmp_path, undisturbed)
+    assert_same(tmp_path, undisturbed_process)
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.full)])
-def test_killed_at_any_moment_and_restarted(tmp_path, undisturbed, kills):
+def test_killed_at_any_moment_and_restarted(tmp_path, undisturbed_process, kills):
     """Every other kill comes while a checkpoint is being written, which is where most of the time goes here."""
     checkpoints, moments = tmp_path / "checkpoints", random.Random(0)
     for attempt in range(kills):
@@ -100,7 +108,7 @@ def test_killed_at_any_moment_and_restarted(tmp_path, undisturbed, kills):
         process.kill()
         process.wait()
     assert start(tmp_path).wait() == 0
-    assert_same(tmp_path, undisturbed)
+    assert_same(tmp_path, undisturbed_process)
     assert sorted(path.name for path in checkpoints.iterdir()) == ["step-00000011", "step-00000012"]
 
 
