@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table as RichTable
-from typer.exceptions import TyperException
 
 from llmnas.config import load_config
-from llmnas.errors import RunError, UserError
+from llmnas.errors import UserError
+from llmnas.process import run_process
+from llmnas.report.terminal import show
 from llmnas.runs import RunFolder
 from llmnas.tracking import Tracker
 
 if TYPE_CHECKING:
     from llmnas.pipeline.context import Context
-    from llmnas.report.html import Table
 
 app = typer.Typer(
     name="llmnas",
@@ -56,18 +53,25 @@ Objectives = Annotated[
 
 @contextlib.contextmanager
 def _context(
-    config_path: Path, run_dir: Path | None, sets: list[str] | None, objectives: list[str] | None = None
+    config_path: Path,
+    run_dir: Path | None,
+    sets: list[str] | None,
+    objectives: list[str] | None = None,
+    *,
+    claim: bool = True,
 ) -> Iterator[Context]:
     from llmnas.pipeline.context import Context
     from llmnas.pipeline.metrics import own_metric, with_own
 
     own = [own_metric(text) for text in objectives or []]
     config = with_own(load_config(config_path, sets or []), own)
-    run = RunFolder(run_dir or Path("runs") / config.name)
+    # trials of one W&B sweep share a config name, not a folder
+    trial = os.environ.get("WANDB_RUN_ID", "") if "WANDB_SWEEP_ID" in os.environ else ""
+    run = RunFolder(run_dir or Path("runs") / config.name / trial)
     values = config.model_dump(mode="json")
     with Tracker(run.path, config.tracking.wandb, config.tracking.project, values) as tracker:
         context = Context(config, run, tracker, {name: function for name, _, function in own})
-        if _FIRST_RANK:
+        if claim and _FIRST_RANK:
             context.claim()
         yield context
 
@@ -76,34 +80,6 @@ def _fresh(path: Path, resume: bool) -> None:
     """Refuse to go on with what an earlier start left, unless asked to."""
     if path.exists() and not resume:
         raise UserError(f"{path}: exists already; add --resume to go on with it, or choose another --run-dir")
-
-
-def _show(table: Table) -> None:
-    if not console.is_terminal:  # a pipe or a file: one line a row, nothing cut or folded
-        for line in _plain_lines(table):
-            console.print(line, soft_wrap=True, markup=False, highlight=False)
-        return
-    shown = RichTable(
-        title=escape(table.title), caption=escape(table.note), title_justify="left", caption_justify="left",
-        box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0),
-    )  # fmt: skip
-    for i, column in enumerate(table.columns):
-        shown.add_column(escape(column), justify="left" if i == 0 else "right", overflow="fold")
-    for row in table.rows:
-        shown.add_row(*(escape(cell) for cell in row))
-    console.print(shown)
-
-
-def _plain_lines(table: Table) -> Iterator[str]:
-    """The table as text in aligned columns, between its title and its note."""
-    rows = [table.columns, *table.rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    yield table.title
-    for row in rows:
-        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-        yield "  ".join([row[0].ljust(widths[0]), *cells[1:]]).rstrip()
-    yield from [table.note] if table.note else []
-    yield ""
 
 
 @app.command()
@@ -117,7 +93,7 @@ def run(
         _fresh(context.run.manifest, resume)
         result = run_everything(context)
     for table in result.tables:
-        _show(table)
+        show(console, table)
     if result.exported:
         console.print(f"exported as {result.exported.class_name}, logits differ by {result.exported.difference:.1e}")
     console.print(f"report: {result.report}\nexport: {result.export}", soft_wrap=True, highlight=False)
@@ -135,13 +111,19 @@ def prepare(config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, resum
 
 
 @app.command()
-def train(config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, resume: Resume = False) -> None:
+def train(
+    config: ConfigPath,
+    run_dir: RunDir = None,
+    set_: Sets = None,
+    resume: Resume = False,
+    prepare_first: Annotated[bool, typer.Option("--prepare", help="Prepare the data first where needed.")] = False,
+) -> None:
     """Train the supernet (also under: deepspeed --no_local_rank --module llmnas.cli train CONFIG)."""
     with _context(config, run_dir, set_) as context:
         from llmnas.pipeline.train import train_supernet
 
         _fresh(context.run.checkpoints.parent, resume)
-        outcome = train_supernet(context)
+        outcome = train_supernet(context, prepare_first=prepare_first)
         done = "complete already" if outcome is None else f"{outcome.tokens:,} tokens in {outcome.seconds:.0f} s"
         console.print(f"supernet: {context.run.supernet} ({done})", soft_wrap=True, highlight=False)
 
@@ -152,27 +134,28 @@ def search(
 ) -> None:
     """Search the trained supernet for the Pareto front."""
     with _context(config, run_dir, set_, objective) as context:
-        from llmnas.pipeline.report import search_tables
         from llmnas.pipeline.search import search_supernet
+        from llmnas.pipeline.tables import search_tables
 
         _fresh(context.run.evaluations, resume)
         archive = search_supernet(context)
-        tables = search_tables(context.run, archive)
+        asked = [*archive.objectives, *archive.constraints]
+        tables = search_tables(context.run, archive.front(), len(archive), asked)
         archive.close()
     for table in tables:
-        _show(table)
+        show(console, table)
 
 
 @app.command()
 def retrain(config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, resume: Resume = False) -> None:
     """Train the found architecture and hand-designed ones of equal size alone."""
     with _context(config, run_dir, set_) as context:
-        from llmnas.pipeline.report import comparison_table
         from llmnas.pipeline.retrain import retrain as stage
+        from llmnas.pipeline.tables import comparison_table
 
         _fresh(context.run.result("retrain"), resume)
         table = comparison_table(stage(context))
-    _show(table)
+    show(console, table)
 
 
 @app.command()
@@ -180,11 +163,30 @@ def correlate(config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, res
     """Train K architectures of one size alone and compare their ranking with the supernet's."""
     with _context(config, run_dir, set_) as context:
         from llmnas.pipeline.correlate import correlate as stage
-        from llmnas.pipeline.report import correlation_table
+        from llmnas.pipeline.tables import correlation_table
 
         _fresh(context.run.result("correlate"), resume)
         table = correlation_table(stage(context))
-    _show(table)
+    show(console, table)
+
+
+@app.command()
+def compare(
+    config: ConfigPath,
+    run_dir: RunDir = None,
+    set_: Sets = None,
+    resume: Resume = False,
+    table: Annotated[
+        Path | None, typer.Option("--table", help="An evaluations.sqlite; a predictor trained on it is searched.")
+    ] = None,
+) -> None:
+    """Run several strategies with several seeds and compare their hypervolumes."""
+    with _context(config, run_dir, set_) as context:
+        from llmnas.pipeline.compare import compare_strategies, strategies_table
+
+        _fresh(context.run.result("compare"), resume)
+        shown = strategies_table(compare_strategies(context, table))
+    show(console, shown)
 
 
 @app.command()
@@ -204,14 +206,57 @@ def export(
 
 
 @app.command()
-def report(config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, resume: Resume = False) -> None:
+def report(
+    config: ConfigPath,
+    run_dir: RunDir = None,
+    set_: Sets = None,
+    resume: Resume = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Follow the run in a browser instead; writes nothing.")
+    ] = False,
+    port: Annotated[int | None, typer.Option("--port", help="With --serve: default 8765, 0 takes a free one.")] = None,
+) -> None:
     """Write report.html and the pictures from what the run folder holds."""
+    if serve and resume:
+        raise UserError("--resume: means nothing with --serve, which writes no report")
+    if port is not None and not serve:
+        raise UserError("--port: only with --serve")
+    if serve:
+        with _context(config, run_dir, set_, claim=False) as context:
+            from llmnas.pipeline.report import follow
+
+            server = follow(context, 8765 if port is None else port)
+        console.print(
+            f"following {context.run.path} at {server.address} (Ctrl-C ends)", soft_wrap=True, highlight=False
+        )
+        sys.stdout.flush()  # into a pipe, it would come when the server ends
+        with contextlib.suppress(KeyboardInterrupt), server:
+            server.serve_forever()
+        return
     with _context(config, run_dir, set_) as context:
         from llmnas.pipeline.report import report as stage
 
         _fresh(context.run.report, resume)
         path, _ = stage(context)
     console.print(f"report: {path}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def plan(
+    config: ConfigPath,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="Processes, one a GPU.")] = 1,
+    gpu_memory: Annotated[float, typer.Option("--gpu-memory", min=0.1, help="GB of each GPU.")] = 80.0,
+    gpu_tflops: Annotated[float, typer.Option("--gpu-tflops", min=0.001, help="Peak of each GPU, 10^12/s.")] = 989.0,
+    utilisation: Annotated[float, typer.Option("--utilisation", min=0.001, max=1.0, help="Share reached.")] = 0.4,
+    set_: Sets = None,
+) -> None:
+    """Show what a run needs before it starts: memory a GPU by ZeRO stage, FLOPs, days."""
+    from llmnas.pipeline.plan import Machine, tables
+    from llmnas.pipeline.plan import plan as stage
+
+    loaded = load_config(config, set_ or [])
+    for table in tables(loaded, stage(loaded, Machine(gpus, gpu_memory, gpu_tflops, utilisation))):
+        show(console, table)
 
 
 @app.command()
@@ -263,7 +308,7 @@ _GROUPS = {
     "Begin": ("init", "doctor"),
     "Everything at once": ("run",),
     "One stage alone": ("prepare", "train", "search", "retrain", "export", "report"),
-    "Use and examine": ("generate", "correlate"),
+    "Use and examine": ("generate", "correlate", "compare", "plan"),
 }
 _ORDER = [(group, verb) for group, verbs in _GROUPS.items() for verb in verbs]
 
@@ -279,44 +324,9 @@ for _info in app.registered_commands:
     _info.rich_help_panel = [*(group for group, _ in _ORDER), "More"][_place(_info)]
 
 
-def _terminated(_signal: int, _frame: object) -> None:
-    _complain("terminated; what is stored is kept, --resume goes on from there")
-    raise SystemExit(143)
-
-
-def _complain(message: object) -> None:
-    rank = f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-    print(f"llmnas: {rank}{message}", file=sys.stderr, flush=True)
-
-
-def _run() -> int:
-    try:
-        code = int(app(prog_name="llmnas", standalone_mode=False) or 0)
-    except UserError as error:
-        _complain(error)
-        return 2
-    except TyperException as error:  # no such verb or option, a value of the wrong type
-        if message := " ".join(error.format_message().split()):  # no arguments at all: help has been shown
-            _complain(f"{message.removesuffix('.')}; see llmnas --help")
-        return error.exit_code
-    except RunError as error:
-        _complain(error)
-        return 1
-    except OSError as error:
-        _complain(f"{error.filename or 'file'}: {error.strerror or error}")
-        return 1
-    if code == 130:
-        _complain("interrupted; what is stored is kept, --resume goes on from there")
-    return code
-
-
 def main() -> None:
-    """Run the command line.
-
-    Exits with 0 done, 1 a failed run, 2 bad input, 130 interrupted, 143 terminated; all but 0 say why in one line.
-    """
-    signal.signal(signal.SIGTERM, _terminated)
-    sys.exit(_run())
+    """Run the command line; exit codes are those of `process.run`."""
+    sys.exit(run_process(lambda arguments: app(arguments, prog_name="llmnas", standalone_mode=False)))
 
 
 if __name__ == "__main__":

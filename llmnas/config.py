@@ -117,6 +117,27 @@ class HardwareConfig(_Strict):
             raise ValueError(f"hardware.correction must be 0 or at least 8 networks, got {self.correction}")
         return self
 
+    def require_use(self, asked: set[str]) -> None:
+        """Raise ValueError where no metric that is asked for needs the section, or one of its keys."""
+        latencies = set(HARDWARE_METRICS) - {"energy_j"}
+        if not asked & set(HARDWARE_METRICS):
+            raise ValueError(f"hardware: no objective or constraint needs it ({', '.join(HARDWARE_METRICS)})")
+        needs = dict.fromkeys(("method", "seconds", "correction"), latencies) | {"phase": {"latency_ms", "energy_j"}}
+        for key in sorted(self.model_fields_set & set(needs)):
+            if not asked & needs[key]:
+                raise ValueError(f"hardware.{key} does nothing without {' or '.join(sorted(needs[key]))}")
+
+
+class CompareConfig(_Strict):
+    """Strategies that `llmnas compare` runs, each with `seeds` seeds and `evaluations` evaluations.
+
+    The strategy of the `search` section takes that section's options, the others have their defaults.
+    """
+
+    strategies: tuple[str, ...] = ("random", "evolution", "nsga2", "local", "bayes", "reinforce", "ofa")
+    seeds: PositiveInt = 5
+    evaluations: PositiveInt = 200
+
 
 class TrackingConfig(_Strict):
     """`wandb`: off, offline (no network), or online; metrics.jsonl is always written."""
@@ -143,6 +164,7 @@ class Config(_Strict):
     retrain: RetrainConfig = RetrainConfig()
     correlate: CorrelateConfig = CorrelateConfig()
     hardware: HardwareConfig | None = None
+    compare: CompareConfig = CompareConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
@@ -151,8 +173,8 @@ class Config(_Strict):
             raise ValueError(
                 f"train.seq_len = {self.train.seq_len} is longer than space.base.max_seq = {self.space.base.max_seq}"
             )
-        if self.hardware and not {*self.search.objectives, *self.search.constraints} & {*HARDWARE_METRICS}:
-            raise ValueError(f"hardware: no objective or constraint needs it ({', '.join(HARDWARE_METRICS)})")
+        if self.hardware:
+            self.hardware.require_use({*self.search.objectives, *self.search.constraints})
         self.stage_settings("retrain", self.retrain.train)
         self.stage_settings("correlate", self.correlate.train)
         self.stage_settings("correlate", {**self.correlate.train, **self.correlate.adapt})

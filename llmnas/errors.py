@@ -1,4 +1,4 @@
-"""The two ways a command ends badly, each one line for a person to read."""
+"""The ways a command ends before its end, each one line for a person to read."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ class UserError(Exception):
 
 class RunError(Exception):
     """A run that failed although its input was good. The CLI exits with 1."""
+
+
+class Preempted(Exception):  # noqa: N818 (not an error: the run goes on later)
+    """The run was asked to stop (SIGTERM) and has saved its state. The CLI exits with 75 (EX_TEMPFAIL): start again."""
 
 
 def explain(where: str, error: ValidationError) -> UserError:

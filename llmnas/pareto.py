@@ -312,6 +312,25 @@ class Archive:
         self._db.close()
 
 
+def read_archive(
+    path: str | Path, after: int = 0
+) -> tuple[dict[str, Direction], dict[str, list[float | None]], list[Evaluation]]:
+    """(objectives, constraints, evaluations from number `after` on) of an archive that a search may be writing now.
+
+    Opens the file read-only, changes nothing and blocks nobody. Raises `UserError` as `Archive` does.
+    """
+    with _reading(str(path)):
+        address = f"{Path(path).resolve(strict=True).as_uri()}?mode=ro"
+        with contextlib.closing(sqlite3.connect(address, uri=True)) as db:
+            (stored,) = db.execute("SELECT identity FROM search").fetchone() or ("{}",)
+            rows = db.execute(
+                "SELECT idx, arch, metrics, failure FROM evaluations WHERE idx >= ? ORDER BY idx", (after,)
+            ).fetchall()
+        search = json.loads(stored)
+        found = [Evaluation(Architecture.from_json(a), json.loads(m), why, index) for index, a, m, why in rows]
+    return search.get("objectives", {}), search.get("constraints", {}), found
+
+
 @contextlib.contextmanager
 def _reading(path: str) -> Iterator[None]:
     """Turn what a damaged or unreachable file, or a full disk, raises into one line that names it."""

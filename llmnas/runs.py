@@ -112,7 +112,7 @@ class RunFolder:
             if changed:
                 more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
                 raise UserError(
-                    f"{self.path}: made with another config: {'; '.join(changed[:3])}{more}; use another --run-dir"
+                    f"{self.config}: made with another config: {'; '.join(changed[:3])}{more}; use another --run-dir"
                 )
         try:
             write_text(self.config, text)

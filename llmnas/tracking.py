@@ -8,8 +8,12 @@ import json
 import math
 import os
 import secrets
+import shutil
+import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, Self
@@ -58,14 +62,27 @@ class Tracker:
     def log(self, stage: str, step: int, metrics: dict[str, float]) -> None:
         """One record, flushed at once, so that a killed run keeps its curves."""
         if self._jsonl is None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._jsonl = _open_for_records(self._folder / "metrics.jsonl")
-            self._run = _start_wandb(self._folder, *self._wandb)
+            self._open()
+        assert self._jsonl is not None
         with naming(self._folder / "metrics.jsonl"):
             self._jsonl.write(json.dumps({"stage": stage, "step": step, "time": time.time(), **metrics}) + "\n")
             self._jsonl.flush()
         if self._run is not None:
             self._run.log({f"{stage}/step": step, **{f"{stage}/{name}": value for name, value in metrics.items()}})
+
+    def table(self, stage: str, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A table in W&B; its numbers are in the run folder already, so nothing is written without W&B."""
+        if self._jsonl is None:
+            self._open()
+        if self._run is not None:
+            import wandb
+
+            self._run.log({f"{stage}/{name}": wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+
+    def _open(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._jsonl = _open_for_records(self._folder / "metrics.jsonl")
+        self._run = _start_wandb(self._folder, *self._wandb)
 
     def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
         """Show how far a stage is: a bar that becomes a line when the stage ends, or a line every 15 seconds."""
@@ -120,13 +137,24 @@ def _start_wandb(folder: Path, mode: WandbMode, project: str, config: dict[str, 
     import wandb
 
     id_file = folder / "wandb.id"
-    if not id_file.exists():
-        write_text(id_file, secrets.token_hex(4))
+    if not id_file.exists():  # under a sweep's agent the run has its id already
+        write_text(id_file, os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
     run_id = id_file.read_text()
     settings = wandb.Settings(console="off", silent=True)
     return wandb.init(
-        mode=mode, project=project, id=run_id, resume="allow", dir=str(folder), config=config, settings=settings
-    )
+        mode=mode, project=project, id=run_id, resume="allow", dir=str(folder),
+        config={**config, "llmnas_version": version("llmnas"), "code_version": code_version()}, settings=settings,
+    )  # fmt: skip
+
+
+def code_version(folder: Path | None = None) -> str:
+    """Commit of the checkout that this code runs from, with `-dirty` where tracked files differ; else `unknown`."""
+    git = shutil.which("git")
+    if git is None:
+        return "unknown"
+    command = [git, "-C", str(folder or Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -139,6 +167,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         for line in path.read_text(encoding="utf-8").splitlines():
             with contextlib.suppress(json.JSONDecodeError):
                 record = json.loads(line)
-                kind = "train" if "train_loss" in record else "eval"
+                kind = "train" if "train_loss" in record or "skipped_steps" in record else "eval"
                 found[record["stage"], record["step"], kind] = record
     return [found[key] for key in sorted(found)]

@@ -1,3 +1,4 @@
+import contextlib
 import itertools
 import json
 import math
@@ -225,18 +226,18 @@ def truncate(path: Path) -> None:
 
 
 def lose_a_row(path: Path) -> None:
-    with sqlite3.connect(path) as db:
+    with contextlib.closing(sqlite3.connect(path)) as db, db:  # closed now, not when it is collected
         db.execute("DELETE FROM evaluations WHERE idx = 4")
 
 
 def spoil_an_architecture(path: Path) -> None:
-    with sqlite3.connect(path) as db:
+    with contextlib.closing(sqlite3.connect(path)) as db, db:  # closed now, not when it is collected
         db.execute("UPDATE evaluations SET arch = ? WHERE idx = 4", (json.dumps([1]),))
 
 
 def other_database(path: Path) -> None:
     path.unlink()
-    with sqlite3.connect(path) as db:
+    with contextlib.closing(sqlite3.connect(path)) as db, db:  # closed now, not when it is collected
         db.execute("CREATE TABLE runs (name TEXT)")
 
 

@@ -6,10 +6,9 @@ import math
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
 
 from llmnas.space import Architecture
-from llmnas.supernet import Transformer
+from llmnas.supernet import Transformer, token_losses
 
 
 @torch.no_grad()
@@ -32,7 +31,7 @@ def window_losses(model: Transformer, arch: Architecture | None, windows: np.nda
     for first in range(0, len(windows), batch):
         tokens = torch.from_numpy(windows[first : first + batch]).to(device)
         hidden = model.hidden_states(tokens[:, :-1], arch)
-        losses = F.cross_entropy(F.linear(hidden.flatten(0, 1), head), tokens[:, 1:].flatten(), reduction="none")
+        losses = token_losses(hidden.flatten(0, 1), head, tokens[:, 1:].flatten())
         found.append(losses.view(len(tokens), -1).double().mean(1).cpu().numpy())
     return np.concatenate(found)
 

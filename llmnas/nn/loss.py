@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from llmnas.nn.cross_entropy import linear_cross_entropy
 from llmnas.nn.moe import Routing
 
 
@@ -64,7 +65,7 @@ def losses(
     """
     hidden, targets = hidden.flatten(0, -2), targets.flatten()
     if teacher is None and not emit_teacher:
-        loss = F.linear_cross_entropy(hidden, head, targets)
+        loss = linear_cross_entropy(hidden, head, targets)
         return Losses(loss, loss.detach())
     log_probs = F.log_softmax(F.linear(hidden, head), dim=-1, dtype=torch.float32)
     cross_entropy = F.nll_loss(log_probs, targets)

@@ -15,6 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from llmnas.nn.cache import State
+from llmnas.nn.kernels import mlgru_scan as scan
 from llmnas.nn.linear import linear_from_heads, linear_heads
 from llmnas.nn.norm import rms_norm
 from llmnas.nn.ternary import LOW_BIT, add_scales, read_input, reader
@@ -94,28 +95,3 @@ def starts_of(documents: Tensor) -> Tensor:
     starts = torch.zeros_like(documents, dtype=torch.bool)
     starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
     return starts
-
-
-def scan(forget: Tensor, kept: Tensor, state: Tensor | None = None, starts: Tensor | None = None) -> Tensor:
-    """h_t = f_t h_(t-1) + u_t for all t, by doubling (Hillis and Steele 1986): log2 T steps over the whole sequence.
-
-    Args:
-        forget: f, [B, T, W] in [0, 1].
-        kept: u = (1 - f) c, [B, T, W].
-        state: [B, W] before the first token, or None for zeros.
-        starts: [B, T] bool, tokens that forget everything before them (u is formed with their f first).
-
-    Returns:
-        h, [B, T, W].
-    """
-    if starts is not None:
-        forget = forget.masked_fill(starts[:, :, None], 0)
-    if state is not None:
-        kept = torch.cat([kept[:, :1] + forget[:, :1] * state[:, None], kept[:, 1:]], 1)
-    reach = 1
-    while reach < kept.shape[1]:
-        earlier_kept, earlier_forget = kept[:, :-reach], forget[:, :-reach]
-        kept = torch.cat([kept[:, :reach], kept[:, reach:] + forget[:, reach:] * earlier_kept], 1)
-        forget = torch.cat([forget[:, :reach], forget[:, reach:] * earlier_forget], 1)
-        reach *= 2
-    return kept

@@ -42,19 +42,6 @@ def band_architectures(context: Context) -> list[Architecture]:
     return different
 
 
-def adapted_runs(context: Context, archs: list[Architecture]) -> list[dict[str, Any]]:
-    """Every architecture trained for a moment from the supernet's weights; empty where `adapt` is."""
-    config = context.config
-    if not config.correlate.adapt:
-        return []
-    settings = config.stage_settings("correlate", {**config.correlate.train, **config.correlate.adapt})
-    found = []
-    for i, arch in enumerate(archs):
-        folder = context.run.stand_alone("correlate", f"{arch.id}-adapted", 0)
-        found.append(train_alone(context, arch, settings, 0, folder, f"adapt {i + 1}/{len(archs)}", inherit=True))
-    return found
-
-
 def worth(scores: Mapping[str, np.ndarray], truth: np.ndarray, params: np.ndarray) -> dict[str, Any]:
     """What each score [K] is worth: the regret of its best few, and tau among networks of like size.
 
@@ -70,6 +57,19 @@ def worth(scores: Mapping[str, np.ndarray], truth: np.ndarray, params: np.ndarra
         near, pairs = tau_within(score, truth, params, _NEAR)
         if pairs:
             found["near_pairs"][name] = {**near._asdict(), "pairs": pairs, "width": _NEAR}
+    return found
+
+
+def adapted_runs(context: Context, archs: list[Architecture]) -> list[dict[str, Any]]:
+    """Every architecture trained for a moment from the supernet's weights; empty where `adapt` is."""
+    config = context.config
+    if not config.correlate.adapt:
+        return []
+    settings = config.stage_settings("correlate", {**config.correlate.train, **config.correlate.adapt})
+    found = []
+    for i, arch in enumerate(archs):
+        folder = context.run.stand_alone("correlate", f"{arch.id}-adapted", 0)
+        found.append(train_alone(context, arch, settings, 0, folder, f"adapt {i + 1}/{len(archs)}", inherit=True))
     return found
 
 
@@ -114,13 +114,13 @@ def correlate(context: Context) -> dict[str, Any]:
         "stand_alone_loss": actual.tolist(),
         "params": params.tolist(),
         "agreement": {name: agreement._asdict() for name, agreement in taus.items()},
+        **worth(scores, truth, params),
         "cpu_seconds": {
             "supernet": run.recorded("train").get("cpu_seconds"),
             "search": run.recorded("search").get("cpu_seconds"),
             "adapt": [result["cpu_seconds"] for result in adapted],
             "stand_alone": [result["cpu_seconds"] for row in runs for result in row],
         },
-        **worth(scores, truth, params),
     }
     write_json(run.result("correlate"), result)
     correlation_png(run.result("correlate").with_name("correlation.png"), predicted, truth, params)

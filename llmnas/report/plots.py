@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -51,6 +51,42 @@ def curves_png(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     _save(figure, path)
 
 
+def correlation_png(path: Path, predicted: np.ndarray, actual: np.ndarray, params: np.ndarray) -> None:
+    """Draw stand-alone losses over the supernet's and over parameters: each `[K]`, losses in nats a token."""
+    figure = Figure(figsize=(2 * _WIDTH, _HEIGHT), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    drawn = left.scatter(predicted, actual, c=params, s=22, cmap="viridis")
+    figure.colorbar(drawn, ax=left, label="parameters", format=EngFormatter(sep=""))
+    right.scatter(params, actual, s=22, color=PALETTE[0])
+    right.xaxis.set_major_formatter(EngFormatter(sep=""))
+    _finish(left, "loss with the supernet's weights (nats/token)", "loss after training alone (nats/token)")
+    _finish(right, "parameters", "loss after training alone (nats/token)")
+    _save(figure, path)
+
+
+class Band(NamedTuple):
+    """A line with its interval: what one strategy reaches after so many evaluations."""
+
+    label: str
+    at: Sequence[int]
+    mean: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+
+
+def comparison_png(path: Path, bands: Sequence[Band]) -> None:
+    """Draw the share of the best known hypervolume over the number of evaluations, a line and its interval each."""
+    figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
+    axes = figure.subplots()
+    for i, band in enumerate(bands):
+        colour = PALETTE[i % len(PALETTE)]
+        axes.plot(band.at, band.mean, color=colour, linewidth=1.4, label=_plain(band.label))
+        axes.fill_between(band.at, band.low, band.high, color=colour, alpha=0.15, linewidth=0)
+    axes.set_xscale("log")
+    _finish(axes, "evaluations", "share of the best known hypervolume")
+    _save(figure, path)
+
+
 def study_png(path: Path, correlation: Mapping[str, Any], comparison: Mapping[str, Any]) -> None:
     """Draw the results of `correlate` (loss alone over the supernet's loss) and of `retrain` (a dot a seed).
 
@@ -74,19 +110,6 @@ def study_png(path: Path, correlation: Mapping[str, Any], comparison: Mapping[st
         )
     right.set_xticks(range(len(comparison["runs"])), [_plain(name) for name in comparison["runs"]])
     _finish(right, "network, one dot a seed", axis_label("perplexity"))
-    _save(figure, path)
-
-
-def correlation_png(path: Path, predicted: np.ndarray, actual: np.ndarray, params: np.ndarray) -> None:
-    """Draw stand-alone losses over the supernet's and over parameters: each `[K]`, losses in nats a token."""
-    figure = Figure(figsize=(2 * _WIDTH, _HEIGHT), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    drawn = left.scatter(predicted, actual, c=params, s=22, cmap="viridis")
-    figure.colorbar(drawn, ax=left, label="parameters", format=EngFormatter(sep=""))
-    right.scatter(params, actual, s=22, color=PALETTE[0])
-    right.xaxis.set_major_formatter(EngFormatter(sep=""))
-    _finish(left, "loss with the supernet's weights (nats/token)", "loss after training alone (nats/token)")
-    _finish(right, "parameters", "loss after training alone (nats/token)")
     _save(figure, path)
 
 

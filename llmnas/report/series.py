@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from llmnas.pareto import Evaluation, Objectives
 
 # Okabe and Ito (2008): told apart with every common kind of colour blindness.
@@ -17,12 +19,15 @@ NUMBER = "evaluation"  # the horizontal axis of a search with one objective
 _LABELS = {
     NUMBER: "evaluation number",
     "val_loss": "validation loss (nats/token)",
+    "val_loss_error": "standard error of the loss",
     "perplexity": "perplexity",
     "bits_per_byte": "bits per byte",
     "params": "parameters",
     "active_params": "active parameters",
     "flops_per_token": "FLOPs per token",
     "latency_ms": "latency (ms)",
+    "prefill_latency_ms": "prefill latency (ms)",
+    "decode_latency_ms": "decode latency (ms)",
     "memory_bytes": "memory (bytes)",
     "energy_j": "energy (J)",
 }
@@ -71,3 +76,15 @@ def loss_curves(records: Sequence[Mapping[str, Any]]) -> list[Curve]:
         words = name.replace("_", " ")
         curves.append(Curve(f"{stage}: {words}" if several else words, list(steps), list(values)))
     return curves
+
+
+def thin(curve: Curve, limit: int = 1500) -> Curve:
+    """About `limit` points at most: the least and the greatest of each of equal stretches, so that no peak is lost."""
+    if len(curve.steps) <= limit:
+        return curve
+    values = np.array(curve.values)
+    kept = {0, len(values) - 1}
+    for stretch in np.array_split(np.arange(len(values)), limit // 2):
+        kept |= {int(stretch[values[stretch].argmin()]), int(stretch[values[stretch].argmax()])}
+    order = sorted(kept)
+    return Curve(curve.label, [curve.steps[i] for i in order], [curve.values[i] for i in order])

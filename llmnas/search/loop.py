@@ -6,30 +6,40 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from llmnas.cost import Budget
 from llmnas.errors import UserError, explain
 from llmnas.pareto import Archive, Constraints, Objectives, check_constraints, check_objectives
-from llmnas.search.evolution import EvolutionOptions, RegularizedEvolution
-from llmnas.search.local import LocalOptions, LocalSearch
-from llmnas.search.nsga2 import Nsga2, Nsga2Options
-from llmnas.search.random import RandomOptions, RandomSearch
 from llmnas.search.strategy import Options, Problem, Strategy
 from llmnas.space import Architecture, SearchSpace
 
 Evaluate = Callable[[Sequence[Architecture]], Sequence[Mapping[str, float]]]
 
-STRATEGIES: dict[str, tuple[type[Options], Callable[[Problem, Any], Strategy]]] = {
-    "random": (RandomOptions, RandomSearch),
-    "evolution": (EvolutionOptions, RegularizedEvolution),
-    "nsga2": (Nsga2Options, Nsga2),
-    "local": (LocalOptions, LocalSearch),
+
+class Entry(NamedTuple):
+    """Where a strategy is: its module, and in it the names of its options and of its class."""
+
+    module: str
+    options: str
+    strategy: str
+
+
+STRATEGIES: dict[str, Entry] = {
+    "random": Entry("llmnas.search.random", "RandomOptions", "RandomSearch"),
+    "evolution": Entry("llmnas.search.evolution", "EvolutionOptions", "RegularizedEvolution"),
+    "nsga2": Entry("llmnas.search.nsga2", "Nsga2Options", "Nsga2"),
+    "local": Entry("llmnas.search.local", "LocalOptions", "LocalSearch"),
+    "bayes": Entry("llmnas.search.bayes", "BayesOptions", "BayesianSearch"),
+    "reinforce": Entry("llmnas.search.reinforce", "ReinforceOptions", "Reinforce"),
+    "ofa": Entry("llmnas.search.ofa", "OfaOptions", "OnceForAll"),
 }
-"""Name -> (its options, its constructor)."""
+"""Name -> where it is. Names, not classes: some strategies need torch, others pymoo, and a search (or a config that
+is only checked) must not pay for the ones it does not use. `load_strategy` is the only place that imports them."""
 
 _BARREN_ASKS = 20
 _LOG = logging.getLogger(__name__)
@@ -100,10 +110,21 @@ def search(
     return archive
 
 
+def load_strategy(name: str) -> tuple[type[Options], Callable[[Problem, Any], Strategy]]:
+    """(options, constructor) of the strategy of this name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in STRATEGIES:
+        raise UserError(f"strategy: {name!r} does not exist; allowed: {', '.join(STRATEGIES)}")
+    entry = STRATEGIES[name]
+    module = import_module(entry.module)
+    return getattr(module, entry.options), getattr(module, entry.strategy)
+
+
 def _options(strategy: str, options: Mapping[str, Any]) -> tuple[Options, Callable[[Problem, Any], Strategy]]:
-    if strategy not in STRATEGIES:
-        raise UserError(f"strategy: {strategy!r} does not exist; allowed: {', '.join(STRATEGIES)}")
-    kind, make = STRATEGIES[strategy]
+    kind, make = load_strategy(strategy)
     unknown = sorted(set(options) - set(kind.model_fields))
     if unknown:
         allowed = ", ".join(kind.model_fields) or "none"

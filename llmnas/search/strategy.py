@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -74,7 +74,7 @@ class Candidates:
         """One decision changed; a random one where no mutation tried stays within the budget."""
         for _ in range(_VARIATIONS):
             child = mutate(self._space, arch, self.rng)
-            if self._admits(child):
+            if self.admits(child):
                 return child
         return self.sample()
 
@@ -85,7 +85,7 @@ class Candidates:
     def anchors(self) -> list[Architecture]:
         """Hand out the smallest, largest and middle of the space, those within the budget."""
         named = (self._space.smallest(), self._space.largest(), self._space.middle())
-        inside = [arch for arch in dict.fromkeys(named) if self._admits(arch)]
+        inside = [arch for arch in dict.fromkeys(named) if self.admits(arch)]
         self._handed.update(inside)
         return inside
 
@@ -106,5 +106,18 @@ class Candidates:
             batch.append(found)
         return batch
 
-    def _admits(self, arch: Architecture) -> bool:
+    def unseen(self, proposals: Iterable[Architecture], most: int) -> list[Architecture]:
+        """The first `most` different ones of the proposals that were not handed out yet and are within the budget.
+
+        They stay free: `hand_out` takes those that are chosen.
+        """
+        fresh = (arch for arch in dict.fromkeys(proposals) if arch not in self._handed and self.admits(arch))
+        return list(itertools.islice(fresh, most))
+
+    def hand_out(self, archs: Iterable[Architecture]) -> None:
+        """Never propose these again."""
+        self._handed.update(archs)
+
+    def admits(self, arch: Architecture) -> bool:
+        """Whether the architecture is within the budget."""
         return self._budget is None or self._budget.admits(self._space.base, arch)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal, Protocol, get_args
 
 RopeOrder = Literal["leading", "spread"]
@@ -154,7 +154,7 @@ class Architecture:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as stored in JSON; what has its default is left out, so that ids outlive new dimensions."""
-        layers = [None if spec is None else asdict(spec) for spec in self.layers]
+        layers = [spec and {name: getattr(spec, name) for name in DIMENSIONS} for spec in self.layers]
         kept = [
             layer and {name: value for name, value in layer.items() if value != _OPTIONAL.get(name)} for layer in layers
         ]

@@ -1,8 +1,18 @@
 """The elastic transformer and cutting sub-networks out of it."""
 
+from llmnas.nn.cross_entropy import token_losses
 from llmnas.nn.loss import Losses, Teacher
 from llmnas.supernet.extract import extract, stand_alone_shape
 from llmnas.supernet.model import Transformer
 from llmnas.supernet.weights import load_weights, save_weights
 
-__all__ = ["Losses", "Teacher", "Transformer", "extract", "load_weights", "save_weights", "stand_alone_shape"]
+__all__ = [
+    "Losses",
+    "Teacher",
+    "Transformer",
+    "extract",
+    "load_weights",
+    "save_weights",
+    "stand_alone_shape",
+    "token_losses",
+]

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from llmnas.nn.attention import Attention
 from llmnas.nn.ffn import FeedForward
-from llmnas.nn.mlgru import MLGRU, scan
+from llmnas.nn.kernels import mlgru_scan
+from llmnas.nn.mlgru import MLGRU
 from llmnas.nn.moe import Experts
 from llmnas.space.architecture import Architecture, LayerSpec
 from llmnas.supernet.model import Transformer
@@ -113,7 +114,7 @@ def _note(module: nn.Module, args: tuple[Any, ...], _out: Any, *, name: str, add
         add(f"queries:{name}", _heads(module.heads(*args), module.o, spec))
     elif isinstance(module, MLGRU):
         add("hidden:", _read(x, module.forget, module.candidate, module.output_gate))
-        hidden = scan(*module.gates(x, spec))
+        hidden = mlgru_scan(*module.gates(x, spec))
         add(f"queries:{name}", _heads(module.gated(hidden, x, spec), module.o, spec))
     elif isinstance(module, FeedForward):
         add("hidden:", _read(x, module.gate, module.up))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from llmnas.nn.block import Block
 from llmnas.nn.cache import Cache, layer_cache
@@ -25,10 +26,10 @@ class Transformer(nn.Module):
     Args:
         space: a `SearchSpace` (the weights hold every architecture of it) or a
             `FixedShape` (one stand-alone network).
-        seed: decides the initial weights, whatever the global generators hold.
+        seed: decides the initial weights, whatever the global generators hold; None leaves them unset.
     """
 
-    def __init__(self, space: Shape, seed: int = 0) -> None:
+    def __init__(self, space: Shape, seed: int | None = 0) -> None:
         super().__init__()
         self.base = space.base
         self.envelope = space.envelope
@@ -42,7 +43,8 @@ class Transformer(nn.Module):
         )
         self.norm = nn.Parameter(torch.empty(hidden_size))
         self.head = None if self.base.tied else nn.Parameter(torch.empty(vocab_size, hidden_size))
-        initialise(self, self.envelope.depth, seed)
+        if seed is not None:
+            initialise(self, self.envelope.depth, seed)
 
     def forward(
         self,
@@ -57,6 +59,7 @@ class Transformer(nn.Module):
         z_weight: float = 0.0,
         documents: Tensor | None = None,
         cache: Cache | None = None,
+        checkpoint_blocks: bool = False,
     ) -> Tensor | Losses:
         """Run one architecture.
 
@@ -71,12 +74,13 @@ class Transformer(nn.Module):
             z_weight: of the routers' z-loss (Zoph et al. 2022, eq. 5), likewise.
             documents: [batch, seq] document numbers that attention must not cross.
             cache: from `new_cache`; `tokens` follow what it holds and are added to it.
+            checkpoint_blocks: keep only the input of every block for the backward pass.
 
         Returns:
             Logits [batch, seq, vocab] without targets, else `Losses`.
         """
         arch = arch or self.envelope
-        hidden, routings = self.run(tokens, arch, documents, cache)
+        hidden, routings = self.run(tokens, arch, documents, cache, checkpoint_blocks)
         head = self.head_weight(arch)
         if targets is None:
             return F.linear(hidden, head)
@@ -101,7 +105,12 @@ class Transformer(nn.Module):
         return self.run(tokens, arch, documents, cache)[0]
 
     def run(
-        self, tokens: Tensor, arch: Architecture, documents: Tensor | None = None, cache: Cache | None = None
+        self,
+        tokens: Tensor,
+        arch: Architecture,
+        documents: Tensor | None = None,
+        cache: Cache | None = None,
+        checkpoint_blocks: bool = False,
     ) -> tuple[Tensor, dict[int, Routing]]:
         """[batch, seq] int64 -> [batch, seq, hidden] after the final norm, and what the routers did, by layer.
 
@@ -116,7 +125,11 @@ class Transformer(nn.Module):
         rotation = rotations(freqs, tokens.shape[1], tokens.device, cache.length if cache else 0)
         routings: dict[int, Routing] = {}
         for i, spec in arch.kept:
-            x, routing = self.layers[i](x, spec, rotation, documents, cache.layers[i] if cache else None)
+            block = self.layers[i]
+            if checkpoint_blocks:
+                x, routing = checkpoint(block, x, spec, rotation, documents, use_reentrant=False)
+            else:
+                x, routing = block(x, spec, rotation, documents, cache.layers[i] if cache else None)
             if routing is not None:
                 routings[i] = routing
         if cache:

@@ -10,11 +10,12 @@ import shutil
 from pathlib import Path
 
 from pydantic import BaseModel as Model
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
 from llmnas.errors import UserError
 from llmnas.files import read_json, sha256, sync_dir, write_json
 from llmnas.train.engine import Engine
+from llmnas.train.universal import convert
 
 _MANIFEST = "files.json"
 
@@ -31,6 +32,8 @@ class _Manifest(Model):
 
     step: int
     identity: str
+    processes: PositiveInt
+    zero_stage: NonNegativeInt
     files: dict[str, _File]
 
 
@@ -56,7 +59,10 @@ def save_checkpoint(engine: Engine, folder: Path, step: int, keep: int, identity
     engine.barrier()
     if writer:
         files = {p.name: _File(bytes=p.stat().st_size, sha256=sha256(p)) for p in sorted(partial.iterdir())}
-        write_json(partial / _MANIFEST, _Manifest(step=step, identity=identity, files=files).model_dump())
+        manifest = _Manifest(
+            step=step, identity=identity, processes=engine.processes.size, zero_stage=engine.zero_stage, files=files
+        )
+        write_json(partial / _MANIFEST, manifest.model_dump())
         final = folder / _name(step)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
@@ -66,22 +72,46 @@ def save_checkpoint(engine: Engine, folder: Path, step: int, keep: int, identity
     engine.barrier()
 
 
+def newest(folder: Path | None) -> str:
+    """Where the run can go on from, in words."""
+    if folder is None:
+        return "this run keeps no checkpoints"
+    steps = saved_steps(folder)
+    return f"the last good checkpoint is {folder / _name(steps[-1])}" if steps else f"no checkpoint in {folder} yet"
+
+
 def load_checkpoint(engine: Engine, folder: Path, identity: str) -> int:
-    """Restore the newest checkpoint and return the number of steps done; 0 where there is none.
+    """Restore the newest checkpoint and return the number of steps done; 0 where there is none. Collective.
+
+    A checkpoint of another number of processes goes through DeepSpeed's universal format.
 
     Raises:
-        UserError: a file is truncated or changed, or the checkpoint is of another run.
+        UserError: a file is truncated or changed, the checkpoint is of another run or of another ZeRO stage.
     """
     steps = saved_steps(folder)
     if not steps:
         return 0
     path = folder / _name(steps[-1])
-    verify_checkpoint(path, identity)
-    engine.load(folder, path.name)
+    manifest = verify_checkpoint(path, identity)
+    if manifest.zero_stage != engine.zero_stage:
+        raise UserError(f"{path}: saved at ZeRO stage {manifest.zero_stage}, now {engine.zero_stage}; use the same")
+    if engine.zero_stage == 0 or manifest.processes == engine.processes.size:
+        engine.load(folder, path.name)
+        return steps[-1]
+    # not inside `path`, whose files are all in its manifest
+    converted = folder / f"universal-{path.name}"
+    if engine.processes.rank == 0:
+        shutil.rmtree(converted, ignore_errors=True)
+        convert(path, converted)
+    engine.barrier()
+    engine.load(folder, converted.name, universal=True)
+    engine.barrier()
+    if engine.processes.rank == 0:
+        shutil.rmtree(converted)
     return steps[-1]
 
 
-def verify_checkpoint(path: Path, identity: str) -> None:
+def verify_checkpoint(path: Path, identity: str) -> _Manifest:
     """Compare every file with its recorded size and hash before anything is loaded."""
     try:
         manifest = _Manifest.model_validate(read_json(path / _MANIFEST))
@@ -101,3 +131,4 @@ def verify_checkpoint(path: Path, identity: str) -> None:
             )
         if sha256(file) != record.sha256:
             raise UserError(f"{file}: content changed since it was written; delete {path} to go on from the one before")
+    return manifest

@@ -1,28 +1,35 @@
-"""DeepSpeed, and nothing but DeepSpeed: the only importer of it.
+"""DeepSpeed, and nothing but DeepSpeed: with `universal.py` the only importer of it.
 
 Several networks make one optimizer step: N backward passes, then ONE `step()`, with
 DeepSpeed's own management of gradient accumulation switched off. The managed mode with
 N backward passes is silently wrong at ZeRO 1 and 2 (off by 0.09 in a weight after five
-steps), which `tests/train/test_two_processes.py` measures against plain PyTorch.
+steps), which `tests/train/test_two_processes.py` measures against plain PyTorch. What stage 3
+needs besides is in `stale.py`; docs/deepspeed.md tells the whole story.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import os
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmnas.errors import RunError, UserError
-from llmnas.space import Architecture
+from llmnas.space import Architecture, Shape
 from llmnas.supernet import Losses, Transformer
+from llmnas.supernet.init import initialise
+from llmnas.train.deepspeed_json import deepspeed_config
 from llmnas.train.settings import TrainSettings
+from llmnas.train.stale import clear_stale_gradients, require_verified_version
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 with warnings.catch_warnings():
@@ -41,6 +48,17 @@ class Processes:
     size: int
     local_rank: int
     local_size: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """What an optimizer step did: whether the update was applied, and the gradient norm before clipping.
+
+    The norm is infinite where a gradient was not finite; the update is then skipped on every rank.
+    """
+
+    applied: bool
+    grad_norm: float
 
 
 def start_processes() -> Processes:
@@ -64,10 +82,40 @@ def start_processes() -> Processes:
     )
 
 
+def wait_for_all(processes: Processes) -> None:
+    """Go on when every process is here."""
+    if processes.size > 1:
+        dist.barrier()
+
+
 def set_threads(settings: TrainSettings, processes: Processes) -> None:
     """Share the cores of the machine among its processes: more threads than cores run slower than one."""
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(settings.threads or max(1, cores // processes.local_size))
+
+
+@contextlib.contextmanager
+def gathered(parameters: list[nn.Parameter], *, write: bool = False) -> Iterator[None]:
+    """The whole parameters on every rank while entered; with `write`, rank 0's values go back to all. Collective."""
+    shared = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    with deepspeed.zero.GatheredParameters(shared, modifier_rank=0 if write else None, enabled=bool(shared)):
+        yield
+
+
+def build(shape: Shape, seed: int, settings: TrainSettings, processes: Processes) -> Transformer:
+    """The model with the initial weights of `seed`, which do not depend on the ZeRO stage.
+
+    At stage 3 every process holds only its share from the start: blocks are built without values,
+    partitioned as soon as each is there, then filled one parameter at a time. No process ever holds more
+    than the largest module whole.
+    """
+    if settings.zero_stage < 3:
+        return Transformer(shape, seed)
+    require_verified_version()
+    with deepspeed.zero.Init(config_dict_or_path=deepspeed_config(settings, processes.size)):
+        model = Transformer(shape, seed=None)
+    initialise(model, model.envelope.depth, seed, opened=lambda weight: gathered([weight], write=True))
+    return model
 
 
 class Engine:
@@ -81,20 +129,21 @@ class Engine:
             )
         self.processes = processes
         self.local_batch = settings.batch_size // processes.size
+        self.micro_batch = settings.micro_batch or self.local_batch
+        if self.local_batch % self.micro_batch:
+            raise UserError(
+                f"train.micro_batch = {settings.micro_batch} does not divide a process's share of the batch "
+                f"({settings.batch_size} / {processes.size} = {self.local_batch})"
+            )
         self.zero_stage = settings.zero_stage
-        self._engine, *_ = deepspeed.initialize(
-            model=model,
-            optimizer=_optimizer(model, settings),
-            config={
-                "train_micro_batch_size_per_gpu": self.local_batch,
-                "gradient_accumulation_steps": 1,
-                "managed_gradient_accumulation": False,
-                "gradient_clipping": settings.grad_clip,
-                "zero_optimization": {"stage": settings.zero_stage},
-                "bf16": {"enabled": settings.dtype == "bf16"},
-                "steps_per_print": 1 << 60,
-            },
-        )
+        self.grad_clip = settings.grad_clip
+        if self.zero_stage == 3:
+            require_verified_version()
+        config = deepspeed_config(settings, processes.size)
+        self.module = model
+        self._engine, *_ = deepspeed.initialize(model=model, optimizer=_optimizer(model, settings), config=config)
+        if self.zero_stage == 0:
+            self._engine.enable_backward_allreduce = False  # `step` reduces, to look at the gradients in between
         self.device: torch.device = self._engine.device
 
     def forward(self, tokens: Tensor, arch: Architecture, **options: Any) -> Losses:
@@ -103,11 +152,15 @@ class Engine:
         return losses
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of one network of the step."""
-        self._engine.backward(loss)
+        """Add the gradients of one micro-batch of one network of the step.
 
-    def step(self, lr: float) -> None:
-        """Clip, update, and clear the gradients.
+        A loss that is not finite makes every gradient NaN (0 * inf), so that `step` looks at
+        gradients alone; a finite one is multiplied by exactly 1.
+        """
+        self._engine.backward(loss * (loss.detach() * 0 + 1))
+
+    def step(self, lr: float) -> Step:
+        """Clip, update, and clear the gradients; a gradient that is not finite anywhere skips the update everywhere.
 
         A parameter that no network of the step used gets a zero gradient (its moments
         and its weight decay go on): so do DeepSpeed's ZeRO stages, and stage 0 must agree.
@@ -115,17 +168,39 @@ class Engine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         if self.zero_stage == 0:
-            for parameter in self._engine.module.parameters():
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
+            return self._plain_step()
         self._engine.step()
+        optimizer = self._engine.optimizer
+        if self.zero_stage == 3:
+            clear_stale_gradients(optimizer)
+        if optimizer.overflow:
+            return Step(applied=False, grad_norm=math.inf)
+        return Step(applied=True, grad_norm=float(self._engine.get_global_grad_norm()))
+
+    def _plain_step(self) -> Step:
+        parameters = list(self._engine.module.parameters())
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        if self.processes.size > 1:
+            self._engine.buffered_allreduce_fallback()
+        norm = float(nn.utils.clip_grad_norm_(parameters, self.grad_clip))
+        if not math.isfinite(norm):
+            self._engine.module.zero_grad()
+            return Step(applied=False, grad_norm=math.inf)
+        self._engine.step()
+        return Step(applied=True, grad_norm=norm)
 
     def mean(self, value: Tensor) -> float:
         """Average a scalar over the processes."""
-        total = value.detach().double().to(self.device)
+        return float(self.means(value.reshape(1))[0])
+
+    def means(self, values: Tensor) -> Tensor:
+        """Average [n] values over the processes, float64."""
+        total = values.detach().double().to(self.device)
         if self.processes.size > 1:
             dist.all_reduce(total)
-        return float(total) / self.processes.size
+        return total / self.processes.size
 
     def average(self, values: Tensor) -> Tensor:
         """Mean of a tensor over the processes."""
@@ -136,28 +211,77 @@ class Engine:
 
     def barrier(self) -> None:
         """Wait for every process."""
-        if self.processes.size > 1:
-            dist.barrier()
+        wait_for_all(self.processes)
+
+    @contextlib.contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """What `Transformer.hidden_states` may be called in; collective at stage 3, free below.
+
+        Blocks gather themselves when they are called; the parameters of the root (embedding,
+        head, final norm) are gathered here, since no hook of the root runs.
+        """
+        with gathered(list(self.module.parameters(recurse=False))):
+            yield
+
+    @torch.no_grad()
+    def release(self) -> None:
+        """Take DeepSpeed off the model. At stage 3 the weights become whole again on rank 0 (in main memory, one
+        parameter gathered at a time) and stay empty elsewhere; collective."""
+        if self.zero_stage < 3:
+            return
+        whole: dict[str, Tensor] = {}
+        for name, parameter in self.module.named_parameters():
+            with gathered([parameter]):
+                if self.processes.rank == 0:
+                    whole[name] = parameter.detach().cpu().clone()
+        self._engine.destroy()
+        for path, module in self.module.named_modules():
+            own = dict(module._parameters)
+            module._parameters = {}  # DeepSpeed's dictionary gathers what it hands out
+            for name, old in own.items():
+                key = f"{path}.{name}" if path else name
+                new = None if old is None else nn.Parameter(whole.get(key, torch.empty(0)))
+                module.register_parameter(name, new)
 
     def save(self, folder: Path, tag: str) -> None:
         """Write weights and optimizer of every process under `folder/tag`."""
+        # the key without which DeepSpeed cannot convert a checkpoint for another number of processes
+        state = {"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
         try:
-            self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+            self._engine.save_checkpoint(str(folder), tag=tag, client_state=state, save_latest=False)
         except RuntimeError as error:  # torch's writer: a full disk is no OSError there
             raise RunError(f"{folder / tag}: the checkpoint cannot be written ({str(error).splitlines()[0]})") from None
 
-    def load(self, folder: Path, tag: str) -> None:
-        """Restore what `save` wrote, without ever executing a pickle (weights_only)."""
-        from deepspeed.runtime.fp16.loss_scaler import LossScaler
-        from deepspeed.runtime.zero.config import ZeroStageEnum
-        from deepspeed.utils.tensor_fragment import fragment_address
+    def load(self, folder: Path, tag: str, *, universal: bool = False) -> None:
+        """Restore what `save` wrote (or `universal.convert` made of it), without ever executing a pickle."""
+        groups = self._engine.optimizer.param_groups
+        decays = [group["weight_decay"] for group in groups]
+        self._engine._config.load_universal_checkpoint = universal
+        with no_pickle():
+            self._engine.load_checkpoint(str(folder), tag=tag)
+        self._engine._config.load_universal_checkpoint = False
+        # DeepSpeed's universal load at stage 3 gives every group the settings of the first, and all groups one
+        # tensor as their step counter, which each of them would then increase
+        if universal:
+            for state in self._engine.optimizer.optimizer.state.values():
+                state["step"] = state["step"].clone()
+        for group, decay in zip(self._engine.optimizer.param_groups, decays, strict=True):
+            group["weight_decay"] = decay
 
-        os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-        try:
-            with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
-                self._engine.load_checkpoint(str(folder), tag=tag)
-        finally:
-            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
+
+@contextlib.contextmanager
+def no_pickle() -> Iterator[None]:
+    """torch.load reads tensors and plain values only, whatever its caller asks for."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    try:
+        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+            yield
+    finally:
+        del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
 
 
 def _optimizer(model: Transformer, settings: TrainSettings) -> torch.optim.Optimizer:

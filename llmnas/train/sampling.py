@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from llmnas.cost import Budget, BudgetSampler, bands, count_params
+from llmnas.errors import UserError
 from llmnas.rng import generator
-from llmnas.space import Architecture, SearchSpace
-from llmnas.train.settings import SamplerSettings
+from llmnas.space import DIMENSIONS, Architecture, SearchSpace
+from llmnas.train.settings import Phase, SamplerSettings
 
 _BANDS = 8
 
@@ -49,10 +51,16 @@ class SupernetSampler:
             self._bands = band_samplers(space, budget, seed)
         else:
             self._bands = [BudgetSampler(space, budget)]
+        self._phases = [
+            (start, SupernetSampler(opened, budget, settings.model_copy(update={"kind": "single", "phases": ()}), seed))
+            for start, opened in opening_spaces(space, settings.phases)
+        ]
         self.largest = space.largest() if settings.largest == "space" else largest_within(space, budget, seed)
 
     def networks(self, step: int) -> list[Architecture]:
         """The networks of this step, the largest first where it is one of them."""
+        if self._phases:
+            return self._phase(step).networks(step)
         kind, every = self.settings.kind, self.settings.anchor_every
         if kind == "sandwich":
             return [self.largest, *(self.draw(step, i) for i in range(self.settings.random)), self.smallest]
@@ -64,8 +72,47 @@ class SupernetSampler:
 
     def draw(self, step: int, network: int) -> Architecture:
         """One random network within the budget."""
+        if self._phases:
+            return self._phase(step).draw(step, network)
         rng = generator(self.seed, "architecture", step, network)
         return self._bands[rng.integers(len(self._bands))].sample(rng)
+
+    def _phase(self, step: int) -> SupernetSampler:
+        """The sampler of what is open at this step."""
+        return max((item for item in self._phases if item[0] <= step), key=lambda item: item[0])[1]
+
+
+def opening_spaces(space: SearchSpace, phases: Sequence[Phase]) -> list[tuple[int, SearchSpace]]:
+    """(first step, what may vary from there on) of progressive shrinking; before the first phase nothing varies.
+
+    A dimension that is not open yet has one choice, the largest network's.
+
+    Raises:
+        UserError: a phase opens what the space does not have.
+    """
+    if not phases:
+        return []
+    names = ("hidden_size", "depth", *DIMENSIONS)
+    unknown = [name for phase in phases for name in phase.open if name not in names]
+    if unknown:
+        raise UserError(f"train.sampler.phases: {unknown[0]!r} is no dimension; allowed: {', '.join(names)}")
+    largest = space.largest()
+    spec = largest.kept[0][1]
+    closed: dict[str, Any] = {
+        "hidden_size": (largest.hidden_size,),
+        "depth": space.depth.model_copy(update={"choices": (largest.depth,)}),
+    }
+    closed |= {
+        # what the largest network does not use (of attention, where it has none) stays open: it makes no difference
+        name: space.dimension(name).model_copy(update={"choices": (getattr(spec, name),)})
+        for name in DIMENSIONS
+        if spec.uses(name)
+    }
+    found = [] if phases[0].start == 0 else [(0, space.model_copy(update=closed))]
+    for phase in phases:
+        closed = {name: value for name, value in closed.items() if name not in phase.open}
+        found.append((phase.start, space.model_copy(update=closed)))
+    return found
 
 
 def band_samplers(space: SearchSpace, budget: Budget | None, seed: int) -> list[BudgetSampler]:

@@ -14,29 +14,52 @@ class _Strict(Model):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class Phase(_Strict):
+    """From step `start` on, the dimensions in `open` vary too (`hidden_size`, `depth`, or one of a layer's)."""
+
+    start: NonNegativeInt
+    open: tuple[str, ...] = Field(min_length=1)
+
+
 class SamplerSettings(_Strict):
     """Which networks a step trains.
 
     Attributes:
         kind: `single` trains one network a step, the largest and the smallest in turn at
             every `anchor_every`-th; `uniform` trains `random` drawn networks a step;
-            `sandwich` trains the largest, the smallest and `random` drawn ones.
+            `sandwich` trains the largest, the smallest and `random` drawn ones; `progressive` is
+            `single` on a space that opens dimension by dimension (`phases`).
         random: networks drawn a step (`single` draws one).
         anchor_every: see `single`; 0 never trains them on purpose.
         distribution: of the drawn parameter counts. `centred` is what drawing every
             decision uniformly gives; `uniform` is flat between the least and the most.
         largest: the largest network of the whole space, or of the budget.
+        phases: of `progressive` shrinking (Cai et al. 2020): a dimension that no phase has opened yet keeps
+            what the largest network has.
     """
 
-    kind: Literal["single", "uniform", "sandwich"] = "single"
+    kind: Literal["single", "uniform", "sandwich", "progressive"] = "single"
     random: PositiveInt = 2
     anchor_every: NonNegativeInt = 4
     distribution: Literal["centred", "uniform"] = "centred"
     largest: Literal["space", "budget"] = "space"
+    phases: tuple[Phase, ...] = ()
+
+    @model_validator(mode="after")
+    def _phases_are_in_order(self) -> Self:
+        if (self.kind == "progressive") != bool(self.phases):
+            raise ValueError("phases and kind: progressive need each other; give both or neither")
+        starts = [phase.start for phase in self.phases]
+        if starts != sorted(set(starts)):
+            raise ValueError(f"phases must start one after the other, got {starts}")
+        opened = [name for phase in self.phases for name in phase.open]
+        if len(set(opened)) != len(opened):
+            raise ValueError(f"every dimension opens once, got {opened}")
+        return self
 
     def networks_per_step(self) -> int:
         """How many networks one optimizer step trains."""
-        return {"single": 1, "uniform": self.random, "sandwich": self.random + 2}[self.kind]
+        return {"single": 1, "progressive": 1, "uniform": self.random, "sandwich": self.random + 2}[self.kind]
 
 
 class DistillSettings(_Strict):
@@ -80,11 +103,15 @@ class TrainSettings(_Strict):
         grad_clip: greatest global gradient norm.
         shared_batch: the networks of a step see the same batch instead of one each.
         document_mask: attention stays within documents.
-        zero_stage: ZeRO stage 0, 1 or 2.
-        dtype: fp32, or bf16 weights with an fp32 optimizer (GPUs).
+        micro_batch: sequences a process runs at once; 0 runs its whole share of the batch.
+        checkpoint_blocks: keep only the input of every block and compute it again in the backward pass.
+        zero_stage: ZeRO stage 0 to 3.
+        deepspeed: a DeepSpeed JSON file to merge under our own keys (launch/ds_zero3.json, ...).
+        dtype: fp32, or bf16 weights with an fp32 optimizer (GPUs, ZeRO stage 1 to 3).
         eval_every: steps between evaluations of the smallest, the largest and random networks.
         eval_sequences: validation sequences of each.
         save_every: steps between checkpoints; the last `keep` stay.
+        skip_limit: steps in a row whose update may be skipped because a gradient is not finite.
         threads: CPU threads a process; 0 shares the cores of the machine among the local processes.
     """
 
@@ -102,14 +129,24 @@ class TrainSettings(_Strict):
     moe: MoeSettings = MoeSettings()
     shared_batch: bool = False
     document_mask: bool = False
-    zero_stage: Literal[0, 1, 2] = 0
+    micro_batch: NonNegativeInt = 0
+    checkpoint_blocks: bool = False
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    deepspeed: str | None = None
     dtype: Literal["fp32", "bf16"] = "fp32"
     log_every: PositiveInt = 10
     eval_every: PositiveInt = 100
     eval_sequences: PositiveInt = 32
     save_every: PositiveInt = 200
     keep: PositiveInt = 2
+    skip_limit: PositiveInt = 10
     threads: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _master_weights_are_kept(self) -> Self:
+        if self.dtype == "bf16" and self.zero_stage == 0:
+            raise ValueError("dtype: bf16 needs zero_stage 1, 2 or 3: stage 0 keeps no fp32 copy of the weights")
+        return self
 
     @model_validator(mode="after")
     def _teacher_is_there(self) -> Self:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,12 +11,15 @@ import torch
 from torch import Tensor
 
 from llmnas.data import EOS_ID, Sequences
-from llmnas.errors import RunError
+from llmnas.errors import Preempted
 from llmnas.space import Architecture
-from llmnas.supernet import Losses, Transformer
+from llmnas.supernet import Losses, Teacher, Transformer
+from llmnas.train.agreement import Agreement
 from llmnas.train.balance import Balance
-from llmnas.train.checkpoint import load_checkpoint, save_checkpoint
-from llmnas.train.engine import Engine, Processes, set_threads
+from llmnas.train.checkpoint import load_checkpoint, newest, save_checkpoint
+from llmnas.train.engine import Engine, Processes, Step, set_threads
+from llmnas.train.health import Meter, Skips
+from llmnas.train.preemption import Preemption
 from llmnas.train.sampling import Sampler
 from llmnas.train.schedule import first_sequence, learning_rate
 from llmnas.train.settings import TrainSettings
@@ -56,56 +58,63 @@ def train(
     log: Log | None = None,
     evaluate: Evaluate | None = None,
 ) -> Outcome:
-    """Train `model` in place, from the newest checkpoint in `folder` where there is one.
+    """Train `model` in place, from the newest checkpoint in `folder` where there is one; collective.
 
     Args:
-        model: a supernet or a stand-alone network.
+        model: a supernet or a stand-alone network. At ZeRO stage 3 only rank 0 has its weights at the end.
         sampler: which networks a step trains.
         sequences: the training tokens, addressed by position.
         folder: where checkpoints go; None keeps none.
         identity: of this run, so that a checkpoint of another one is refused.
         log: called with (steps done, metrics) on rank 0.
-        evaluate: metrics of the model, logged every `eval_every` steps on rank 0.
+        evaluate: metrics of the model every `eval_every` steps, logged on rank 0. At stage 3 every rank
+            calls it (blocks are gathered as they run), else rank 0 alone.
 
     Raises:
-        RunError: the loss is no longer finite.
+        RunError: too many steps in a row without a finite gradient, or ranks that disagree.
+        Preempted: SIGTERM came; a checkpoint of the step boundary is in `folder`.
     """
     set_threads(settings, processes)
     engine = Engine(model, settings, processes)
     balance = Balance(model, settings.moe)
     first = load_checkpoint(engine, folder, identity) if folder else 0
+    agreement = Agreement(processes.size, identity)
     writer = processes.rank == 0
-    started = logged = time.perf_counter()
+    everyone = engine.zero_stage == 3
+    skips = Skips(settings, folder)
+    meter = Meter(engine, settings)
     cpu_started = time.process_time()
-    tokens_per_step = 0
-    for step in range(first, settings.steps):
-        networks = sampler.networks(step)
-        loss = train_step(engine, networks, sequences, settings, step, balance)
-        routing = balance.end_step(engine.average)
-        done = step + 1
-        tokens_per_step = len(networks) * settings.batch_size * settings.seq_len
-        last = done == settings.steps
-        if done % settings.log_every == 0 or last:
-            mean_loss = engine.mean(loss)
-            if not math.isfinite(mean_loss):
-                raise RunError(f"step {done}: the training loss is {mean_loss}; lower train.lr (now {settings.lr})")
-            now = time.perf_counter()
-            steps = done % settings.log_every or settings.log_every
-            rate = min(steps, done - first) * tokens_per_step / (now - logged)
-            logged = now
-            if writer and log:
-                rates = {"lr": learning_rate(step, settings), "tokens_per_second": rate}
-                log(done, {"train_loss": mean_loss, **rates, **routing})
-        if evaluate and log and writer and (done % settings.eval_every == 0 or last):
-            log(done, evaluate(model))
-            logged = time.perf_counter()
-        if folder and (done % settings.save_every == 0 or last):
-            save_checkpoint(engine, folder, done, settings.keep, identity)
+    saved = first
+    with Preemption() as preemption:
+        for step in range(first, settings.steps):
+            networks = sampler.networks(step)
+            if agreement.check(step, networks, preemption.requested):
+                if folder and saved < step and not skips.in_a_row:
+                    save_checkpoint(engine, folder, step, settings.keep, identity)
+                raise Preempted(f"SIGTERM at step {step}: {newest(folder)}; start again with --resume")
+            losses, result = train_step(engine, networks, sequences, settings, step, balance)
+            routing = balance.end_step(engine.average)
+            skips.count(step + 1, result)
+            meter.add(len(networks))
+            done, last = step + 1, step + 1 == settings.steps
+            if done % settings.log_every == 0 or last:
+                metrics = meter.read(step, losses, result, skips.total)
+                if writer and log:
+                    log(done, {**metrics, **routing})
+            if evaluate and (writer or everyone) and (done % settings.eval_every == 0 or last):
+                with engine.evaluation(), meter.paused():
+                    found = evaluate(model)
+                if writer and log:
+                    log(done, found)
+            if folder and (done % settings.save_every == 0 or last) and not skips.in_a_row:
+                save_checkpoint(engine, folder, done, settings.keep, identity)
+                saved = done
+    skips.end()
     balance.warn_of_idle(engine.average)
-    seconds = time.perf_counter() - started
+    engine.release()
     taken = settings.steps - first
     cpu_seconds = (time.process_time() - cpu_started) * settings.steps / taken if taken else None
-    return Outcome(settings.steps, settings.steps * tokens_per_step, seconds, cpu_seconds)
+    return Outcome(settings.steps, settings.steps * meter.tokens_per_step, meter.seconds(), cpu_seconds)
 
 
 def train_step(
@@ -115,31 +124,37 @@ def train_step(
     settings: TrainSettings,
     step: int,
     balance: Balance,
-) -> Tensor:
-    """One optimizer step over several networks; returns their mean cross entropy (scalar, detached)."""
-    teacher = None
-    total = torch.zeros((), device=engine.device)
+) -> tuple[Tensor, Step]:
+    """One optimizer step over several networks; returns their cross entropies ([networks], detached) and what it did.
+
+    A network's share of the batch runs in micro-batches; the networks of one step have the same ones, so
+    that a teacher is asked about the tokens it has seen.
+    """
+    size, pieces = engine.micro_batch, engine.local_batch // engine.micro_batch
+    teachers: list[Teacher | None] = [None] * pieces
+    entropies = torch.zeros(len(networks), device=engine.device)
     for i, arch in enumerate(networks):
         first = first_sequence(step, i, settings) + engine.processes.rank * engine.local_batch
-        batch = torch.from_numpy(sequences.batch(first, engine.local_batch)).to(engine.device)
-        tokens, targets = batch[:, :-1], batch[:, 1:]
         teaches = i == 0 and settings.distill.weight > 0
-        out: Losses = engine.forward(
-            tokens,
-            arch,
-            targets=targets,
-            teacher=teacher,
-            teacher_weight=settings.distill.weight,
-            emit_teacher=settings.distill.top_k if teaches else 0,
-            documents=document_numbers(tokens) if settings.document_mask else None,
-            **balance.loss_weights(),
-        )
-        balance.add(out.routings)
-        engine.backward(out.loss / len(networks))
-        teacher = out.teacher or teacher
-        total += out.cross_entropy
-    engine.step(learning_rate(step, settings))
-    return total / len(networks)
+        for piece in range(pieces):
+            batch = torch.from_numpy(sequences.batch(first + piece * size, size)).to(engine.device)
+            tokens, targets = batch[:, :-1], batch[:, 1:]
+            out: Losses = engine.forward(
+                tokens,
+                arch,
+                targets=targets,
+                teacher=teachers[piece],
+                teacher_weight=settings.distill.weight,
+                emit_teacher=settings.distill.top_k if teaches else 0,
+                documents=document_numbers(tokens) if settings.document_mask else None,
+                checkpoint_blocks=settings.checkpoint_blocks,
+                **balance.loss_weights(),
+            )
+            balance.add(out.routings)
+            engine.backward(out.loss / (len(networks) * pieces))
+            teachers[piece] = out.teacher or teachers[piece]
+            entropies[i] += out.cross_entropy / pieces
+    return entropies, engine.step(learning_rate(step, settings))
 
 
 def document_numbers(tokens: Tensor) -> Tensor:

@@ -49,6 +49,7 @@ def test_wheel_adds_one_top_level_module(wheel_names):
 
 def test_wheel_holds_every_module_the_marker_and_the_licence(wheel_names):
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "llmnas").rglob("*.py")}
+    modules |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "llmnas" / "report" / "assets").iterdir()}
     assert modules <= wheel_names
     assert "llmnas/py.typed" in wheel_names
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in wheel_names)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("llmnas", "tests", "benchmarks", "search_configs", "requirements", "docs", "launch", ".ci")
+FOLDERS = ("llmnas", "triton_kernels", "tests", "benchmarks", "search_configs", "requirements", "docs", "launch", ".ci")
 LOOSE = ("Makefile", "pyproject.toml", "README.md", "CONTRIBUTING.md", ".pre-commit-config.yaml")
-SKIP = {".pyc", ".png", ".gz", ".npz", ".safetensors"}
+SKIP = {".pyc", ".nbi", ".nbc", ".png", ".gz", ".npz", ".safetensors"}
 TEXTS = sorted(
     path
     for path in (*(p for folder in FOLDERS for p in (ROOT / folder).rglob("*")), *(ROOT / name for name in LOOSE))

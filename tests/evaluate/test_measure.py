@@ -28,7 +28,7 @@ SPACE = SearchSpace.from_dict(
 
 
 @settings(max_examples=5)
-@given(spaces_with_members(kinds=True))
+@given(spaces_with_members())
 def test_both_passes_score_the_token_after_the_context(case):
     space, arch = case
     workload = Workload(batch=2, context=6)

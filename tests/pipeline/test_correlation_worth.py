@@ -6,7 +6,7 @@ import numpy as np
 from scipy import stats
 
 from llmnas.pipeline.correlate import worth
-from llmnas.pipeline.report import correlation_table
+from llmnas.pipeline.tables import correlation_table
 from llmnas.report.plots import correlation_png
 
 

@@ -12,10 +12,13 @@ from study_run import VALUES, changed, opened, searched
 from llmnas.config import Config
 from llmnas.cost import count_params
 from llmnas.errors import UserError
+from llmnas.files import read_json
+from llmnas.pareto import Archive
 from llmnas.pipeline.correlate import correlate
-from llmnas.pipeline.report import comparison_table, correlation_table
+from llmnas.pipeline.decide import contenders
 from llmnas.pipeline.retrain import retrain, verdict
 from llmnas.pipeline.search import search_supernet
+from llmnas.pipeline.tables import comparison_table, correlation_table
 from llmnas.space import Architecture
 
 SEEDS, GRID, DRAWS = 2, [0.001, 0.01], 3
@@ -57,9 +60,12 @@ def test_all_networks_have_the_found_size_and_the_same_tokens(done):
     assert {row["tokens"] for row in rows} == {3 * 2 * 16}
 
 
-def test_the_found_one_is_what_the_search_decided_for(done):
+def test_the_found_one_is_the_decision_of_the_search(done):
     context, result = done
-    assert result["found"] == json.loads(context.run.decision.read_text())["chosen"]
+    archive = Archive.load(context.run.evaluations)
+    assert result["found"] == read_json(context.run.decision)["chosen"]
+    assert result["found"] in {e.arch.id for e in contenders(archive)}
+    archive.close()
 
 
 def test_random_search_trains_different_members_and_its_best_is_compared(done):

@@ -10,7 +10,7 @@ import yaml
 from llmnas.config import METRICS, Config, load_config
 from llmnas.cost import Workload
 from llmnas.cost.roofline import GPUS, roofline_ms
-from llmnas.errors import RunError, UserError
+from llmnas.errors import UserError
 from llmnas.files import read_json
 from llmnas.pareto import Archive
 from llmnas.pipeline.context import Context
@@ -60,6 +60,16 @@ def test_every_named_metric_is_allowed_in_any_number_and_direction():
         ({"device": "l4", "threads": 2}, {"constraints": {"latency_ms": 1}}, "hardware.threads does nothing"),
         ({"method": "measure", "seconds": 2}, {"constraints": {"latency_ms": 1}}, "hardware.seconds does nothing"),
         ({"correction": 3}, {"constraints": {"latency_ms": 1}}, "at least 8 networks"),
+        (
+            {"method": "measure"},
+            {"constraints": {"energy_j": 1}},
+            "hardware.method does nothing without decode_latency",
+        ),
+        (
+            {"phase": "prefill"},
+            {"constraints": {"decode_latency_ms": 1}},
+            "hardware.phase does nothing without energy_j",
+        ),
         ({"device": "b100"}, {"constraints": {"latency_ms": 1}}, "Input should be 'this', 'a100'"),
     ],
 )
@@ -185,8 +195,8 @@ def test_contenders_are_the_front_then_the_best_of_the_rest():
     assert price(archive_of([1.0], {"latency_ms": "min", "val_loss": "min"})) == "latency_ms"
 
 
-def test_nothing_that_could_be_built_is_a_failed_run():
-    with pytest.raises(RunError, match="none of 2 evaluations succeeded and meets every constraint"):
+def test_nothing_that_could_be_built_is_refused():
+    with pytest.raises(UserError, match=r"none of 2 evaluated architectures meets search.constraints"):
         chosen(Context(config(), RunFolder(None), None), archive_of([1.0, 2.0], constraints={"latency_ms": -1.0}))
 
 
@@ -233,7 +243,7 @@ def test_every_metric_asked_for_is_there_with_its_provenance(searched):
 
 
 def test_the_choice_is_written_down_with_its_reasons(searched):
-    from llmnas.pipeline.report import search_tables
+    from llmnas.pipeline.tables import search_tables
 
     context, archive = searched
     decision = read_json(context.run.decision)
@@ -242,7 +252,8 @@ def test_the_choice_is_written_down_with_its_reasons(searched):
     assert found in contenders(archive)
     assert len(decision["statements"]) == len(contenders(archive)) - 1
     assert all("nats" in text or "lost to another" in text for text in decision["statements"])
-    front, choice = search_tables(context.run, archive)
+    asked = [*archive.objectives, *archive.constraints]
+    front, choice = search_tables(context.run, archive.front(), len(archive), asked)
     assert front.columns[-4:] == ("latency_ms", "energy_j", "width", "prefill_latency_ms")
     assert "block table" in front.note
     assert found.arch.id in choice.note

@@ -3,6 +3,7 @@
 import numpy as np
 
 from llmnas.pareto import Evaluation, front
+from llmnas.report.html import Findings, Table
 from llmnas.space import SearchSpace
 
 SPACE = SearchSpace.from_dict(
@@ -21,11 +22,37 @@ TWO = {"val_loss": "min", "params": "min"}
 RECORDS = [
     {"stage": "supernet", "step": step, "time": 1.0, "train_loss": 6.0 - step / 100, "lr": 0.01} for step in (10, 20)
 ] + [{"stage": "supernet", "step": 20, "val_loss_smallest": 6.1, "val_loss_largest": 5.9, "val_loss_random": 6.0}]
+TABLE = Table("Pareto front", ("architecture", "loss"), [("abc", "5.0")], "one seed")
+CORRELATION = {
+    "supernet_loss": [4.0, 4.1, 4.2],
+    "stand_alone_loss": [[3.5, 3.7, 3.6], [3.6, 3.6, 3.8]],
+    "params": [1000, 1010, 990],
+    "agreement": {
+        "supernet": {"tau": 0.33, "low": -1.0, "high": 1.0, "spearman": 0.5},
+        "params_only": {"tau": float("nan"), "low": -1.0, "high": 1.0, "spearman": float("nan")},
+    },
+}
+LADDER = [
+    {"depth": depth, "kept": list(range(depth)), "loss": 7.0 - depth, "drop_last": 7.5 - depth} for depth in (2, 3)
+]
 
 
-def evaluation(index, failure=None, **metrics):
-    return Evaluation(SPACE.sample(np.random.default_rng(index)), metrics, failure, index)
+def evaluation(index, failure=None, space=SPACE, **metrics):
+    return Evaluation(space.sample(np.random.default_rng(index)), metrics, failure, index)
 
 
 EVALUATIONS = [evaluation(i, val_loss=5.9 - i / 20 + (7 * i % 10) / 20, params=1000.0 + 100 * i) for i in range(10)]
 FRONT = front(EVALUATIONS, TWO)  # evaluations 0, 3, 6 and 9
+
+
+def findings(**changes):
+    given = {
+        "title": "a run",
+        "summary": {"architectures": "1,000"},
+        "evaluations": EVALUATIONS,
+        "objectives": TWO,
+        "constraints": {},
+        "records": RECORDS,
+        "tables": [TABLE],
+    }
+    return Findings(**{**given, **changes})

@@ -4,7 +4,7 @@ import math
 
 from report_data import evaluation
 
-from llmnas.report.series import Curve, axis_label, loss_curves, panels, points
+from llmnas.report.series import Curve, axis_label, loss_curves, panels, points, thin
 
 
 def test_panels_are_the_first_objective_over_each_other_one():
@@ -49,3 +49,17 @@ def test_curves_are_the_finite_losses_sorted_by_step():
 def test_curves_of_several_stages_are_told_apart():
     records = [{"stage": stage, "step": 1, "train_loss": 5.0} for stage in ("supernet", "retrain")]
     assert [curve.label for curve in loss_curves(records)] == ["supernet: train loss", "retrain: train loss"]
+
+
+def test_thinning_keeps_ends_and_peaks():
+    values = [math.sin(i / 50) for i in range(20_000)]
+    values[7777], values[9999] = 90.0, -90.0
+    curve = Curve("c", list(range(20_000)), values)
+    short = thin(curve, 500)
+    assert len(short.steps) <= 502
+    assert (short.steps[0], short.steps[-1]) == (0, 19_999)
+    assert short.steps == sorted(short.steps)
+    assert max(short.values) == 90.0
+    assert min(short.values) == -90.0
+    assert all(curve.values[step] == value for step, value in zip(short.steps, short.values, strict=True))
+    assert thin(short, 600) is short

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import toy_problem
-from toy_problem import BUDGET, KILLED_RUN, ONE, SPACE, TWO, measure
+from toy_problem import BUDGET, KILLED_RUN, LIGHT, ONE, SPACE, TWO, measure
 
 from llmnas.cost import Budget
 from llmnas.errors import UserError
 from llmnas.pareto import Archive, Evaluation
-from llmnas.search import STRATEGIES, Options, search
+from llmnas.search import STRATEGIES, Options, search  # noqa: F401 (Options: found by name)
+from llmnas.search.loop import Entry
 from llmnas.space import Architecture
 
 
@@ -39,24 +40,25 @@ def test_the_shortest_call_works():
 
 def test_a_longer_search_begins_with_the_shorter_one(tmp_path):
     for name in STRATEGIES:
-        path = tmp_path / f"{name}.sqlite"
+        path, options = tmp_path / f"{name}.sqlite", LIGHT.get(name, {})
         for evaluations in (21, 21, 50):  # 21 is no multiple of the batch
-            search(SPACE, evaluate := Counting(), name, evaluations=evaluations, archive_path=path).close()
+            evaluate = Counting()
+            search(SPACE, evaluate, name, evaluations=evaluations, archive_path=path, options=options).close()
         assert len(evaluate.seen) == 29
-        whole = search(SPACE, measure, name, evaluations=50)
+        whole = search(SPACE, measure, name, evaluations=50, options=options)
         assert Archive.load(path).evaluations == whole.evaluations
 
 
 @pytest.fixture
 def uninterrupted():
-    return lambda name: search(SPACE, measure, name, **KILLED_RUN)
+    return lambda name: search(SPACE, measure, name, options=LIGHT.get(name, {}), **KILLED_RUN)
 
 
 def check_resumed(name: str, path: Path, diary: Path, kills: int, whole: Archive) -> None:
     """Finish the search and compare it with one that was never killed."""
     stored = {e.arch.id for e in Archive.load(path).evaluations}
     before = Counter(diary.read_text().split())
-    resumed = search(SPACE, evaluate := Counting(), name, archive_path=path, **KILLED_RUN)
+    resumed = search(SPACE, evaluate := Counting(), name, archive_path=path, options=LIGHT.get(name, {}), **KILLED_RUN)
     assert resumed.evaluations == whole.evaluations
     assert resumed.front() == whole.front()
     assert not stored & {arch.id for arch in evaluate.seen}
@@ -67,7 +69,13 @@ def check_resumed(name: str, path: Path, diary: Path, kills: int, whole: Archive
 
 @pytest.mark.parametrize(
     ("name", "moment", "count"),
-    [("random", "evaluating", 1), ("evolution", "stored", 40), ("nsga2", "evaluating", 39), ("local", "stored", 20)],
+    [
+        ("random", "evaluating", 1),
+        ("evolution", "stored", 40),
+        ("nsga2", "evaluating", 39),
+        ("local", "stored", 20),
+        ("bayes", "stored", 32),
+    ],
 )
 def test_a_killed_search_resumes_as_if_nothing_had_happened(name, moment, count, tmp_path, uninterrupted):
     path, diary = tmp_path / "evaluations.sqlite", tmp_path / "diary"
@@ -149,7 +157,8 @@ def test_options_belong_to_the_search(tmp_path):
 
 def test_the_order_in_which_objectives_are_named_changes_nothing():
     for name in STRATEGIES:
-        runs = [search(SPACE, measure, name, order, evaluations=60) for order in (TWO, dict(reversed(TWO.items())))]
+        orders = (TWO, dict(reversed(TWO.items())))
+        runs = [search(SPACE, measure, name, order, evaluations=40, options=LIGHT.get(name, {})) for order in orders]
         assert runs[0].evaluations == runs[1].evaluations
 
 
@@ -177,7 +186,7 @@ class Stubborn:
 
 
 def test_repeated_questions_are_answered_from_the_archive_and_end_the_search(monkeypatch, caplog):
-    monkeypatch.setitem(STRATEGIES, "stubborn", (Options, Stubborn))
+    monkeypatch.setitem(STRATEGIES, "stubborn", Entry(__name__, "Options", "Stubborn"))
     archive = search(SPACE, evaluate := Counting(), "stubborn", evaluations=10)
     assert evaluate.seen == [SPACE.smallest(), SPACE.largest(), SPACE.middle()]
     assert [e.arch for e in archive.evaluations] == evaluate.seen
@@ -198,7 +207,10 @@ def test_progress_is_told_after_every_stored_batch(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"strategy": "magic"}, "'magic' does not exist; allowed: random, evolution, nsga2, local"),
+        (
+            {"strategy": "magic"},
+            "'magic' does not exist; allowed: random, evolution, nsga2, local, bayes, reinforce, ofa",
+        ),
         ({"objectives": {}}, "objectives: none given"),
         ({"objectives": {"val_loss": "down"}}, "val_loss: 'down' is not a direction; allowed: min, max"),
         ({"constraints": {"params": (3, 2)}}, "params: .* bounds nothing"),

@@ -29,6 +29,12 @@ BUDGET = Budget(max_params=70_000)
 TWO = {"val_loss": "min", "params": "min"}
 ONE = {"val_loss": "min"}
 REFERENCE = {"val_loss": 5.0, "params": 150_000.0}
+LIGHT = {
+    "bayes": {"start": 8, "pool": 32},
+    "reinforce": {"start": 8, "epochs": 2},
+    "ofa": {"samples": 16, "population": 16, "generations": 2},
+}
+"""Options of the strategies that fit models, for tests of what does not depend on how well they search."""
 KILLED_RUN = {"budget": BUDGET, "evaluations": 60, "seed": 3, "batch": 4}
 
 
@@ -82,7 +88,10 @@ def main(strategy: str, archive: str, diary: str, moment: str, count: int) -> No
             die("evaluating", len(Path(diary).read_text().split()))
         return measure(archs)
 
-    search(SPACE, evaluate, strategy, archive_path=archive, on_progress=lambda a: die("stored", len(a)), **KILLED_RUN)
+    search(
+        SPACE, evaluate, strategy, archive_path=archive, options=LIGHT.get(strategy, {}),
+        on_progress=lambda a: die("stored", len(a)), **KILLED_RUN,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from llmnas.space import Architecture, BaseModel, FixedShape, LayerSpec
+from llmnas.space import Architecture, BaseModel, FixedShape, LayerSpec, SearchSpace
 from llmnas.supernet import Transformer
 from llmnas.supernet.init import initialise
 
@@ -19,8 +19,8 @@ STD = {
     "v": HIDDEN**-0.5,
     "gate": HIDDEN**-0.5,
     "up": HIDDEN**-0.5,
-    "o": (2 * DEPTH * 6 * 16) ** -0.5,
-    "down": (2 * DEPTH * FFN) ** -0.5,
+    "o": 0.02 * (2 * DEPTH * 6 * 16) ** -0.5,
+    "down": 0.02 * (2 * DEPTH * FFN) ** -0.5,
 }
 
 
@@ -90,10 +90,29 @@ def test_a_fresh_network_knows_nothing(model):
 
 
 @pytest.mark.parametrize("depth", [2, 16])
-def test_the_residual_stream_keeps_its_order_of_magnitude(depth):
-    """Branches scaled by 1 / sqrt(2 depth) add up to order one, also for many layers."""
+def test_all_branches_together_add_about_what_the_embedding_has(depth):
+    """Neither drowns the other, however many layers there are."""
     model = Transformer(FixedShape(BASE, Architecture(HIDDEN, (SPEC,) * depth)), seed=1)
     grown = []
     model.layers[-1].register_forward_hook(lambda _module, _inputs, output: grown.append(output[0].std().item()))
     model(torch.randint(300, (2, 32), generator=torch.Generator().manual_seed(0)))
-    assert 0.1 < grown[0] < 2
+    assert 1.02 < grown[0] / 0.02 < 2
+
+
+def test_matrices_that_may_be_low_bit_keep_their_size():
+    space = SearchSpace.model_validate(
+        {
+            "base": {"vocab_size": 300},
+            "layers": 2,
+            "hidden_size": HIDDEN,
+            "depth": 2,
+            "kv_heads": 2,
+            "queries_per_group": 3,
+            "head_dim": 16,
+            "ffn_size": FFN,
+            "weights": {"choices": ["dense", "ternary"], "per_layer": True},
+        }
+    )
+    model = Transformer(space, seed=3)
+    assert model.layers[1].ffn.down.std().item() == pytest.approx((2 * 2 * FFN) ** -0.5, rel=0.05)
+    assert model.layers[1].attention.o.std().item() == pytest.approx((2 * 2 * 6 * 16) ** -0.5, rel=0.05)

@@ -81,10 +81,11 @@ def test_six_and_six_steps_are_twelve(tmp_path, undisturbed):
     assert_same(tmp_path, undisturbed)
 
 
-def test_killed_at_any_moment_and_restarted(tmp_path, undisturbed):
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.full)])
+def test_killed_at_any_moment_and_restarted(tmp_path, undisturbed, kills):
     """Every other kill comes while a checkpoint is being written, which is where most of the time goes here."""
     checkpoints, moments = tmp_path / "checkpoints", random.Random(0)
-    for attempt in range(3):
+    for attempt in range(kills):
         before = (tmp_path / "log.jsonl").read_text() if attempt else ""
         process = start(tmp_path)
         while process.poll() is None and not (tmp_path / "log.jsonl").exists():
@@ -103,7 +104,7 @@ def test_killed_at_any_moment_and_restarted(tmp_path, undisturbed):
     assert sorted(path.name for path in checkpoints.iterdir()) == ["step-00000011", "step-00000012"]
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_every_stage_goes_on_where_it_was(tmp_path, stage):
     settings = SETTINGS.model_copy(update={"zero_stage": stage})
     straight = run(tmp_path, settings).state_dict()
@@ -114,12 +115,17 @@ def test_every_stage_goes_on_where_it_was(tmp_path, stage):
     assert all(torch.equal(resumed[name], straight[name]) for name in straight)
 
 
+def test_another_stage_is_refused(folder):
+    with pytest.raises(UserError, match=r"step-00000012: saved at ZeRO stage 0, now 2; use the same"):
+        run(folder, SETTINGS.model_copy(update={"zero_stage": 2}))
+
+
 @pytest.mark.parametrize(("steps", "expected"), [([], 1.0), ([9], 4.0), ([9, 12], None)])
 def test_cpu_time_of_this_start_stands_for_the_steps_before_it(folder, steps, expected, monkeypatch):
     for gone in set(saved_steps(folder)) - set(steps):
         shutil.rmtree(folder / f"step-{gone:08d}")
     ticks = itertools.count()  # every look at the clock is a second after the one before
-    monkeypatch.setattr(trainer, "time", SimpleNamespace(perf_counter=time.perf_counter, process_time=ticks.__next__))
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(process_time=ticks.__next__))
     sampler = SupernetSampler(SPACE, None, SETTINGS.sampler, seed=0)
     model = Transformer(SPACE, seed=0)
     outcome = trainer.train(model, sampler, SEQUENCES, SETTINGS, start_processes(), folder=folder, identity="a")
@@ -182,7 +188,8 @@ def test_every_byte_of_the_manifest_may_be_wrong(folder):
         if message:
             assert str(manifest.parent) in message
         else:
-            assert json.loads(manifest.read_bytes()) | {"step": 12} == expected
+            # the step comes from the folder; another stage is refused on loading
+            assert json.loads(manifest.read_bytes()) | {"step": 12, "zero_stage": 0} == expected
 
 
 def test_a_checkpoint_of_another_run_is_refused(folder):

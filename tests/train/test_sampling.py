@@ -149,3 +149,60 @@ def test_the_histogram_is_of_what_is_drawn():
     assert list(found.values()) == sorted(found.values())
     assert counts[0] <= found["sampled_params_p1"] < found["sampled_params_p99"] <= counts[-1]
     assert found["sampled_params_p50"] == np.median(counts)
+
+
+PHASES = [
+    {"start": 10, "open": ["ffn_size"]},
+    {"start": 20, "open": ["depth", "kv_heads"]},
+    {"start": 30, "open": ["hidden_size"]},
+]
+
+
+def varying(archs):
+    """Which dimensions take more than one value."""
+    found = {"hidden_size": {a.hidden_size for a in archs}, "depth": {a.depth for a in archs}}
+    for name in ("kv_heads", "queries_per_group", "ffn_size"):
+        found[name] = {getattr(spec, name) for a in archs for _, spec in a.kept}
+    return {name for name, values in found.items() if len(values) > 1}
+
+
+def test_progressive_opens_one_dimension_after_the_other():
+    drawn = sampler(kind="progressive", phases=PHASES, anchor_every=0)
+    archs = [drawn.networks(step) for step in range(80)]
+    assert all(len(step) == 1 for step in archs)
+    stages = [[a for (a,) in archs[i : i + 10]] for i in (0, 10, 20)] + [[a for (a,) in archs[30:]]]
+    assert set(stages[0]) == {SPACE.largest()}
+    assert [varying(stage) for stage in stages] == [
+        set(), {"ffn_size"}, {"ffn_size", "depth", "kv_heads"}, {"ffn_size", "depth", "kv_heads", "hidden_size"},
+    ]  # fmt: skip
+    assert all(SPACE.contains(a) for stage in stages for a in stage)
+    assert {a.layers[0] for a in stages[1]} != {None}
+    assert [drawn.networks(step) for step in range(80)] == archs
+
+
+def test_progressive_anchors_are_those_of_what_is_open():
+    drawn = sampler(kind="progressive", phases=PHASES, anchor_every=1)
+    (largest,), (smallest,) = drawn.networks(12), drawn.networks(13)
+    assert largest == SPACE.largest()
+    assert smallest.hidden_size == 48
+    assert {spec.ffn_size for _, spec in smallest.kept} == {16}
+    assert smallest.depth == 6
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"kind": "progressive"}, "need each other"),
+        ({"kind": "single", "phases": PHASES}, "need each other"),
+        ({"kind": "progressive", "phases": PHASES[::-1]}, "one after the other"),
+        ({"kind": "progressive", "phases": [PHASES[0], {"start": 40, "open": ["ffn_size"]}]}, "opens once"),
+    ],
+)
+def test_malformed_phases_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        SamplerSettings(**wrong)
+
+
+def test_a_phase_that_opens_nothing_of_the_space_is_named():
+    with pytest.raises(UserError, match="'width' is no dimension; allowed: hidden_size, depth, kv_heads"):
+        sampler(kind="progressive", phases=[{"start": 0, "open": ["width"]}])

@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +13,14 @@ from llmnas.data import EOS_ID, Sequences, encode_texts, read_corpus, train_toke
 from llmnas.errors import RunError, UserError
 from llmnas.space import FixedShape, SearchSpace
 from llmnas.supernet import Transformer, extract
-from llmnas.train.engine import Engine, Processes, start_processes
+from llmnas.train.checkpoint import saved_steps
+from llmnas.train.engine import Engine, Processes, build, start_processes
 from llmnas.train.sampling import OneNetwork, SupernetSampler
 from llmnas.train.settings import TrainSettings
 from llmnas.train.trainer import document_numbers, train
 
 VOCAB = 256 + 44
+NOTHING_PERSISTS = str(Path(__file__).with_name("zero3_nothing_persists.json"))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +81,11 @@ def test_what_is_logged_and_when():
         (4, False), (5, True), (8, False), (10, True), (11, False), (11, True),
     ]  # fmt: skip
     assert logged[1][1] == {"val_loss": 1.5}
-    assert set(logged[0][1]) == {"train_loss", "lr", "tokens_per_second"}
+    assert set(logged[0][1]) == {
+        "train_loss", "lr", "tokens_per_second", "grad_norm", "peak_memory_bytes", "skipped_steps",
+    }  # fmt: skip
+    assert logged[0][1]["grad_norm"] > 0
+    assert 1e7 < logged[0][1]["peak_memory_bytes"] < 1e11
     assert logged[0][1]["lr"] < settings.lr
     assert logged[0][1]["tokens_per_second"] > 0
 
@@ -155,9 +162,72 @@ def test_a_batch_that_does_not_divide_is_refused():
         Engine(Transformer(SPACE, seed=0), SETTINGS, three)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run():
-    with pytest.raises(RunError, match=r"step \d+: the training loss is nan; lower train.lr \(now 1000000.0\)"):
-        trained(settings_of(lr=1e6, grad_clip=1e9, warmup=0))
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_run_that_stays_without_finite_gradients_ends_and_names_its_checkpoint(tmp_path, stage):
+    settings = settings_of(lr=1e6, grad_clip=1e9, warmup=0, skip_limit=3, save_every=1, zero_stage=stage)
+    model = Transformer(SPACE, seed=0)
+    sampler = SupernetSampler(SPACE, None, settings.sampler, seed=0)
+    with pytest.raises(RunError) as error:
+        train(model, sampler, SEQUENCES, settings, start_processes(), folder=tmp_path)
+    kept = saved_steps(tmp_path)
+    assert f"no finite gradient in the last 3 steps (train.skip_limit = 3): the last good checkpoint is {tmp_path}" in (
+        str(error.value)
+    )
+    assert f"step-{kept[-1]:08d}; lower train.lr (now 1000000.0)" in str(error.value)
+    assert str(error.value).startswith(f"step {kept[-1] + 3}: ")  # nothing was saved after the first skipped step
+
+
+def test_ending_on_a_skipped_step_is_a_failed_run():
+    with pytest.raises(RunError, match=r"step 12: no finite gradient in the last \d+ steps .*: this run keeps no"):
+        trained(settings_of(lr=1e6, grad_clip=1e9, warmup=0, skip_limit=100))
+
+
+def test_every_network_of_a_step_has_its_loss_in_the_log():
+    _, logged = trained(settings_of(steps=2, sampler={"kind": "sandwich"}))
+    for metrics in logged.values():
+        each = [metrics[f"cross_entropy_{i}"] for i in range(4)]
+        assert metrics["train_loss"] == pytest.approx(sum(each) / 4)
+        assert len(set(each)) == 4
+
+
+def test_checkpointed_blocks_and_micro_batches_change_nothing():
+    """Same loss and weights, also with documents and a teacher; fewer values kept for the backward pass."""
+    common = {"steps": 3, "sampler": {"kind": "sandwich"}, "shared_batch": True, "distill": {"weight": 0.5, "top_k": 8}}
+    plain, expected = trained(settings_of(**common, document_mask=True))
+    for changes in ({"checkpoint_blocks": True}, {"micro_batch": 2}, {"checkpoint_blocks": True, "micro_batch": 1}):
+        model, logged = trained(settings_of(**common, document_mask=True, **changes))
+        losses = [[m["train_loss"] for m in log.values()] for log in (logged, expected)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+        for name, value in model.state_dict().items():
+            torch.testing.assert_close(value, plain.state_dict()[name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_micro_batch_that_does_not_divide_is_refused():
+    with pytest.raises(UserError, match=r"train.micro_batch = 3 does not divide a process's share .*4 / 1 = 4"):
+        Engine(Transformer(SPACE, seed=0), settings_of(micro_batch=3), start_processes())
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bf16_stays_close_to_fp32(stage):
+    """fp32 master weights and gradient sums: the losses of 12 steps differ by bf16's rounding only."""
+    settings = {"sampler": {"kind": "uniform", "random": 2}, "batch_size": 2}
+    _, expected = trained(settings_of(**settings))
+    model, logged = trained(settings_of(**settings, dtype="bf16", zero_stage=stage))
+    assert model.embedding.dtype == torch.bfloat16
+    losses = [[m["train_loss"] for m in log.values()] for log in (logged, expected)]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-2)
+    assert losses[0][-1] < losses[0][0] - 0.1
+
+
+def test_built_in_shares_a_model_has_the_same_initial_weights():
+    """ZeRO-3's construction never holds the whole model; `release` makes it whole again."""
+    settings = settings_of(zero_stage=3)
+    model = build(SPACE, 7, settings, start_processes())
+    assert all(parameter.numel() == 0 for parameter in model.parameters())
+    Engine(model, settings, start_processes()).release()
+    assert not differ(model, Transformer(SPACE, seed=7))
+    tokens = torch.arange(10)[None]
+    assert torch.equal(model(tokens), Transformer(SPACE, seed=7)(tokens))
 
 
 def test_the_global_generators_do_not_matter():
@@ -166,3 +236,30 @@ def test_the_global_generators_do_not_matter():
     torch.manual_seed(2)
     np.random.seed(2)  # must not matter
     assert not differ(first, trained(settings_of(steps=3))[0])
+
+
+MIXED = SearchSpace.from_dict(
+    {
+        **SPACE.model_dump(mode="json", exclude_none=True),
+        "mixer": {"choices": ["attention", "mlgru"], "per_layer": True},
+        "weights": {"choices": ["dense", "ternary"], "per_layer": True},
+        "experts": {"choices": [1, 4], "per_layer": True},
+    }
+)
+
+
+@pytest.mark.parametrize("changes", [{}, {"checkpoint_blocks": True}], ids=str)
+def test_stage_3_trains_experts_mlgru_and_ternary_layers_as_stage_0_does(changes):
+    """Their parameters are gathered where they are used, and idle ones get the same zero gradients."""
+    common = {"steps": 6, "batch_size": 2, "sampler": {"kind": "uniform", "random": 3}, "grad_clip": 0.1}
+    models = []
+    for stage, more in ((0, {}), (3, {"deepspeed": NOTHING_PERSISTS, **changes})):
+        settings = settings_of(**common, zero_stage=stage, **more)
+        model = build(MIXED, 0, settings, start_processes())
+        sampler = SupernetSampler(MIXED, None, settings.sampler, seed=0)
+        train(model, sampler, SEQUENCES, settings, start_processes())
+        models.append({name: parameter.detach() for name, parameter in model.named_parameters()})
+    first = {name: parameter.detach() for name, parameter in Transformer(MIXED, seed=0).named_parameters()}
+    wrong = sum(float((models[1][name] - models[0][name]).square().sum()) for name in first)
+    update = sum(float((models[0][name] - first[name]).square().sum()) for name in first)
+    assert (wrong / update) ** 0.5 <= 0.01

@@ -2,20 +2,29 @@
 
 import itertools
 import json
+import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
 from train_script import SEQUENCES, SPACE
 
-from llmnas.supernet import Transformer, save_weights
+from llmnas.errors import Preempted, RunError
+from llmnas.evaluate.quality import window_losses
+from llmnas.supernet import save_weights
+from llmnas.train import engine as engine_module
+from llmnas.train import trainer
 from llmnas.train.balance import Balance
-from llmnas.train.engine import Engine, _optimizer, deepspeed, start_processes
+from llmnas.train.engine import Engine, Processes, _optimizer, build, deepspeed, start_processes
 from llmnas.train.sampling import SupernetSampler
 from llmnas.train.settings import TrainSettings
 from llmnas.train.trainer import train, train_step
 
-STAGES = (0, 1, 2)
+STAGES = (0, 1, 2, 3)
+LAUNCH = Path(__file__).parents[2] / "launch"
+# tiny parameters are never partitioned by default: this file has every one gathered and released at each use
+NOTHING_PERSISTS = str(Path(__file__).with_name("zero3_nothing_persists.json"))
 # a strong decay, so that a parameter in the wrong group is seen; a norm that every step exceeds
 COMMON = {
     "steps": 6, "batch_size": 4, "seq_len": 16, "lr": 1e-2, "warmup": 0.3, "weight_decay": 1.0, "grad_clip": 0.1,
@@ -26,15 +35,34 @@ KINDS = {
     "uniform": {"sampler": {"kind": "uniform", "random": 3}},
     "single": {"sampler": {"kind": "single", "anchor_every": 4}},
     "distilled": {"sampler": {"kind": "sandwich"}, "shared_batch": True, "distill": {"weight": 0.5, "top_k": 64}},
+    "repeats": {"sampler": {"kind": "single", "anchor_every": 3}},  # see `Repeats`
+}
+# name -> (settings, the kinds it runs)
+VARIANTS = {
+    "json": ({"zero_stage": 2, "deepspeed": str(LAUNCH / "ds_zero2.json")}, ("uniform",)),
+    "persistent": ({"zero_stage": 3, "deepspeed": str(LAUNCH / "ds_zero3.json")}, ("uniform",)),
+    "offload": ({"zero_stage": 3, "deepspeed": str(LAUNCH / "ds_zero3_offload.json")}, ("single", "uniform")),
+    "blocks": ({"zero_stage": 3, "deepspeed": NOTHING_PERSISTS, "checkpoint_blocks": True}, ("single", "distilled")),
+    "micro2": ({"zero_stage": 2, "micro_batch": 1, "checkpoint_blocks": True}, ("distilled",)),
+    "micro3": ({"zero_stage": 3, "micro_batch": 1, "deepspeed": NOTHING_PERSISTS}, ("uniform", "distilled")),
 }
 
 
-def settings_of(kind, stage=0):
-    return TrainSettings(**COMMON, **KINDS[kind], zero_stage=stage)
+class Repeats(SupernetSampler):
+    """Four equal steps, so that DeepSpeed believes it knows the order of modules, then others."""
+
+    def networks(self, step):
+        return super().networks(min(step, 1) if step < 4 else step)
+
+
+def settings_of(kind, stage=0, **changes):
+    partitioned = {"deepspeed": NOTHING_PERSISTS} if stage == 3 else {}
+    return TrainSettings(**{**COMMON, **KINDS[kind], "zero_stage": stage, **partitioned, **changes})
 
 
 def sampler_of(settings):
-    return SupernetSampler(SPACE, None, settings.sampler, seed=0)
+    kind = Repeats if settings.sampler.anchor_every == 3 else SupernetSampler
+    return kind(SPACE, None, settings.sampler, seed=0)
 
 
 class ManagedEngine(Engine):
@@ -42,7 +70,7 @@ class ManagedEngine(Engine):
 
     def __init__(self, model, settings, processes):
         self.processes = processes
-        self.local_batch = settings.batch_size // processes.size
+        self.local_batch = self.micro_batch = settings.batch_size // processes.size
         self.zero_stage = settings.zero_stage
         self._engine, *_ = deepspeed.initialize(
             model=model,
@@ -57,43 +85,134 @@ class ManagedEngine(Engine):
         self.device = self._engine.device
 
 
-def main(out):
-    processes = start_processes()
+class PoisonedEngine(Engine):
+    """One backward pass of one rank has a loss that is not finite."""
 
-    def finish(name, model):
-        save_weights(model, out / f"{name}-rank{processes.rank}.safetensors")
+    calls = 0
 
-    def run(name, settings, folder=None):
-        losses = []
-        model = Transformer(SPACE, seed=0)
+    def backward(self, loss):
+        self.calls += 1
+        super().backward(loss * float("inf") if self.calls == 3 and self.processes.rank == 1 else loss)
+
+
+class Disagreeing(SupernetSampler):
+    """Ranks draw their own networks."""
+
+    def networks(self, step):
+        return [self.draw(step, int(os.environ["RANK"]) if step == 2 else 0)]
+
+
+class Cases:
+    """The runs; every rank does all of them in the same order."""
+
+    def __init__(self, out: Path, processes: Processes):
+        self.out, self.processes = out, processes
+
+    def finish(self, name, model, stage=0):
+        if stage < 3 or self.processes.rank == 0:
+            save_weights(model, self.out / f"{name}-rank{self.processes.rank}.safetensors")
+
+    def run(self, name, settings, folder=None, sampler=None, **callbacks):
+        logged = []
+        model = build(SPACE, 0, settings, self.processes)
         train(
-            model, sampler_of(settings), SEQUENCES, settings, processes,
-            folder=folder, log=lambda step, metrics: losses.append(metrics["train_loss"]),
+            model, sampler or sampler_of(settings), SEQUENCES, settings, self.processes,
+            folder=folder, log=lambda step, metrics: logged.append(metrics), **callbacks,
         )  # fmt: skip
-        finish(name, model)
-        if processes.rank == 0:
-            (out / f"{name}.json").write_text(json.dumps(losses))
+        self.finish(name, model, settings.zero_stage)
+        if self.processes.rank == 0:
+            (self.out / f"{name}.json").write_text(json.dumps(logged))
 
-    for stage in STAGES:
-        for kind in KINDS:
-            run(f"{kind}-{stage}", settings_of(kind, stage))
+    def right(self):
+        for stage, kind in itertools.product(STAGES, KINDS):
+            self.run(f"{kind}-{stage}", settings_of(kind, stage))
+        for name, (changes, kinds) in VARIANTS.items():
+            for kind in kinds:
+                self.run(f"{kind}-{name}", settings_of(kind, **changes))
 
-    for stage, kind in itertools.product((1, 2), ("sandwich", "single")):
-        settings = settings_of(kind, stage)
-        model = Transformer(SPACE, seed=0)
-        engine = ManagedEngine(model, settings, processes)
-        for step in range(settings.steps):
-            networks = sampler_of(settings).networks(step)
-            train_step(engine, networks, SEQUENCES, settings, step, Balance(model, settings.moe))
-        finish(f"managed-{kind}-{stage}", model)
+    def wrong(self):
+        for stage, kind in itertools.product((1, 2), ("sandwich", "single")):
+            settings = settings_of(kind, stage)
+            model = build(SPACE, 0, settings, self.processes)
+            engine = ManagedEngine(model, settings, self.processes)
+            for step in range(settings.steps):
+                networks = sampler_of(settings).networks(step)
+                train_step(engine, networks, SEQUENCES, settings, step, Balance(model, settings.moe))
+            self.finish(f"managed-{kind}-{stage}", model)
+        clear = engine_module.clear_stale_gradients
+        engine_module.clear_stale_gradients = lambda optimizer: None
+        for kind in ("sandwich", "uniform", "single"):
+            self.run(f"stale-{kind}", settings_of(kind, 3))
+        engine_module.clear_stale_gradients = clear
 
-    for stage in STAGES:
-        settings, folder = settings_of("uniform", stage), out / f"checkpoints-{stage}"
-        run(f"straight-{stage}", settings, folder)
-        if processes.rank == 0:
-            shutil.rmtree(folder / "step-00000006")
-        engine.barrier()
-        run(f"resumed-{stage}", settings, folder)
+    def resumed(self):
+        for stage in STAGES:
+            settings, folder = settings_of("uniform", stage), self.out / f"checkpoints-{stage}"
+            self.run(f"straight-{stage}", settings, folder)
+            if self.processes.rank == 0:
+                shutil.rmtree(folder / "step-00000006")
+            self.run(f"resumed-{stage}", settings, folder)
+
+    def faults(self):
+        trainer.Engine = PoisonedEngine
+        for stage in STAGES:
+            self.run(f"poisoned-{stage}", settings_of("single", stage))
+        trainer.Engine = Engine
+        settings = settings_of("single", 2)
+        try:
+            self.run("disagreeing", settings, sampler=Disagreeing(SPACE, None, settings.sampler, seed=0))
+        except RunError as error:
+            (self.out / f"disagreeing-rank{self.processes.rank}.txt").write_text(str(error))
+
+    def evaluated(self):
+        """At stage 3 every rank evaluates; training is not disturbed."""
+        windows = SEQUENCES.fixed(4)
+        self.run(
+            "evaluated", settings_of("single", 3, eval_every=2),
+            evaluate=lambda model: {"val_loss": float(window_losses(model, SPACE.smallest(), windows).mean())},
+        )  # fmt: skip
+
+    def handed_over(self):
+        """Go on with what one process saved after two steps; rank 1 is told to stop while it prepares the fourth."""
+        for stage in (1, 2, 3):
+            settings, folder = settings_of("uniform", stage, save_every=100), self.out / f"handed-{stage}"
+            model = build(SPACE, 0, settings, self.processes)
+            try:
+                train(
+                    model, StopRankOne(sampler_of(settings), self.processes.rank), SEQUENCES, settings,
+                    self.processes, folder=folder,
+                )  # fmt: skip
+            except Preempted as error:
+                (self.out / f"handed-{stage}-rank{self.processes.rank}.txt").write_text(str(error))
+
+    def killed(self):
+        """Never comes back: the launcher ends what is left."""
+        (self.out / f"everything-before-rank{self.processes.rank}").touch()
+        settings = settings_of("single", 2, steps=1_000_000)
+        self.run("killed", settings, sampler=StopRankOne(sampler_of(settings), self.processes.rank, signal.SIGKILL))
+
+
+class StopRankOne:
+    """Sends a signal to rank 1 while the fourth step is prepared."""
+
+    def __init__(self, sampler, rank, number=signal.SIGTERM):
+        self.sampler, self.rank, self.number = sampler, rank, number
+
+    def networks(self, step):
+        if step == 3 and self.rank == 1:
+            os.kill(os.getpid(), self.number)
+        return self.sampler.networks(step)
+
+
+def main(out):
+    cases = Cases(out, start_processes())
+    cases.right()
+    cases.wrong()
+    cases.resumed()
+    cases.faults()
+    cases.evaluated()
+    cases.handed_over()
+    cases.killed()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,160 @@
+"""Compare strategies on one supernet, or on a surrogate of a table of evaluations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llmnas.cost import costs
+from llmnas.errors import UserError
+from llmnas.evaluate.evaluator import Evaluator
+from llmnas.files import write_json
+from llmnas.pareto import Archive
+from llmnas.pipeline.context import Context
+from llmnas.report.html import Table
+from llmnas.report.plots import Band, comparison_png
+from llmnas.search import search
+from llmnas.search.compare import Comparison, compare
+from llmnas.search.predictor import Predictor, split
+from llmnas.space import Architecture
+
+Evaluate = Callable[[Sequence[Architecture]], list[dict[str, float]]]
+
+
+def compare_strategies(context: Context, table: Path | None = None) -> dict[str, Any]:
+    """Write `compare/result.json` and `compare/hypervolume.png`: every strategy's hypervolume against evaluations.
+
+    All strategies and seeds share one store of evaluations, so no architecture is evaluated twice, and what was
+    interrupted goes on. With a `table` (the `evaluations.sqlite` of a search of this space) nothing is evaluated:
+    a predictor that is trained on it stands for the supernet, and the result says how good it is.
+    """
+    config, run = context.config, context.run
+    about: dict[str, Any] = {"evaluated_by": "supernet"}
+    if table is None:
+        store, evaluate = _measured(context)
+    else:
+        store, (evaluate, about) = None, table_surrogate(context, table)
+
+    def one(strategy: str, seed: int) -> Archive:
+        options = config.search.options if strategy == config.search.strategy else {}
+        return search(
+            config.space, evaluate, strategy, dict(config.search.objectives), config.budget,
+            dict(config.search.constraints), config.compare.evaluations, seed, options=dict(options),
+            batch=config.search.batch,
+        )  # fmt: skip
+
+    total = len(config.compare.strategies) * config.compare.seeds
+    done = iter(range(total))
+
+    def progress(strategy: str, seed: int) -> None:
+        context.tracker.progress("compare", next(done), total, f"{strategy}, seed {seed}")
+
+    try:
+        found = compare(
+            one, config.compare.strategies, range(config.compare.seeds), config.compare.evaluations, on_run=progress
+        )
+    finally:
+        if store is not None:
+            store.close()
+    result = {**about, **found.to_dict()}
+    write_json(run.result("compare"), result)
+    comparison_png(run.result("compare").with_name("hypervolume.png"), bands(found))
+    run.record("compare", strategies=list(config.compare.strategies), seeds=config.compare.seeds)
+    return result
+
+
+def bands(found: Comparison) -> list[Band]:
+    """What the picture draws of a comparison."""
+    return [
+        Band(name, curve.at, curve.mean.tolist(), curve.low.tolist(), curve.high.tolist())
+        for name, curve in found.curves.items()
+    ]
+
+
+def _measured(context: Context) -> tuple[Archive, Evaluate]:
+    """The supernet behind a store of evaluations in the run folder."""
+    config = context.config
+    windows, bytes_per_token = context.windows(config.search.windows)
+    evaluator = Evaluator(context.supernet(), windows, config.search.sample, bytes_per_token, config.budget.workload)
+    objectives, constraints = dict(config.search.objectives), dict(config.search.constraints)
+    store = Archive(
+        context.run.result("compare").with_name("evaluations.sqlite"), objectives, constraints,
+        {"supernet": context.identity, "windows": config.search.windows, "sample": config.search.sample},
+    )  # fmt: skip
+    return store, remembered(store, evaluator)
+
+
+def remembered(store: Archive, evaluate: Callable[[Sequence[Architecture]], Sequence[Mapping[str, float]]]) -> Evaluate:
+    """`evaluate` that asks only for what the store does not hold, and stores it."""
+    wanted = (*store.objectives, *store.constraints)
+
+    def answer(archs: Sequence[Architecture]) -> list[dict[str, float]]:
+        new = [arch for arch in dict.fromkeys(archs) if store.get(arch) is None]
+        if new:
+            store.append(new, list(evaluate(new)))
+        rows = [store.get(arch) for arch in archs]
+        return [dict.fromkeys(wanted, math.nan) | row.metrics for row in rows if row is not None]
+
+    return answer
+
+
+def table_surrogate(context: Context, path: Path) -> tuple[Evaluate, dict[str, Any]]:
+    """(metrics of any architecture from a table of evaluations, what is known of their quality).
+
+    Costs in closed form are computed; every other metric is predicted by a Gaussian process on up to 2,000 rows,
+    judged first on a fifth of them held out.
+    """
+    config = context.config
+    space, seed = config.space, config.seed
+    archive = Archive.load(path)
+    rows = [e for e in archive.evaluations if e.failure is None][:2000]
+    archive.close()
+    strange = [e.arch.id for e in rows if not space.contains(e.arch)]
+    if strange:
+        raise UserError(f"{path}: {strange[0]} and {len(strange) - 1} more rows are of another search space")
+    wanted = list(dict.fromkeys((*config.search.objectives, *config.search.constraints)))
+    workload = config.budget.workload
+    closed = costs(space.smallest(), space.base, workload)
+    modelled = [name for name in wanted if name not in closed]
+    missing = [name for name in modelled if any(name not in e.metrics for e in rows)]
+    if missing or len(rows) < 10:
+        raise UserError(
+            f"{path}: {missing[0] if missing else 'rows'}: not enough of it ({len(rows)} rows that succeeded)"
+        )
+    archs = [e.arch for e in rows]
+    train, held = split(len(rows), 0.2, seed)
+    predictors, quality = {}, {}
+    for name in modelled:
+        values = [e.metrics[name] for e in rows]
+        trial = Predictor(space, "gp", seed).fit([archs[i] for i in train], [values[i] for i in train])
+        quality[name] = trial.held_out([archs[i] for i in held], [values[i] for i in held])._asdict()
+        predictors[name] = trial.fit(archs, values)
+
+    def evaluate(asked: Sequence[Architecture]) -> list[dict[str, float]]:
+        columns = {name: predictor.predict(asked)[0] for name, predictor in predictors.items()}
+        computed = [costs(arch, space.base, workload) for arch in asked]
+        return [
+            {name: float(columns[name][i]) if name in columns else float(computed[i][name]) for name in wanted}
+            for i in range(len(asked))
+        ]
+
+    return evaluate, {"evaluated_by": "surrogate", "rows": len(rows), "surrogate": quality}
+
+
+def strategies_table(result: dict[str, Any]) -> Table:
+    """The end of every curve, the best first."""
+    rows = []
+    for name, curve in sorted(result["strategies"].items(), key=lambda item: -item[1]["mean"][-1]):
+        p_values = curve["p_against_random"]
+        p_last = "" if p_values is None or name == "random" else f"{p_values[-1]:.3g}"
+        interval = f"[{curve['low'][-1]:.3f}, {curve['high'][-1]:.3f}]"
+        rows.append((name, str(curve["evaluations"][-1]), f"{curve['mean'][-1]:.3f}", interval, p_last))
+    seeds = len(next(iter(result["strategies"].values()))["seeds"])
+    note = f"Share of the hypervolume of all runs together; {seeds} seeds, 95 % bootstrap interval of the mean."
+    if result["evaluated_by"] == "surrogate":
+        ranks = ", ".join(f"{name} tau {q['tau']:.2f}" for name, q in result["surrogate"].items()) or "costs only"
+        note += f" Evaluated by a predictor of {result['rows']} rows (held out: {ranks})."
+    columns = ("strategy", "evaluations", "share", "interval", "p (better than random)")
+    return Table("Strategies compared", columns, rows, note)

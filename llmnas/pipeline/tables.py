@@ -1,0 +1,117 @@
+"""The tables that a terminal and the report show alike, each from what one stage left in the run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from llmnas.files import read_json
+from llmnas.pareto import Evaluation
+from llmnas.pipeline.retrain import verdict
+from llmnas.report.findings import Table
+from llmnas.runs import RunFolder
+
+_FRONT_COLUMNS = ("architecture", "val loss", "perplexity", "parameters", "MFLOPs", "hidden", "layers")
+_SHOWN = {"val_loss", "perplexity", "params", "flops_per_token"}
+
+
+def search_tables(run: RunFolder, front: Sequence[Evaluation], evaluated: int, asked: Iterable[str]) -> list[Table]:
+    """The front of so many evaluations, and which of its members to build; `asked` are the metrics that were named."""
+    stages = read_json(run.manifest)["stages"] if run.manifest.exists() else {}
+    found = [front_table(front, evaluated, asked, stages.get("search", {}).get("provenance", {}))]
+    if run.decision.exists():
+        found.append(decision_table(read_json(run.decision)))
+    return found
+
+
+def front_table(
+    front: Sequence[Evaluation], evaluated: int, asked: Iterable[str], provenance: Mapping[str, str]
+) -> Table:
+    """The Pareto front, best loss first; every metric that was asked for has a column."""
+    more = [name for name in dict.fromkeys(asked) if name not in _SHOWN]
+    rows = []
+    for e in sorted(front, key=lambda e: e.metrics["val_loss"]):
+        m = e.metrics
+        error = f" ± {m['val_loss_error']:.4f}" if m.get("val_loss_error") else ""
+        rows.append((
+            e.arch.id, f"{m['val_loss']:.4f}{error}", f"{m['perplexity']:.2f}", f"{int(m['params']):,}",
+            f"{m['flops_per_token'] / 1e6:.2f}", str(e.arch.hidden_size), str(e.arch.depth),
+            *(f"{m[name]:.4g}" for name in more),
+        ))  # fmt: skip
+    note = f"{evaluated} architectures evaluated with the supernet's weights; ± is one standard error."
+    note += "".join(f" {name}: {text}." for name, text in provenance.items())
+    return Table("Pareto front", (*_FRONT_COLUMNS, *more), rows, note)
+
+
+def decision_table(decision: dict[str, Any]) -> Table:
+    """What the race between the best candidates showed."""
+    rows = [(sentence,) for sentence in decision["statements"]] or [("there was one candidate",)]
+    ends = {
+        "decided": "no other contender was left",
+        "equal": "those left do not differ",
+        "exhausted": f"those left could not be told apart, so the one of least {decision['price']} was taken",
+    }
+    note = (
+        f"Paired differences on the same validation windows ({max(decision['windows'].values())} at most, "
+        f"{sum(decision['windows'].values())} in all); together the intervals hold with {decision['confidence']:.0%} "
+        f"confidence. Chosen: {decision['chosen']}; {ends[decision['reason']]}."
+    )
+    return Table("Which architecture to build", ("finding",), rows, note)
+
+
+def comparison_table(result: dict[str, Any]) -> Table:
+    """Stand-alone training of the found and the hand-designed networks."""
+    rows = []
+    for name, runs in result["runs"].items():
+        losses = [r["val_loss"] for r in runs]
+        mean = sum(losses) / len(losses)
+        perplexity = sum(r["perplexity"] for r in runs) / len(runs)
+        spread = f" ({min(losses):.4f} to {max(losses):.4f})" if len(losses) > 1 else ""
+        rows.append((name, f"{runs[0]['params']:,}", f"{mean:.4f}{spread}", f"{perplexity:.2f}", str(len(runs))))
+    verdicts = "; ".join(f"found against {c['against']}: {verdict(c)}" for c in result["comparisons"])
+    columns = ("network", "parameters", "val loss (nats)", "perplexity", "seeds")
+    note = f"Trained alone on the same tokens with paired seeds. 95 % interval of the difference: {verdicts}."
+    return Table("Found against hand-designed", columns, rows, note)
+
+
+def correlation_table(result: dict[str, Any]) -> Table:
+    """Rank agreement with stand-alone training, and what the ranking costs who trains only its best."""
+    near, regret = result.get("near_pairs", {}), result.get("regret", {})
+    rows = []
+    for name, a in result["agreement"].items():
+        like = near.get(name)
+        rows.append((
+            name, f"{a['tau']:.3f}", f"[{a['low']:.3f}, {a['high']:.3f}]", f"{a['spearman']:.3f}",
+            f"{like['value']:.3f} [{like['low']:.3f}, {like['high']:.3f}]" if like else "",
+            *(f"{regret[name][k]['value']:.4f}" if k in regret.get(name, {}) else "" for k in ("1", "3", "5")),
+        ))  # fmt: skip
+    note = f"{len(result['params'])} networks, trained alone; 95 % bootstrap intervals."
+    spent = result.get("cpu_seconds", {})
+    parts = [f"{name} {spent[name]:,.0f}" for name in ("supernet", "search") if spent.get(name)]
+    if spent and None not in spent["stand_alone"]:
+        parts.append(f"the {len(spent['stand_alone'])} stand-alone trainings {sum(spent['stand_alone']):,.0f}")
+    note += f" CPU seconds: {', '.join(parts)}." if parts else ""
+    if near:
+        pairs = next(iter(near.values()))
+        note += f" Like size: the {pairs['pairs']} pairs whose parameters differ by at most {pairs['width']:.0%}."
+    for name, bands in result.get("bands", {}).items():
+        each = ", ".join(
+            f"{b['low']:,.0f}-{b['high']:,.0f}: {b['tau']['value']:.2f} "
+            f"[{b['tau']['low']:.2f}, {b['tau']['high']:.2f}] of {b['networks']}"
+            for b in bands
+        )
+        note += f" Tau of {name} by parameters: {each}." if each else ""
+    columns = (
+        "score", "tau", "interval", "rho", "tau, like size", "regret of top 1 (nats)", "of top 3", "of top 5"
+    )  # fmt: skip
+    return Table("Does the supernet rank as stand-alone training does?", columns, rows, note)
+
+
+def stage_tables(run: RunFolder) -> list[Table]:
+    """The tables of the later stages that have run."""
+    found = []
+    if run.result("retrain").exists():
+        found.append(comparison_table(read_json(run.result("retrain"))))
+    if run.result("correlate").exists():
+        found.append(correlation_table(read_json(run.result("correlate"))))
+    return found

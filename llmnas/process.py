@@ -1,0 +1,64 @@
+"""What a command owes the process that started it: exit codes, one line for every failure, signals, sweep arguments."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from typer.exceptions import TyperException
+
+from llmnas.errors import Preempted, RunError, UserError
+
+
+def run_process(command: Callable[[list[str]], Any]) -> int:
+    """Run a command on the process's arguments and return its exit code.
+
+    0 done, 1 a failed run, 2 bad input, 75 preempted (put it back into the queue), 130 interrupted, 143
+    terminated; all but 0 say why in one line.
+    """
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        code = int(command(sweep_arguments(sys.argv[1:])) or 0)
+    except UserError as error:
+        complain(error)
+        return 2
+    except TyperException as error:  # no such verb or option, a value of the wrong type
+        if message := " ".join(error.format_message().split()):  # no arguments at all: help has been shown
+            complain(f"{message.removesuffix('.')}; see llmnas --help")
+        return error.exit_code
+    except RunError as error:
+        complain(error)
+        return 1
+    except Preempted as error:
+        complain(error)
+        return 75  # EX_TEMPFAIL: what launch/slurm.sh puts back into the queue
+    except OSError as error:
+        complain(f"{error.filename or 'file'}: {error.strerror or error}")
+        return 1
+    if code == 130:
+        complain("interrupted; what is stored is kept, --resume goes on from there")
+    return code
+
+
+def complain(message: object) -> None:
+    """One line on stderr; under a launcher it says which rank speaks."""
+    rank = f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    print(f"llmnas: {rank}{message}", file=sys.stderr, flush=True)
+
+
+def sweep_arguments(arguments: list[str]) -> list[str]:
+    """A W&B agent's `--train.lr=0.001` as `--set train.lr=0.001`; everything else as it is."""
+    found: list[str] = []
+    for argument in arguments:
+        swept = re.fullmatch(r"--(seed|\w+(?:\.\w+)+)=(.*)", argument, re.DOTALL)
+        found += ["--set", f"{swept[1]}={swept[2]}"] if swept else [argument]
+    return found
+
+
+def _terminated(_signal: int, _frame: object) -> None:
+    complain("terminated; what is stored is kept, --resume goes on from there")
+    raise SystemExit(143)

@@ -1,0 +1,269 @@
+"""MnasNet's search (Tan et al. 2019): a controller writes architectures decision by decision and learns from rewards.
+
+Shapes: B architectures at once, P decisions of a code, V values of a decision, H hidden units.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from llmnas.errors import UserError
+from llmnas.pareto import Evaluation, violations
+from llmnas.rng import torch_seed
+from llmnas.search.partial import Decisions
+from llmnas.search.strategy import Candidates, Options, Problem
+from llmnas.space import Architecture
+
+_HIDDEN = 48
+_CONSTRAINT = 8.0
+"""Exponent of a missed constraint."""
+_LARGEST = 50.0
+_TRIES = 6
+"""So many batches are drawn from the controller in search of new architectures."""
+
+EXPONENTS = {"soft": (-0.07, -0.07), "hard": (0.0, -1.0)}
+"""(alpha, beta) of the paper."""
+
+
+class ReinforceOptions(Options):
+    """Options of `reinforce`.
+
+    Attributes:
+        quality: the objective whose goodness is ACC; None for `val_loss`, or the first where there is none.
+        logarithmic: quality is a logarithm of what counts, so ACC = exp(quality): right for a loss in nats, for which
+            ACC is then the (geometric) mean probability of the next token. False where it is an accuracy itself.
+        targets: T of other objectives (costs); None for the median of the first `start` evaluations.
+        exponents: `soft` (-0.07, -0.07): both sides of T are traded; `hard` (0, -1): only what is above T loses.
+        start: evaluations of the untrained controller before the first update.
+        learning_rate: of Adam.
+        epochs: passes of PPO over each batch; 1 is REINFORCE.
+        clip: PPO's bound on the ratio of probabilities.
+        entropy: weight of the entropy bonus.
+    """
+
+    quality: str | None = None
+    logarithmic: bool = True
+    targets: dict[str, float] = Field({})
+    exponents: Literal["soft", "hard"] = "soft"
+    start: int = Field(16, ge=2)
+    learning_rate: float = Field(0.02, gt=0)
+    epochs: int = Field(8, ge=1)
+    clip: float = Field(0.2, gt=0, lt=1)
+    entropy: float = Field(0.003, ge=0)
+
+
+def log_reward(log_quality: float, costs: Mapping[str, float], targets: Mapping[str, float], exponents: str) -> float:
+    """log(ACC x prod_c (c / T_c)^w), w = alpha where c <= T_c, else beta (equation 2 of the paper, a factor a cost).
+
+    Raises:
+        UserError: a cost or target that is not positive.
+    """
+    alpha, beta = EXPONENTS[exponents]
+    total = log_quality
+    for name, target in targets.items():
+        cost = costs[name]
+        if cost <= 0 or target <= 0:
+            raise UserError(f"reinforce: {name} = {cost} with target {target}: the reward needs positive numbers")
+        total += (alpha if cost <= target else beta) * math.log(cost / target)
+    return total
+
+
+class Controller(nn.Module):
+    """A GRU over decisions: reads the value chosen last, gives logits for the next.
+
+    Every position has its own embedding of values and its own output layer.
+    """
+
+    def __init__(self, values: Sequence[int], seed: int) -> None:
+        super().__init__()
+        self.values = list(values)
+        self.cell = nn.GRUCell(_HIDDEN, _HIDDEN)
+        self.begin = nn.Parameter(torch.empty(_HIDDEN))
+        self.embed = nn.ParameterList(nn.Parameter(torch.empty(n, _HIDDEN)) for n in values)
+        self.heads = nn.ParameterList(nn.Parameter(torch.empty(n, _HIDDEN)) for n in values)
+        self.biases = nn.ParameterList(nn.Parameter(torch.empty(n)) for n in values)
+        generator = torch.Generator().manual_seed(torch_seed(seed, "controller"))
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.uniform_(-0.1, 0.1, generator=generator)
+
+    def step(self, state: Tensor, position: int, previous: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(state [B, H], logits [B, V]) of a decision, after the value [B] of the one before it."""
+        read = self.begin.expand(len(state), -1) if previous is None else self.embed[position - 1][previous]
+        state = self.cell(read, state)
+        return state, nn.functional.linear(state, self.heads[position], self.biases[position])
+
+    def sample(self, decisions: Decisions, count: int, rng: np.random.Generator) -> tuple[Tensor, list[Tensor]]:
+        """Draw `count` codes [B, P] and the masks [B, V] under which each decision was made."""
+        state = torch.zeros(count, _HIDDEN)
+        prefixes: list[list[int]] = [[] for _ in range(count)]
+        masks: list[Tensor] = []
+        previous = None
+        with torch.no_grad():
+            for position in range(len(self.values)):
+                state, logits = self.step(state, position, previous)
+                mask = torch.from_numpy(np.stack([decisions.allowed(prefix) for prefix in prefixes]))
+                probability = logits.masked_fill(~mask, -torch.inf).double().softmax(-1).numpy()
+                drawn = (probability.cumsum(1) < rng.random((count, 1)) * probability.sum(1, keepdims=True)).sum(1)
+                # rounding must not choose what the mask forbids
+                drawn = np.where(mask.numpy()[np.arange(count), drawn], drawn, probability.argmax(1))
+                for prefix, value in zip(prefixes, drawn.tolist(), strict=True):
+                    prefix.append(value)
+                masks.append(mask)
+                previous = torch.from_numpy(drawn)
+        return torch.tensor(prefixes), masks
+
+    def score(self, codes: Tensor, masks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Log-probability [B] of codes [B, P], and the mean entropy [B] of the decisions that were open."""
+        state = torch.zeros(len(codes), _HIDDEN)
+        log_probability, entropy = torch.zeros(len(codes)), torch.zeros(len(codes))
+        open_ = torch.zeros(len(codes))
+        previous = None
+        for position, mask in enumerate(masks):
+            state, logits = self.step(state, position, previous)
+            logs = logits.masked_fill(~mask, -1e9).log_softmax(-1)
+            previous = codes[:, position]
+            log_probability = log_probability + logs.gather(1, previous[:, None])[:, 0]
+            entropy = entropy - (logs.exp() * logs).sum(-1)
+            open_ = open_ + (mask.sum(-1) > 1)
+        return log_probability, entropy / open_.clamp_min(1)
+
+
+class Reinforce:
+    """Maximises the expected reward ACC x (LAT / T)^w of what the controller draws.
+
+    Policy gradient with a moving baseline, PPO's clipped ratio (the paper's; one epoch is REINFORCE) and an
+    entropy bonus. What cannot end within the budget is masked at every decision. A constraint that
+    is missed by a share v of its bound leaves (1 + v)^-8 of the least reward that meets all of them; a failed
+    evaluation has reward 0. An architecture that is drawn again is not measured again: its reward is known and
+    counts in the update.
+
+    One reward is one trade-off: it looks for the best network near the targets, not for a whole front.
+    """
+
+    def __init__(self, problem: Problem, options: ReinforceOptions) -> None:
+        self._problem = problem
+        self._options = options
+        goals = problem.objectives
+        first = "val_loss" if "val_loss" in goals else next(iter(goals))
+        self._quality = options.quality or first
+        if self._quality not in goals:
+            raise UserError(f"options of reinforce: quality: {self._quality!r} is no objective; allowed: {list(goals)}")
+        self._costs = [name for name in goals if name != self._quality]
+        for name, target in options.targets.items():
+            if name not in self._costs or target <= 0:
+                raise UserError(
+                    f"options of reinforce: targets: {name}: {target} must be a positive target of another "
+                    f"objective than {self._quality}; allowed: {self._costs}"
+                )
+        self._targets = dict(options.targets)
+        self._candidates = Candidates(problem)
+        self._decisions = Decisions(problem.space, problem.budget)
+        self._controller = Controller(self._decisions.values, problem.seed)
+        self._adam = torch.optim.Adam(self._controller.parameters(), lr=options.learning_rate)
+        self._known: dict[Architecture, Evaluation] = {}
+        self._drawn: list[tuple[Architecture, Tensor, list[Tensor]]] = []
+        self._baseline: float | None = None
+        self._unit: float | None = None  # log of the reward that counts as 1: a factor changes no advantage
+
+    def ask(self, n: int) -> list[Architecture]:
+        """New architectures that the controller writes; random ones where it writes nothing new."""
+        new: list[Architecture] = []
+        for _ in range(_TRIES):
+            codes, masks = self._controller.sample(self._decisions, n, self._candidates.rng)
+            for i, code in enumerate(codes):
+                arch = self._decisions.build(code.tolist())
+                if not self._candidates.admits(arch):  # several limits at once: see `Decisions`
+                    continue
+                if arch in self._known or len(new) < n:
+                    self._drawn.append((arch, code, [mask[i] for mask in masks]))
+                    new += self._candidates.unseen([arch], 1)
+                    self._candidates.hand_out([arch])
+            if len(new) == n:
+                return new
+        return new + self._candidates.new(n - len(new), self._candidates.sample)
+
+    def tell(self, evaluations: Sequence[Evaluation]) -> None:
+        """Update the controller with every draw since the last update."""
+        self._known |= {evaluation.arch: evaluation for evaluation in evaluations}
+        if len(self._known) < self._options.start:
+            return
+        self._choose_targets()
+        logs = self._log_rewards()
+        if self._unit is None:
+            self._unit = float(np.median([value for value in logs.values() if math.isfinite(value)] or [0.0]))
+        rewards = {arch: math.exp(min(value - self._unit, _LARGEST)) for arch, value in logs.items()}
+        drawn = [draw for draw in self._drawn if draw[0] in rewards]
+        self._drawn = []
+        if drawn:
+            spread = float(np.std(list(rewards.values())))
+            self._update(drawn, np.array([rewards[arch] for arch, _, _ in drawn]), spread or 1.0)
+
+    def _log_rewards(self) -> dict[Architecture, float]:
+        """Of all that was told; what misses a constraint is worth less than all that meets them."""
+        logs, missed = {}, {}
+        for arch, evaluation in self._known.items():
+            logs[arch] = self._log_reward(evaluation)
+            far = violations(evaluation.metrics, self._problem.constraints) if evaluation.failure is None else []
+            if any(far):
+                missed[arch] = sum(math.log1p(share) for share in far)
+        least = min((v for arch, v in logs.items() if arch not in missed and math.isfinite(v)), default=0.0)
+        return logs | {arch: least - _CONSTRAINT * share for arch, share in missed.items()}
+
+    def _choose_targets(self) -> None:
+        """Where no target was given: the median of what was told first."""
+        for name in self._costs:
+            if name not in self._targets:
+                told = [self._cost(e, name) for e in self._known.values() if e.failure is None]
+                if told:
+                    self._targets[name] = float(np.median(told))
+
+    def _cost(self, evaluation: Evaluation, name: str) -> float:
+        """A cost that is to be small; one that is to be great counts as its inverse."""
+        value = evaluation.metrics[name]
+        if self._problem.objectives[name] == "min":
+            return value
+        if value <= 0:
+            raise UserError(f"reinforce: {name} = {value}: the reward needs positive numbers")
+        return 1 / value
+
+    def _log_reward(self, evaluation: Evaluation) -> float:
+        if evaluation.failure is not None:
+            return -math.inf
+        value = evaluation.metrics[self._quality]
+        goodness = value if self._problem.objectives[self._quality] == "max" else -value
+        if not self._options.logarithmic:
+            if goodness <= 0:
+                raise UserError(f"reinforce: {self._quality} = {value}: with logarithmic: false it must be positive")
+            goodness = math.log(goodness)
+        costs = {name: self._cost(evaluation, name) for name in self._targets}
+        return log_reward(goodness, costs, self._targets, self._options.exponents)
+
+    def _update(
+        self, drawn: list[tuple[Architecture, Tensor, list[Tensor]]], rewards: np.ndarray, spread: float
+    ) -> None:
+        """Some epochs of clipped policy gradient on draws and their rewards [B]."""
+        options = self._options
+        codes = torch.stack([code for _, code, _ in drawn])
+        masks = [torch.stack(rows) for rows in zip(*(rows for _, _, rows in drawn), strict=True)]
+        mean = float(rewards.mean())
+        self._baseline = mean if self._baseline is None else 0.8 * self._baseline + 0.2 * mean
+        advantage = torch.tensor((rewards - self._baseline) / spread, dtype=torch.float32)
+        with torch.no_grad():
+            before, _ = self._controller.score(codes, masks)
+        for _ in range(options.epochs):
+            log_probability, entropy = self._controller.score(codes, masks)
+            ratio = torch.exp(log_probability - before)
+            clipped = ratio.clamp(1 - options.clip, 1 + options.clip)
+            gain = torch.minimum(ratio * advantage, clipped * advantage)
+            loss = -(gain + options.entropy * entropy).mean()
+            self._adam.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._adam.step()

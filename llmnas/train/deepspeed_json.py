@@ -1,0 +1,92 @@
+"""DeepSpeed's JSON under our own keys: what a cluster needs tuned, but nothing that llmnas decides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llmnas.errors import UserError
+from llmnas.files import read_json
+from llmnas.train.settings import TrainSettings
+
+# llmnas writes these; the value says which of its knobs decides them
+_OURS = {
+    "train_batch_size": "train.batch_size",
+    "train_micro_batch_size_per_gpu": "train.micro_batch",
+    "gradient_accumulation_steps": "train.micro_batch",
+    "managed_gradient_accumulation": "no knob: N backward passes, one step",
+    "gradient_clipping": "train.grad_clip",
+    "bf16": "train.dtype",
+    "fp16": "train.dtype",
+    "data_types": "train.dtype",
+    "optimizer": "train.lr, train.betas, train.weight_decay",
+    "scheduler": "train.warmup, train.lr_floor",
+    "checkpoint": "train.save_every",
+    "activation_checkpointing": "train.checkpoint_blocks",
+}
+# verified against plain PyTorch; anything else in the zero section is refused
+_ZERO_KEYS = {
+    "stage", "overlap_comm", "contiguous_gradients", "reduce_scatter", "reduce_bucket_size", "allgather_partitions",
+    "allgather_bucket_size", "round_robin_gradients", "sub_group_size", "stage3_prefetch_bucket_size",
+    "stage3_param_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance",
+    "stage3_gather_16bit_weights_on_model_save", "offload_optimizer", "offload_param",
+}  # fmt: skip
+
+
+def deepspeed_config(settings: TrainSettings, processes: int) -> dict[str, Any]:
+    """The whole config for `deepspeed.initialize`: the file of `train.deepspeed`, then our keys.
+
+    Raises:
+        UserError: a key of the file that llmnas decides, or a combination that is not right.
+    """
+    config = _read(Path(settings.deepspeed), settings) if settings.deepspeed else {}
+    zero = {"stage": settings.zero_stage, **config.get("zero_optimization", {})}
+    if settings.zero_stage == 3:
+        # layers are skipped at random, so what DeepSpeed would fetch ahead is often not what comes next
+        zero = {"stage3_prefetch_bucket_size": 0, **zero}
+    bf16 = settings.dtype == "bf16"
+    return {
+        **config,
+        "train_micro_batch_size_per_gpu": settings.micro_batch or settings.batch_size // processes,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        # stage 0 clips in our own step, which has to see the norm
+        "gradient_clipping": settings.grad_clip if settings.zero_stage else 0.0,
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": bf16},
+        # several networks add up in one step: bf16 sums would lose the small ones
+        **({"data_types": {"grad_accum_dtype": "fp32"}} if bf16 else {}),
+        "steps_per_print": 1 << 60,
+    }
+
+
+def _read(path: Path, settings: TrainSettings) -> dict[str, Any]:
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: must hold a JSON object")
+    for key, knob in _OURS.items():
+        if key in config:
+            raise UserError(f"{path}: {key} is decided by llmnas ({knob}); remove it")
+    zero = config.get("zero_optimization", {})
+    if zero.get("stage", settings.zero_stage) != settings.zero_stage:
+        raise UserError(
+            f"{path}: zero_optimization.stage = {zero['stage']}, but train.zero_stage = {settings.zero_stage}; "
+            "make them equal"
+        )
+    unknown = sorted(zero.keys() - _ZERO_KEYS)
+    if unknown:
+        raise UserError(f"{path}: zero_optimization.{unknown[0]}: not verified here; allowed: {sorted(_ZERO_KEYS)}")
+    if zero.get("overlap_comm") and settings.zero_stage < 2:
+        raise UserError(f"{path}: zero_optimization.overlap_comm needs stage 2 or 3 (several backward passes a step)")
+    if zero.get("stage3_prefetch_bucket_size"):
+        raise UserError(
+            f"{path}: zero_optimization.stage3_prefetch_bucket_size must be 0: layers are skipped at random"
+        )
+    for section in ("offload_optimizer", "offload_param"):
+        device = zero.get(section, {}).get("device", "none")
+        if device not in {"none", "cpu"}:
+            raise UserError(f"{path}: zero_optimization.{section}.device = {device}: only none and cpu are verified")
+        if device == "cpu" and settings.zero_stage < 3:
+            raise UserError(f"{path}: zero_optimization.{section} needs train.zero_stage = 3")
+    return config

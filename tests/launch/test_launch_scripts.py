@@ -1,0 +1,182 @@
+"""The scripts of launch/: shellcheck passes, bad input is one line, and each trains two processes at tiny size."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
+BIN = Path(sys.executable).parent
+TINY = ["--set", "train.steps=4", "--set", "train.batch_size=4", "--set", "train.seq_len=32", "--set",
+        "train.eval_sequences=2", "--set", "space.base.vocab_size=320", "--set", "space.base.max_seq=32",
+        "--set", "data.source=tiny.jsonl", "--set", "data.validation=0.3", "--set", "budget.max_params=null",
+        "--set", "search.evaluations=4", "--set", "search.windows=4", "--set", "search.sample=2",
+        "--set", 'tracking.wandb="off"', "--run-dir", "run"]  # fmt: skip
+
+# what SLURM does for launch/slurm.sh, without a cluster: tasks with their variables, signals passed on
+SRUN = r"""#!/usr/bin/env bash
+tasks=$SLURM_NTASKS
+while [[ $1 == --* ]]; do
+  [[ $1 == --ntasks=* ]] && tasks=${1#--ntasks=}
+  shift
+done
+pids=()
+for ((i = 0; i < tasks; i++)); do
+  SLURM_PROCID=$i SLURM_LOCALID=$i SLURM_NTASKS=$tasks "$@" &
+  pids+=($!)
+done
+trap 'kill -TERM "${pids[@]}"' TERM
+worst=0
+for pid in "${pids[@]}"; do
+  while true; do
+    wait "$pid"
+    status=$?
+    kill -0 "$pid" 2>/dev/null || break
+  done
+  ((status > worst)) && worst=$status
+done
+exit "$worst"
+"""
+SCONTROL = """#!/usr/bin/env bash
+if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> scontrol.log; fi
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A place to run in: corpus, configs, `llmnas` and a pretended SLURM on the path."""
+    words = [f"word{i} is the {i * 7 % 13}th of {i} words and not the last." for i in range(400)]
+    documents = [json.dumps({"text": " ".join(words[i : i + 40])}) for i in range(0, 400, 40)]
+    (tmp_path / "tiny.jsonl").write_text("\n".join(documents))
+    for name in ("search_configs", "launch"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name, text in (("llmnas", f'#!/usr/bin/env bash\nexec "{sys.executable}" -m llmnas.cli "$@"\n'),
+                       ("srun", SRUN), ("scontrol", SCONTROL)):  # fmt: skip
+        (commands / name).write_text(text)
+        (commands / name).chmod(0o755)
+    return tmp_path
+
+
+def environment(folder, **more):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return {
+        **os.environ, "PATH": f"{folder / 'bin'}:{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PORT": str(port), **more,
+    }  # fmt: skip
+
+
+def run(folder, *command, **more):
+    return subprocess.run(
+        ["bash", *command], cwd=folder, env=environment(folder, **more), capture_output=True, text=True, check=False
+    )
+
+
+def steps_of(folder):
+    return sorted(path.name for path in (folder / "run" / "supernet" / "checkpoints").iterdir())
+
+
+def test_there_is_a_script_for_one_node_many_nodes_and_slurm():
+    assert [path.name for path in SCRIPTS] == ["many_nodes.sh", "one_node.sh", "slurm.sh"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck_finds_nothing(script):
+    found = subprocess.run([BIN / "shellcheck", script], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_without_arguments_a_script_says_how_it_is_used(folder, script):
+    found = run(folder, str(script))
+    assert found.returncode == 2
+    assert found.stderr.startswith("usage: ")
+
+
+def test_a_missing_hostfile_is_one_line(folder):
+    found = run(folder, "launch/many_nodes.sh", "nowhere", "search_configs/quickstart.yaml")
+    assert found.returncode == 2
+    assert found.stderr == "nowhere: no such hostfile; write one line a machine: node1 slots=8\n"
+
+
+@pytest.mark.full
+def test_one_node_at_stage_3(folder):
+    found = run(folder, "launch/one_node.sh", "search_configs/quickstart.yaml", *TINY, "--set", "train.zero_stage=3",
+                "--set", "train.deepspeed=launch/ds_zero3.json", GPUS="2")  # fmt: skip
+    assert found.returncode == 0, found.stdout[-3000:] + found.stderr[-3000:]
+    assert (folder / "run" / "pareto.json").exists()
+    manifest = json.loads((folder / "run/supernet/checkpoints/step-00000004/files.json").read_text())
+    assert (manifest["processes"], manifest["zero_stage"]) == (2, 3)
+
+
+@pytest.mark.full
+def test_many_nodes_with_a_hostfile_of_this_machine(folder):
+    (folder / "hosts").write_text("localhost slots=2\n")
+    found = run(folder, "launch/many_nodes.sh", "hosts", "search_configs/quickstart.yaml", *TINY)
+    assert found.returncode == 0, found.stdout[-3000:] + found.stderr[-3000:]
+    assert (folder / "run" / "pareto.json").exists()
+
+
+def slurm(folder, *sets):
+    return subprocess.Popen(
+        ["bash", "launch/slurm.sh", "search_configs/quickstart.yaml", *TINY, *sets], cwd=folder,
+        env=environment(folder, SLURM_JOB_NODELIST="here", SLURM_JOB_ID="42", SLURM_NTASKS="2",
+                        SLURM_NTASKS_PER_NODE="2", SLURM_CPUS_PER_TASK="1", PATH_OF_TEST=str(folder)),
+        stdout=(folder / "out.txt").open("w"), stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+
+
+def children(pid, name):
+    """Processes below `pid` whose command line holds `name`."""
+    import psutil
+
+    return [p for p in psutil.Process(pid).children(recursive=True) if any(name in part for part in p.cmdline())]
+
+
+def test_slurm_preempts_saves_and_puts_the_job_back_then_the_next_start_finishes(folder):
+    """SIGTERM to the step, as SLURM sends it: both processes save at one step and the job is queued again."""
+    job = slurm(folder, "--set", "train.steps=100000", "--set", "train.save_every=100000")
+    metrics = folder / "run" / "metrics.jsonl"
+    while job.poll() is None and not (metrics.exists() and '"train_loss"' in metrics.read_text()):
+        time.sleep(0.2)
+    assert job.poll() is None, (folder / "out.txt").read_text()[-3000:]
+    (step,) = [p for p in children(job.pid, "bin/srun") if "train" in p.cmdline()]
+    step.send_signal(signal.SIGTERM)
+    assert job.wait() == 0
+    assert (folder / "scontrol.log").read_text() == "requeue 42\n"
+    assert "start again with --resume" in (folder / "out.txt").read_text()
+    (saved,) = steps_of(folder)
+    manifest = json.loads((folder / "run/supernet/checkpoints" / saved / "files.json").read_text())
+    assert manifest["processes"] == 2
+    assert manifest["step"] >= 10
+    assert not (folder / "run" / "pareto.json").exists()
+
+
+@pytest.mark.full
+def test_slurm_trains_and_searches(folder):
+    job = slurm(folder)
+    assert job.wait() == 0, (folder / "out.txt").read_text()[-3000:]
+    assert (folder / "run" / "pareto.json").exists()
+    assert not (folder / "scontrol.log").exists()
+
+
+def test_slurm_script_stops_with_the_status_of_a_failed_run(folder):
+    shutil.rmtree(folder / "bin")
+    (folder / "bin").mkdir()
+    for name, text in (("srun", "#!/usr/bin/env bash\ncase \"$*\" in *prepare*) exit 0;; esac\nexit 3\n"),
+                       ("scontrol", SCONTROL)):  # fmt: skip
+        (folder / "bin" / name).write_text(text)
+        (folder / "bin" / name).chmod(0o755)
+    assert slurm(folder).wait() == 3
+    assert not (folder / "scontrol.log").exists()

@@ -1,0 +1,134 @@
+"""Curves against hypervolumes computed again, the paired test, and a surrogate of a table."""
+
+import json
+from collections.abc import Sequence
+
+import moocore
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.stats import wilcoxon
+from toy_problem import REFERENCE, SPACE, TWO, measure, params, val_loss
+
+from llmnas.config import Config
+from llmnas.errors import UserError
+from llmnas.pareto import Archive
+from llmnas.pipeline.compare import compare_strategies, remembered, strategies_table
+from llmnas.pipeline.context import Context
+from llmnas.runs import RunFolder
+from llmnas.search import search
+from llmnas.search.compare import checkpoints, common_reference, compare
+from llmnas.space import Architecture
+from llmnas.tracking import Tracker
+
+
+def run(strategy: str, seed: int) -> Archive:
+    return search(SPACE, measure, strategy, TWO, evaluations=60, seed=seed)
+
+
+def test_a_curve_is_the_hypervolume_of_the_first_evaluations():
+    found = compare(run, ["random", "local"], range(3), 60, REFERENCE)
+    reference = [REFERENCE[name] for name in sorted(TWO)]
+    points = {
+        (name, seed): np.array([[e.metrics[m] for m in sorted(TWO)] for e in run(name, seed).evaluations])
+        for name in ("random", "local")
+        for seed in range(3)
+    }
+    best = moocore.hypervolume(np.concatenate(list(points.values())), ref=reference)
+    assert found.best == pytest.approx(best)
+    for name, curve in found.curves.items():
+        assert 50 in curve.at
+        assert curve.at[-1] == 60
+        for seed, row in enumerate(curve.shares):
+            expected = [moocore.hypervolume(points[name, seed][:n], ref=reference) / best for n in curve.at]
+            np.testing.assert_allclose(row, expected)
+        assert (np.diff(curve.shares, axis=1) >= 0).all()
+        assert (curve.low <= curve.mean + 1e-12).all()
+        assert (curve.mean <= curve.high + 1e-12).all()
+    ends = found.curves["local"].shares[:, -1], found.curves["random"].shares[:, -1]
+    assert found.curves["local"].p_random[-1] == pytest.approx(wilcoxon(*ends, alternative="greater").pvalue)
+    assert found.curves["random"].p_random == [1.0] * len(found.curves["random"].at)
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_without_a_reference_the_worst_feasible_values_are_it():
+    archives = [run("random", seed) for seed in range(2)]
+    bounds = {"params": 60_000}
+    inside = [e for a in archives for e in a.evaluations if e.metrics["params"] <= 60_000]
+    found = common_reference([a.evaluations for a in archives], TWO, bounds)
+    assert found == {name: max(e.metrics[name] for e in inside) for name in TWO}
+    with pytest.raises(UserError, match="met the constraints"):
+        common_reference([archives[0].evaluations], TWO, {"params": 1})
+
+
+def test_checkpoints_are_the_reported_ones_and_the_end():
+    assert {50, 200, 1000} <= set(checkpoints(1000))
+    assert checkpoints(30)[-1] == 30
+    assert checkpoints(3) == [3]
+
+
+@pytest.mark.parametrize(("strategies", "seeds"), [([], [0]), (["random", "random"], [0]), (["random"], [])])
+def test_nothing_to_compare_is_named(strategies, seeds):
+    with pytest.raises(UserError, match="each once"):
+        compare(run, strategies, seeds, 20)
+
+
+def test_the_store_asks_for_nothing_twice(tmp_path):
+    seen: list[Architecture] = []
+
+    def evaluate(archs: Sequence[Architecture]) -> list[dict[str, float]]:
+        seen.extend(archs)
+        return [m | {"val_loss": float("nan")} if m["params"] > 60_000 else m for m in measure(archs)]
+
+    store = Archive(tmp_path / "evaluations.sqlite", TWO)
+    answer = remembered(store, evaluate)
+    first = search(SPACE, answer, "random", TWO, evaluations=40)
+    again = search(SPACE, answer, "random", TWO, evaluations=40)
+    assert [e.metrics for e in first.evaluations] == [e.metrics for e in again.evaluations]
+    assert [e.failure for e in first.evaluations] == [e.failure for e in again.evaluations]
+    assert any(e.failure for e in first.evaluations)
+    assert len(seen) == len(set(seen)) == 40
+
+
+def context(tmp_path, **compared) -> Context:
+    config = Config.model_validate({
+        "name": "toy", "space": SPACE.model_dump(), "train": {"steps": 1, "seq_len": 16},
+        "compare": {"strategies": ["random", "local"], "seeds": 2, "evaluations": 40} | compared,
+    })  # fmt: skip
+    return Context(config, RunFolder(tmp_path / "run"), Tracker(tmp_path / "run", "off", "llmnas", {}))
+
+
+def test_a_table_stands_for_the_supernet(tmp_path):
+    search(SPACE, measure, "random", TWO, evaluations=120, archive_path=tmp_path / "table.sqlite").close()
+    result = compare_strategies(context(tmp_path), tmp_path / "table.sqlite")
+    assert result["rows"] == 120
+    assert result["surrogate"]["val_loss"]["size"] == 24
+    assert result["surrogate"]["val_loss"]["tau"] > 0.8
+    assert set(result["surrogate"]) == {"val_loss"}  # parameters are counted, not predicted
+    stored = json.loads((tmp_path / "run/compare/result.json").read_text())
+    assert stored == result
+    with Image.open(tmp_path / "run/compare/hypervolume.png") as image:
+        assert (
+            len(
+                set(
+                    image.convert("RGB").get_flattened_data()
+                    if hasattr(image, "get_flattened_data")
+                    else image.convert("RGB").getdata()
+                )
+            )
+            > 50
+        )
+    shown = strategies_table(result)
+    assert {row[0] for row in shown.rows} == {"random", "local"}
+    assert "held out: val_loss tau" in shown.note
+
+
+def test_a_table_of_another_space_is_refused(tmp_path):
+    other = SPACE.model_copy(update={"hidden_size": (128,)})
+
+    def evaluate(archs: Sequence[Architecture]) -> list[dict[str, float]]:
+        return [{"val_loss": val_loss(a), "params": params(a)} for a in archs]
+
+    search(other, evaluate, "random", TWO, evaluations=12, archive_path=tmp_path / "table.sqlite").close()
+    with pytest.raises(UserError, match="another search space"):
+        compare_strategies(context(tmp_path), tmp_path / "table.sqlite")

@@ -1,0 +1,130 @@
+"""Activation quantisation, the fused norms and packing, against their twins."""
+
+import pytest
+import torch
+
+from llmnas.triton_kernels import reference, ternary_pack
+from llmnas.triton_kernels.act_quant import act_quant
+from llmnas.triton_kernels.rmsnorm_quant import rmsnorm_backward, rmsnorm_quant
+from llmnas.triton_kernels.swiglu_norm_quant import swiglu_norm_backward, swiglu_norm_quant
+
+SHAPES = [(1, 1), (7, 63), (63, 7), (3, 500), (2, 727), (0, 64)]
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def same_rounding(codes, exact):
+    """Equal integers, but for values that lie on the edge between two (sums in another order move them)."""
+    on_edge = ((exact - exact.floor()) - 0.5).abs() < 1e-3
+    assert ((codes == exact.round()) | (on_edge & ((codes - exact).abs() < 0.51))).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_act_quant_equals_twin(shape, dtype, inside):
+    x = inside((torch.randn(shape) * 3).to(dtype))
+    codes, scales = act_quant(x)
+    want, want_scales = reference.act_quant(x) if len(x) else (x.to(torch.int8), scales)
+    assert torch.equal(codes, want)
+    assert torch.equal(scales, want_scales)
+
+
+def test_act_quant_rounds_half_to_even_and_survives_zeros():
+    x = torch.tensor([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5], [0.0, 0, 0, 0, 0, 0]])
+    codes, scales = act_quant(x)
+    assert codes.tolist() == [[127, 0, 2, 2, 0, -2], [0] * 6]
+    assert scales[0] == 1
+
+
+def test_act_quant_of_a_view_with_gaps(inside):
+    x = inside(torch.randn(9, 200))[1:8, :63]
+    assert torch.equal(act_quant(x)[0], reference.act_quant(x)[0])
+
+
+# half precision is fp16 here: the interpreter cuts fp32 to bf16 instead of rounding
+@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rmsnorm_quant(shape, dtype, with_residual, inside):
+    x, gain = inside(torch.randn(shape).to(dtype)), inside(torch.rand(shape[1]) + 0.5)
+    residual = inside(torch.randn(shape).to(dtype)) if with_residual else None
+    codes, scales, stream, inverses = rmsnorm_quant(x, gain, 1e-6, residual)
+    assert codes.shape == x.shape
+    if not len(x):
+        return
+    assert torch.equal(stream, reference.add_rounded(x, residual))
+    normal, want = reference.rms(stream, gain, 1e-6)
+    torch.testing.assert_close(inverses, want)
+    torch.testing.assert_close(scales, reference.act_quant(normal)[1])
+    same_rounding(codes, normal * scales[:, None])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_swiglu_norm_quant(shape, inside):
+    gate, up, gain = inside(torch.randn(shape)), inside(torch.randn(shape)), inside(torch.rand(shape[1]) + 0.5)
+    codes, scales, inverses = swiglu_norm_quant(gate, up, gain, 1e-6)
+    assert codes.shape == gate.shape
+    if not len(gate):
+        return
+    normal, want = reference.rms(torch.nn.functional.silu(gate) * up, gain, 1e-6)
+    torch.testing.assert_close(inverses, want)
+    torch.testing.assert_close(scales, reference.act_quant(normal)[1])
+    same_rounding(codes, normal * scales[:, None])
+
+
+@pytest.mark.parametrize("shape", [(1, 7), (300, 63), (0, 5)])
+def test_rmsnorm_backward_equals_autograd(shape, inside):
+    x, gain = torch.randn(shape, requires_grad=True), torch.rand(shape[1], requires_grad=True)
+    grad, stream_grad = torch.randn(shape), torch.randn(shape)
+    normal, inverses = reference.rms(x, gain, 1e-6)
+    want = torch.autograd.grad((normal * grad).sum() + (x * stream_grad).sum(), (x, gain))
+    got = rmsnorm_backward(
+        inside(grad), inside(x.detach()), gain.detach(), inside(inverses.detach()), inside(stream_grad)
+    )
+    for have, expect in zip(got, want, strict=True):
+        torch.testing.assert_close(have, expect, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 7), (40, 63), (0, 5)])
+def test_swiglu_norm_backward_equals_autograd(shape, inside):
+    gate, up = torch.randn(shape, requires_grad=True), torch.randn(shape, requires_grad=True)
+    gain, grad = torch.rand(shape[1], requires_grad=True), torch.randn(shape)
+    normal, inverses = reference.rms(torch.nn.functional.silu(gate) * up, gain, 1e-6)
+    want = torch.autograd.grad((normal * grad).sum(), (gate, up, gain))
+    inputs = [inside(value.detach()) for value in (grad, gate, up, gain, inverses)]
+    for have, expect in zip(swiglu_norm_backward(*inputs), want, strict=True):
+        torch.testing.assert_close(have, expect, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 64), (7, 192), (63, 704), (0, 64)])
+def test_two_bits(shape, dtype, inside):
+    weight = inside(torch.randn(shape).to(dtype))
+    gamma = torch.tensor(0.8)
+    packed, codes = ternary_pack.pack2(weight, gamma), reference.ternary_codes(weight, gamma)
+    assert torch.equal(packed, reference.pack2(codes))
+    assert torch.equal(ternary_pack.unpack2(inside(packed)), codes)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 63), (3, 80), (5, 500), (2, 727), (0, 64), (3, 0)])
+def test_five_in_a_byte(shape, inside):
+    weight = inside(torch.randn(shape))
+    gamma = torch.tensor(0.8)
+    packed, codes = ternary_pack.pack3(weight, gamma), reference.ternary_codes(weight, gamma)
+    assert torch.equal(packed, reference.pack3(codes))
+    assert torch.equal(ternary_pack.unpack3(inside(packed), shape[1]), codes)
+
+
+def test_ties_and_outliers_of_weights():
+    weight = torch.tensor([0.5, 1.5, -0.5, -1.5, 1e30, -1e30, 0.51, -0.51] * 8)[None]
+    codes = ternary_pack.unpack2(ternary_pack.pack2(weight, torch.tensor(1.0)))
+    assert codes[0, :8].tolist() == [0, 1, 0, -1, 1, -1, 1, -1]
+
+
+def test_packed_slice_is_slice_packed(inside):
+    weight, gamma = torch.randn(20, 256), torch.tensor(0.8)
+    packed = ternary_pack.pack2(weight, gamma)
+    for out in (1, 7, 20):
+        for groups in (1, 2, 3, 4):
+            view = ternary_pack.leading(packed, out, 64 * groups)
+            assert view.data_ptr() == packed.data_ptr()
+            assert torch.equal(view, ternary_pack.pack2(inside(weight)[:out, : 64 * groups], gamma))

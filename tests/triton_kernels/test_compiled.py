@@ -1,0 +1,83 @@
+"""What the compilers make of the kernels, without a GPU: the instructions, the registers, no spills.
+
+A few seconds a kernel and target; the whole table is the long version.
+"""
+
+import os
+
+import pytest
+
+from llmnas.triton_kernels import compiled
+
+assert os.environ.get("TRITON_INTERPRET") != "1", "kernels must be compiled in a process without TRITON_INTERPRET"
+
+QUICK = [
+    ("ternary_gemm_m16", "cuda80"),
+    ("ternary_gemm_m16", "cuda90"),
+    ("ternary_gemm_m16", "cuda100"),
+    ("ternary_gemm_m16", "gfx942"),
+    ("ternary_gemv", "cuda90"),
+    ("xnor_count", "cuda90"),
+    ("scan_backward", "cuda90"),
+    ("swiglu_norm_quant", "cuda80"),
+]
+EVERY = [(kernel, target) for kernel in compiled.CASES for target in compiled.TARGETS]
+
+# int8 (or bf16) products on tensor cores, by target
+PRODUCT = {
+    "cuda80": "mma.sync.aligned.m16n8k32.row.col.satfinite.s32.s8.s8.s32",
+    "cuda90": "wgmma.mma_async.sync.aligned",
+    "cuda100": "tcgen05.mma",
+    "gfx942": "v_mfma_i32",
+}
+INTEGER_PRODUCTS = {"ternary_gemm", "ternary_gemm_m16", "xnor_gemm"}
+FLOAT_PRODUCTS = {"grad_input", "grad_weight"}
+ROUNDING = {"act_quant", "rmsnorm_quant", "swiglu_norm_quant", "pack2", "pack3"}
+
+
+def check(kernel, target):
+    facts = compiled.build(kernel, target)
+    assert facts.spilled == 0
+    assert 0 < facts.registers <= 255
+    assert facts.programs_per_sm() >= 1
+    text = facts.assembly
+    if kernel in INTEGER_PRODUCTS:
+        assert PRODUCT[target] in text
+        assert target != "cuda90" or "s32.s8.s8" in text
+        assert target != "cuda100" or "kind::i8" in text
+    if kernel in FLOAT_PRODUCTS:
+        assert PRODUCT[target].split(".")[0].removesuffix("_i32") in text
+    if kernel.startswith("ternary_gemv"):
+        assert ("dp4a" if target.startswith("cuda") else "v_dot4") in text
+    if kernel == "xnor_count":
+        assert ("popc.b32" if target.startswith("cuda") else "v_bcnt_u32") in text
+    if kernel in ROUNDING and target.startswith("cuda"):
+        # rounding by a large constant dies if the product before it is fused into the sum
+        assert "0f4B400000" in text
+        assert not [line for line in text.splitlines() if "fma.rn" in line and "0f4B400000" in line]
+
+
+@pytest.mark.parametrize(("kernel", "target"), QUICK)
+def test_instructions_registers_and_spills(kernel, target):
+    check(kernel, target)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("kernel", "target"), EVERY)
+def test_instructions_registers_and_spills_of_all(kernel, target):
+    check(kernel, target)
+
+
+def test_every_kernel_is_in_the_table():
+    """A kernel without a case would be shipped uncompiled."""
+    from triton.runtime.jit import JITFunction
+
+    modules = ("act_quant", "mlgru_scan", "rmsnorm_quant", "swiglu_norm_quant", "ternary_gemv", "ternary_linear")
+    modules += ("ternary_matmul", "ternary_pack", "xnor_matmul")
+    kernels = {
+        name
+        for module in modules
+        for name, value in vars(__import__(f"llmnas.triton_kernels.{module}", fromlist=["_"])).items()
+        if isinstance(value, JITFunction) and name.endswith("_kernel")
+    }
+    assert kernels == {case.kernel.__name__ for case in compiled.CASES.values()}
