@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,19 +114,8 @@ def test_the_door_opens_neither_triton_nor_numba():
 
 
 def test_torchao_agrees():
-    """An independent implementation of the BitNet b1.58 layer: forward and both gradients."""
-    bitnet = pytest.importorskip("torchao.prototype.quantized_training.bitnet")
-    weight, x, grad = torch.randn(64, 128), torch.randn(16, 128), torch.randn(16, 64)
-    ours, theirs = weight.clone().requires_grad_(), weight.clone()
-    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
-    y = kernels.ternary_linear(a, ours, weight.abs().mean(), 64)
-    y.backward(grad)
-    scale = bitnet.get_bitnet_scale(theirs)
-    assert torch.equal(bitnet.quantize_bitnet_weight(theirs, scale), reference.ternary_codes(weight, scale))
-    wrapped = torch.nn.Parameter(bitnet.BitNetTrainingLinearWeight(theirs))
-    # its backward wants a third argument to be there
-    want = torch.nn.functional.linear(b, wrapped, torch.zeros(64))
-    want.backward(grad)
-    torch.testing.assert_close(y, want, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(ours.grad, getattr(wrapped.grad, "_data", wrapped.grad), rtol=1e-4, atol=1e-3)
+    """In a process of its own: what torchao's int8 product gives depends on what ran before it in a process."""
+    pytest.importorskip("torchao.prototype.quantized_training.bitnet")
+    script = Path(__file__).with_name("bitnet_oracle.py")
+    done = subprocess.run([sys.executable, "-W", "ignore", str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
