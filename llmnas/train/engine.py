@@ -40,6 +40,9 @@ with warnings.catch_warnings():
 deepspeed_logger.setLevel(logging.WARNING)
 
 
+_PLAIN_LINEAR = torch.nn.functional.linear
+
+
 @dataclass(frozen=True)
 class Processes:
     """This process among those of the launch."""
@@ -235,6 +238,8 @@ class Engine:
                 if self.processes.rank == 0:
                     whole[name] = parameter.detach().cpu().clone()
         self._engine.destroy()
+        # stage 3 replaces it for the whole process: other rounding for every network that comes after
+        torch.nn.functional.linear = _PLAIN_LINEAR
         for path, module in self.module.named_modules():
             own = dict(module._parameters)
             module._parameters = {}  # DeepSpeed's dictionary gathers what it hands out

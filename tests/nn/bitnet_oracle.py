@@ -1,4 +1,4 @@
-"""Ternary layers against torchao's BitLinear, an independent implementation of BitNet b1.58; fails where they differ."""
+"""Ternary layers against torchao's BitLinear, an independent implementation of BitNet b1.58."""
 
 import torch
 from torchao.prototype.quantized_training import bitnet

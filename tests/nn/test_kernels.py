@@ -114,7 +114,7 @@ def test_the_door_opens_neither_triton_nor_numba():
 
 
 def test_torchao_agrees():
-    """In a process of its own: what torchao's int8 product gives depends on what ran before it in a process."""
+    """An independent implementation of the layer, in a process of its own: it hooks into torch's functions."""
     pytest.importorskip("torchao.prototype.quantized_training.bitnet")
     script = Path(__file__).with_name("bitnet_oracle.py")
     done = subprocess.run([sys.executable, "-W", "ignore", str(script)], capture_output=True, text=True, check=False)
