@@ -146,7 +146,7 @@ def started(folder):
 
 @pytest.mark.parametrize(
     ("number", "code", "word"),
-    [(signal.SIGINT, 130, "interrupted"), pytest.param(signal.SIGTERM, 143, "terminated", marks=pytest.mark.full)],
+    [(signal.SIGINT, 130, "interrupted"), pytest.param(signal.SIGTERM, 75, "SIGTERM at step", marks=pytest.mark.full)],
 )
 def test_a_stopped_training_says_so_in_one_line(llmnas, tmp_path, number, code, word):
     tiny.write_corpus(tmp_path / "text")

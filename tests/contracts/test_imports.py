@@ -50,7 +50,7 @@ ONLY_IN = {
     "moocore": {"pareto.py"},
     "wandb": {"tracking.py"},
     "transformers": {"export/*.py"},
-    "typer": {"cli.py", "process.py"},
+    "typer": {"cli/*.py", "process.py"},
     "matplotlib": {"report/plots.py"},
     "jinja2": {"report/html.py"},
     "zeus": {"evaluate/power.py"},

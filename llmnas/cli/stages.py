@@ -1,0 +1,141 @@
+"""The stages of a run: one verb, one function. Parses, calls the pipeline, prints; no arithmetic."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import Annotated
+
+import typer
+
+from llmnas.cli.app import ConfigPath, Objectives, Resume, RunDir, Sets, app, console, open_context, require_fresh
+from llmnas.errors import UserError
+from llmnas.report.terminal import show
+
+
+@app.command()
+def run(
+    config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, resume: Resume = False, objective: Objectives = None
+) -> None:
+    """Do everything: prepare, train, search, retrain, export, report."""
+    with open_context(config, run_dir, set_, objective) as context:
+        from llmnas.pipeline.everything import run_everything
+
+        require_fresh(context.run.manifest, resume)
+        result = run_everything(context)
+    for table in result.tables:
+        show(console, table)
+    if result.exported:
+        console.print(f"exported as {result.exported.class_name}, logits differ by {result.exported.difference:.1e}")
+    console.print(f"report: {result.report}\nexport: {result.export}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def prepare(config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, resume: Resume = False) -> None:
+    """Read the corpus, train the tokenizer, write token files."""
+    with open_context(config, run_dir, set_) as context:
+        from llmnas.pipeline.prepare import prepare as stage
+
+        require_fresh(context.run.tokens("validation"), resume)
+        stage(context)
+        console.print(f"tokens: {context.run.tokens('train').parent}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def train(
+    config: ConfigPath,
+    run_dir: RunDir = None,
+    set_: Sets = None,
+    resume: Resume = False,
+    prepare_first: Annotated[bool, typer.Option("--prepare", help="Prepare the data first where needed.")] = False,
+) -> None:
+    """Train the supernet (also under: deepspeed --no_local_rank --module llmnas.cli train CONFIG)."""
+    with open_context(config, run_dir, set_) as context:
+        from llmnas.pipeline.train import train_supernet
+
+        require_fresh(context.run.checkpoints.parent, resume)
+        outcome = train_supernet(context, prepare_first=prepare_first)
+        done = "complete already" if outcome is None else f"{outcome.tokens:,} tokens in {outcome.seconds:.0f} s"
+        console.print(f"supernet: {context.run.supernet} ({done})", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def search(
+    config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, resume: Resume = False, objective: Objectives = None
+) -> None:
+    """Search the trained supernet for the Pareto front."""
+    with open_context(config, run_dir, set_, objective) as context:
+        from llmnas.pipeline.search import search_supernet
+        from llmnas.pipeline.tables import search_tables
+
+        require_fresh(context.run.evaluations, resume)
+        archive = search_supernet(context)
+        asked = [*archive.objectives, *archive.constraints]
+        tables = search_tables(context.run, archive.front(), len(archive), asked)
+        archive.close()
+    for table in tables:
+        show(console, table)
+
+
+@app.command()
+def retrain(config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, resume: Resume = False) -> None:
+    """Train the found architecture and hand-designed ones of equal size alone."""
+    with open_context(config, run_dir, set_) as context:
+        from llmnas.pipeline.retrain import retrain as stage
+        from llmnas.pipeline.tables import comparison_table
+
+        require_fresh(context.run.result("retrain"), resume)
+        table = comparison_table(stage(context))
+    show(console, table)
+
+
+@app.command()
+def export(
+    config: ConfigPath,
+    run_dir: RunDir = None,
+    set_: Sets = None,
+    resume: Resume = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an export that exists.")] = False,
+) -> None:
+    """Write the retrained winner as a Hugging Face checkpoint, checked by loading it again."""
+    with open_context(config, run_dir, set_) as context:
+        from llmnas.pipeline.export import export as stage
+
+        result = stage(context, force=force or resume)
+    console.print(f"export: {result.folder} ({result.class_name})", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def report(
+    config: ConfigPath,
+    run_dir: RunDir = None,
+    set_: Sets = None,
+    resume: Resume = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Follow the run in a browser instead; writes nothing.")
+    ] = False,
+    port: Annotated[int | None, typer.Option("--port", help="With --serve: default 8765, 0 takes a free one.")] = None,
+) -> None:
+    """Write report.html and the pictures from what the run folder holds."""
+    if serve and resume:
+        raise UserError("--resume: means nothing with --serve, which writes no report")
+    if port is not None and not serve:
+        raise UserError("--port: only with --serve")
+    if serve:
+        with open_context(config, run_dir, set_, claim=False) as context:
+            from llmnas.pipeline.report import follow
+
+            server = follow(context, 8765 if port is None else port)
+        console.print(
+            f"following {context.run.path} at {server.address} (Ctrl-C ends)", soft_wrap=True, highlight=False
+        )
+        sys.stdout.flush()  # into a pipe, it would come when the server ends
+        with contextlib.suppress(KeyboardInterrupt), server:
+            server.serve_forever()
+        return
+    with open_context(config, run_dir, set_) as context:
+        from llmnas.pipeline.report import report as stage
+
+        require_fresh(context.run.report, resume)
+        path, _ = stage(context)
+    console.print(f"report: {path}", soft_wrap=True, highlight=False)

@@ -1,0 +1,56 @@
+"""From a YAML file and `key.key=value` overrides to a config; where two configs differ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from llmnas.config.run import Config
+from llmnas.errors import UserError, explain
+from llmnas.files import read_yaml
+
+
+def _set(values: dict[str, Any], assignment: str) -> None:
+    key, equals, text = assignment.partition("=")
+    path = key.strip().split(".")
+    if not equals or not all(path):
+        raise UserError(f"--set {assignment}: must read key.key=value, for instance --set train.lr=0.001")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {assignment}: the value is not YAML ({' '.join(str(error).split())})") from None
+    for part in path[:-1]:
+        inner = values.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise UserError(f"--set {assignment}: {part} is not a section of the config")
+        values = inner
+    values[path[-1]] = value
+
+
+def load_config(path: Path, overrides: list[str]) -> Config:
+    """Read a YAML config and apply `key.key=value` overrides.
+
+    Raises:
+        UserError: one line with file, key, what is wrong and what is allowed.
+    """
+    values = read_yaml(path)
+    for assignment in overrides:
+        _set(values, assignment)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise explain(str(path), error) from None
+
+
+def differences(old: Any, new: Any, key: str = "") -> list[str]:
+    """Where two nested configs differ: 'train.lr: 0.001 -> 0.002'."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for name in sorted(old.keys() | new.keys(), key=str):
+            inner = f"{key}.{name}" if key else str(name)
+            found += differences(old.get(name), new.get(name), inner)
+        return found
+    return [] if old == new else [f"{key}: {old} -> {new}"]

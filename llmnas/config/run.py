@@ -1,0 +1,60 @@
+"""Every knob of a run: sections that fit together, or none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, NonNegativeInt, ValidationError, model_validator
+
+from llmnas.config.sections import (
+    CompareConfig,
+    CorrelateConfig,
+    DataConfig,
+    HardwareConfig,
+    RetrainConfig,
+    SearchConfig,
+    Strict,
+    TrackingConfig,
+)  # fmt: skip
+from llmnas.cost import Budget
+from llmnas.errors import explain
+from llmnas.space import SearchSpace
+from llmnas.train.settings import TrainSettings
+
+
+class Config(Strict):
+    """One run from text to exported model."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    seed: NonNegativeInt = 0
+    data: DataConfig = DataConfig()
+    space: SearchSpace
+    budget: Budget = Budget()
+    train: TrainSettings
+    search: SearchConfig = SearchConfig()
+    retrain: RetrainConfig = RetrainConfig()
+    correlate: CorrelateConfig = CorrelateConfig()
+    hardware: HardwareConfig | None = None
+    compare: CompareConfig = CompareConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Config:
+        if self.train.seq_len > self.space.base.max_seq:
+            raise ValueError(
+                f"train.seq_len = {self.train.seq_len} is longer than space.base.max_seq = {self.space.base.max_seq}"
+            )
+        if self.hardware:
+            self.hardware.require_use({*self.search.objectives, *self.search.constraints})
+        self.stage_settings("retrain", self.retrain.train)
+        self.stage_settings("correlate", self.correlate.train)
+        self.stage_settings("correlate", {**self.correlate.train, **self.correlate.adapt})
+        return self
+
+    def stage_settings(self, stage: str, overrides: dict[str, Any]) -> TrainSettings:
+        """The run's training settings with a stage's overrides, for one network at a time."""
+        values = {**self.train.model_dump(exclude={"sampler", "distill", "shared_batch"}), **overrides}
+        try:
+            return TrainSettings.model_validate(values)
+        except ValidationError as error:
+            raise ValueError(str(explain(f"{stage}.train", error))) from None
