@@ -40,6 +40,7 @@ with warnings.catch_warnings():
 deepspeed_logger.setLevel(logging.WARNING)
 
 
+_DECAYED = 0  # the optimizer's group of matrices
 _PLAIN_LINEAR = torch.nn.functional.linear
 
 
@@ -162,7 +163,7 @@ class Engine:
         """
         self._engine.backward(loss * (loss.detach() * 0 + 1))
 
-    def step(self, lr: float) -> Step:
+    def step(self, lr: float, weight_decay: float) -> Step:
         """Clip, update, and clear the gradients; a gradient that is not finite anywhere skips the update everywhere.
 
         A parameter that no network of the step used gets a zero gradient (its moments
@@ -170,6 +171,7 @@ class Engine:
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
+        self._engine.optimizer.param_groups[_DECAYED]["weight_decay"] = weight_decay
         if self.zero_stage == 0:
             return self._plain_step()
         self._engine.step()
@@ -297,5 +299,6 @@ def _optimizer(model: Transformer, settings: TrainSettings) -> torch.optim.Optim
         kind = name.rsplit(".", 1)[-1]
         exempt = kind.endswith(("norm", "bias")) or kind in {"embedding", "head", "lower"}
         (free if exempt else decayed).append(parameter)
+    # in the order of _DECAYED
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": free, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)

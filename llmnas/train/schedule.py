@@ -8,13 +8,31 @@ from llmnas.train.settings import TrainSettings
 
 
 def learning_rate(step: int, settings: TrainSettings) -> float:
-    """Linear warm-up to the peak, then a cosine that would reach `lr_floor * lr` one step after the last."""
+    """Linear warm-up to the peak, then a cosine that would reach `lr_floor * lr` one step after the last.
+
+    A second phase multiplies what is left of it by a constant.
+    """
     warmup = max(1, round(settings.warmup * settings.steps))
+    peak = settings.lr
+    if settings.second_phase and in_second_phase(step, settings):
+        peak *= settings.second_phase.lr
     if step < warmup:
-        return settings.lr * ((step + 1) / warmup)
+        return peak * ((step + 1) / warmup)
     done = (step - warmup) / max(1, settings.steps - warmup)
     floor = settings.lr_floor
-    return settings.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
+    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def weight_decay(step: int, settings: TrainSettings) -> float:
+    """Of the matrices: `weight_decay`, then that of the second phase."""
+    if settings.second_phase and in_second_phase(step, settings):
+        return settings.second_phase.weight_decay
+    return settings.weight_decay
+
+
+def in_second_phase(step: int, settings: TrainSettings) -> bool:
+    """Whether the step is behind the first phase; never where there is one phase."""
+    return settings.second_phase is not None and step >= settings.second_phase.start * settings.steps
 
 
 def first_sequence(step: int, network: int, settings: TrainSettings) -> int:

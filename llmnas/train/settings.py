@@ -74,6 +74,24 @@ class DistillSettings(_Strict):
     top_k: PositiveInt = 32
 
 
+class SecondPhase(_Strict):
+    """The end of a training of low-bit weights: a lower learning rate, and no weight decay.
+
+    A latent weight near the edge between two codes has to settle: late in training big steps and the pull to zero
+    only flip codes ("The Era of 1-bit LLMs: Training Tips, Code and FAQ", 2024, section 2; the learning rate is
+    halved midway in Zhu et al. 2024, section 4.1).
+
+    Attributes:
+        start: share of the steps after which it begins.
+        lr: factor on the learning rate from there on.
+        weight_decay: from there on, instead of the first phase's.
+    """
+
+    start: float = Field(0.5, gt=0, lt=1)
+    lr: float = Field(0.5, gt=0, le=1)
+    weight_decay: NonNegativeFloat = 0.0
+
+
 class MoeSettings(_Strict):
     """How experts are kept busy; without effect in a space without experts.
 
@@ -100,6 +118,7 @@ class TrainSettings(_Strict):
         lr: peak learning rate (AdamW), after a linear warm-up over `warmup` of the steps,
             then a cosine down to `lr_floor` times the peak.
         weight_decay: decoupled; norm gains, biases, embedding and head are excluded.
+        second_phase: of ternary and binary weights; None trains in one phase. Choose `lr` higher with it.
         grad_clip: greatest global gradient norm.
         shared_batch: the networks of a step see the same batch instead of one each.
         document_mask: attention stays within documents.
@@ -122,6 +141,7 @@ class TrainSettings(_Strict):
     warmup: float = Field(0.05, ge=0, lt=1)
     lr_floor: float = Field(0.1, ge=0, le=1)
     weight_decay: NonNegativeFloat = 0.1
+    second_phase: SecondPhase | None = None
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     grad_clip: PositiveFloat = 1.0
     sampler: SamplerSettings = SamplerSettings()

@@ -21,7 +21,7 @@ from llmnas.train.engine import Engine, Processes, Step, set_threads
 from llmnas.train.health import Meter, Skips
 from llmnas.train.preemption import Preemption
 from llmnas.train.sampling import Sampler
-from llmnas.train.schedule import first_sequence, learning_rate
+from llmnas.train.schedule import first_sequence, learning_rate, weight_decay
 from llmnas.train.settings import TrainSettings
 
 Log = Callable[[int, dict[str, float]], None]
@@ -154,7 +154,7 @@ def train_step(
             engine.backward(out.loss / (len(networks) * pieces))
             teachers[piece] = out.teacher or teachers[piece]
             entropies[i] += out.cross_entropy / pieces
-    return entropies, engine.step(learning_rate(step, settings))
+    return entropies, engine.step(learning_rate(step, settings), weight_decay(step, settings))
 
 
 def document_numbers(tokens: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmnas.train.schedule import first_sequence, learning_rate
-from llmnas.train.settings import TrainSettings
+from llmnas.train.schedule import first_sequence, learning_rate, weight_decay
+from llmnas.train.settings import SecondPhase, TrainSettings
 
 
 def rates(**settings):
@@ -52,3 +52,24 @@ def test_batches_tile_the_stream(kind, random, batch_size, start):
 def test_a_shared_batch_is_the_same_for_all_networks(batch_size, step, network):
     settings = TrainSettings(steps=1, batch_size=batch_size, shared_batch=True, sampler={"kind": "sandwich"})
     assert first_sequence(step, network, settings) == step * batch_size
+
+
+def test_the_second_phase_multiplies_the_rate_and_changes_the_decay():
+    """BitNet's recipe: from the middle on half of the rate, and no weight decay."""
+    one = TrainSettings(steps=10, lr=1.0, warmup=0.2, lr_floor=0.2, weight_decay=0.1)
+    two = one.model_copy(update={"second_phase": SecondPhase()})
+    assert rates(**two.model_dump()) == pytest.approx(
+        [rate * (0.5 if step >= 5 else 1) for step, rate in enumerate(rates(**one.model_dump()))]
+    )
+    assert [weight_decay(step, two) for step in range(10)] == [0.1] * 5 + [0.0] * 5
+    assert {weight_decay(step, one) for step in range(10)} == {0.1}
+
+
+@given(st.integers(1, 50), st.floats(0.01, 0.99), st.floats(0.01, 1), st.floats(0, 1))
+def test_the_second_phase_begins_where_it_says(steps, start, factor, decay):
+    plain = TrainSettings(steps=steps)
+    settings = TrainSettings(steps=steps, second_phase={"start": start, "lr": factor, "weight_decay": decay})
+    for step in range(steps):
+        later = step >= start * steps
+        assert learning_rate(step, settings) == pytest.approx(learning_rate(step, plain) * (factor if later else 1))
+        assert weight_decay(step, settings) == (decay if later else plain.weight_decay)

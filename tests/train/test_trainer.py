@@ -16,6 +16,7 @@ from llmnas.supernet import Transformer, extract
 from llmnas.train.checkpoint import saved_steps
 from llmnas.train.engine import Engine, Processes, build, start_processes
 from llmnas.train.sampling import OneNetwork, SupernetSampler
+from llmnas.train.schedule import learning_rate
 from llmnas.train.settings import TrainSettings
 from llmnas.train.trainer import document_numbers, train
 
@@ -270,3 +271,24 @@ def test_stage_3_leaves_torch_as_it_was():
     before = torch.nn.functional.linear
     trained(settings_of(steps=1, zero_stage=3))
     assert torch.nn.functional.linear is before
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_the_second_phase_decays_matrices_and_nothing_else(stage):
+    """Two runs that differ in the decay of their last step differ by lr x decay x what each matrix was before it."""
+
+    def run(decay):
+        phase = {"start": 0.6, "lr": 0.5, "weight_decay": decay}
+        settings = settings_of(steps=3, zero_stage=stage, weight_decay=0.1, warmup=0.3, second_phase=phase)
+        return trained(settings)[0].state_dict(), settings
+
+    (none, settings), (one, _), (two, _) = (run(decay) for decay in (0.0, 1.0, 2.0))
+    rate = learning_rate(2, settings)
+    for name, value in none.items():
+        moved = value - one[name]
+        if name.rpartition(".")[2] in {"q", "k", "v", "o", "gate", "up", "down"}:
+            before = moved / rate
+            torch.testing.assert_close(value - two[name], 2 * moved, rtol=1e-3, atol=1e-7)
+            assert float(before.std()) == pytest.approx(float(value.std()), rel=0.2)
+        else:
+            assert not moved.any()
