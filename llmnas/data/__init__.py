@@ -1,6 +1,9 @@
 """Text to tokens: corpora, the tokenizer, and token files read through a memory map."""
 
-from llmnas.data.corpus import Document, Split, read_corpus, split_documents
+from llmnas.data.corpus import Corpus, open_corpus, read_corpus
+from llmnas.data.reading import Document
+from llmnas.data.sequences import Sequences
+from llmnas.data.split import SIDES, Side, Split, split_documents
 from llmnas.data.tokenizer import (
     END_OF_TEXT,
     EOS_ID,
@@ -10,22 +13,28 @@ from llmnas.data.tokenizer import (
     save_tokenizer,
     train_tokenizer,
 )
-from llmnas.data.tokens import Sequences, TokenFile, TokenInfo, write_tokens
+from llmnas.data.tokens import TokenFile, TokenInfo, TokenWriter, token_writer, write_tokens
 
 __all__ = [
     "END_OF_TEXT",
     "EOS_ID",
+    "SIDES",
+    "Corpus",
     "Document",
     "Sequences",
+    "Side",
     "Split",
     "TokenFile",
     "TokenInfo",
+    "TokenWriter",
     "check_vocab",
     "encode_texts",
     "load_tokenizer",
+    "open_corpus",
     "read_corpus",
     "save_tokenizer",
     "split_documents",
+    "token_writer",
     "train_tokenizer",
     "write_tokens",
 ]

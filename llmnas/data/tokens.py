@@ -1,16 +1,17 @@
-"""Token files: flat integers on disk, read through a memory map, never whole.
+"""Token files: flat integers on disk, in shards, read through memory maps, never whole.
 
-Letters: T tokens in a file, S tokens in a sequence, B sequences in a batch.
+Letters: T tokens in all shards.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self, final
+from typing import IO, Any, Literal, Protocol, Self
 
 import numpy as np
 from pydantic import BaseModel as Model
@@ -18,48 +19,76 @@ from pydantic import ConfigDict, NonNegativeInt, PositiveInt, ValidationError, m
 
 from llmnas.errors import UserError, explain
 from llmnas.files import atomic_open, read_json, sha256, write_json
-from llmnas.rng import generator
 
 AGAIN = "delete data/ and run prepare again"
+SHARD_TOKENS = 1 << 31
 # Little-endian on every machine.
 _LAYOUT: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
 
-class TokenInfo(Model):
-    """What the JSON file beside a token file says about it."""
+class Tokens(Protocol):
+    """`[T]` token ids, read where they are indexed: an array, a memory map, or `Joined`."""
+
+    def __len__(self) -> int:
+        """T."""
+        ...
+
+    def __getitem__(self, index: Any, /) -> Any:
+        """Ids at an array of places, in its shape."""
+        ...
+
+
+class Shard(Model):
+    """One file of tokens."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    tokens: PositiveInt
+    file_bytes: PositiveInt
+    sha256: str
+
+
+class TokenInfo(Model):
+    """What the JSON file beside the token files says about them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     dtype: Literal["uint16", "uint32"]
     tokens: PositiveInt  # T, the end of each document included
     documents: PositiveInt
     text_bytes: NonNegativeInt  # UTF-8 bytes of the text: what bits per byte are counted against
     vocab_size: PositiveInt
-    file_bytes: PositiveInt
-    sha256: str
+    shards: tuple[Shard, ...]
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.file_bytes != self.tokens * _LAYOUT[self.dtype].itemsize:
-            raise ValueError(f"{self.tokens} tokens of {self.dtype} are not {self.file_bytes} bytes")
+        for shard in self.shards:
+            if shard.file_bytes != shard.tokens * _LAYOUT[self.dtype].itemsize:
+                raise ValueError(f"{shard.tokens} tokens of {self.dtype} are not {shard.file_bytes} bytes")
+        if (total := sum(shard.tokens for shard in self.shards)) != self.tokens:
+            raise ValueError(f"the shards hold {total} tokens, not {self.tokens}")
         return self
 
 
 @dataclass(frozen=True)
 class TokenFile:
-    """A verified file of tokens: documents one after the other, each followed by the end of text."""
+    """Verified files of tokens: documents one after the other, each followed by the end of text."""
 
     path: Path
     info: TokenInfo
 
     @cached_property
-    def tokens(self) -> np.ndarray:
-        """Memory map of all tokens, `[T]` uint16 or uint32, read-only."""
-        return np.memmap(self.path, dtype=_LAYOUT[self.info.dtype], mode="r")
+    def tokens(self) -> Tokens:
+        """All tokens, `[T]` uint16 or uint32, read-only memory maps."""
+        maps = [
+            np.memmap(_shard(self.path, number), dtype=_LAYOUT[self.info.dtype], mode="r")
+            for number in range(len(self.info.shards))
+        ]
+        return maps[0] if len(maps) == 1 else Joined(maps)
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Open a file that `write_tokens` wrote, after comparing its size and SHA-256 with what was written.
+        """Open what `write_tokens` wrote, after comparing every shard's size and SHA-256 with what was written.
 
         Raises:
             UserError: a missing, truncated or changed file; it names the file.
@@ -71,115 +100,131 @@ class TokenFile:
             info = TokenInfo.model_validate(read_json(sidecar))
         except ValidationError as error:
             raise explain(str(sidecar), error) from None
-        size = path.stat().st_size
-        if size != info.file_bytes:
-            raise UserError(f"{path}: damaged: {size} bytes instead of {info.file_bytes}; {AGAIN}")
-        if sha256(path) != info.sha256:
-            raise UserError(f"{path}: damaged: its content is not what was written (SHA-256 differs); {AGAIN}")
+        for number, shard in enumerate(info.shards):
+            file = _shard(path, number)
+            if not file.is_file():
+                raise UserError(f"{file}: no such file; {AGAIN}")
+            size = file.stat().st_size
+            if size != shard.file_bytes:
+                raise UserError(f"{file}: damaged: {size} bytes instead of {shard.file_bytes}; {AGAIN}")
+            if sha256(file) != shard.sha256:
+                raise UserError(f"{file}: damaged: its content is not what was written (SHA-256 differs); {AGAIN}")
         return cls(path, info)
+
+
+class Joined:
+    """Arrays one after the other, indexed as one, without a copy of any."""
+
+    def __init__(self, parts: Sequence[np.ndarray]) -> None:
+        self.parts = tuple(parts)
+        self.starts = np.cumsum([0, *(len(part) for part in parts)])
+
+    def __len__(self) -> int:
+        """Tokens of all parts."""
+        return int(self.starts[-1])
+
+    def __getitem__(self, places: np.ndarray) -> np.ndarray:
+        """Ids at `places` (any shape, 0 .. T - 1), in that shape."""
+        found = np.empty(places.shape, dtype=self.parts[0].dtype)
+        owners = np.searchsorted(self.starts, places, side="right") - 1
+        for number in np.unique(owners):
+            inside = owners == number
+            found[inside] = self.parts[number][places[inside] - self.starts[number]]
+        return found
 
 
 def _sidecar(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def write_tokens(
-    path: Path, documents_ids: Iterable[Sequence[int]], vocab_size: int, eos_id: int, text_bytes: int
-) -> TokenFile:
+def _shard(path: Path, number: int) -> Path:
+    """`train.bin`, `train.1.bin`, `train.2.bin`, ..."""
+    return path if number == 0 else path.with_suffix(f".{number}{path.suffix}")
+
+
+class TokenWriter:
+    """Takes documents one by one and writes them to shards; made by `token_writer`."""
+
+    def __init__(self, path: Path, vocab_size: int, eos_id: int, shard_tokens: int) -> None:
+        self.documents = self.tokens = 0
+        self.shards: list[Shard] = []
+        self.dtype: Literal["uint16", "uint32"] = "uint16" if vocab_size <= 1 << 16 else "uint32"
+        self._path, self._vocab_size, self._eos_id, self._shard_tokens = path, vocab_size, eos_id, shard_tokens
+        self.files = contextlib.ExitStack()
+        self._stream: IO[bytes] | None = None
+        self._digest = hashlib.sha256()
+        self._in_shard = 0
+
+    def add(self, ids: Sequence[int]) -> None:
+        """Append a document and its end of text; a shard ends with a document.
+
+        Raises:
+            ValueError: an id outside the vocabulary.
+        """
+        row = np.append(np.asarray(ids, dtype=np.int64), self._eos_id)
+        if row.min() < 0 or row.max() >= self._vocab_size:
+            raise ValueError(f"document {self.documents}: a token id outside the vocabulary of {self._vocab_size}")
+        if self._stream is None:
+            self._stream = self.files.enter_context(atomic_open(_shard(self._path, len(self.shards))))
+        data = row.astype(_LAYOUT[self.dtype]).tobytes()
+        self._digest.update(data)
+        self._stream.write(data)
+        self.documents += 1
+        self.tokens += len(row)
+        self._in_shard += len(row)
+        if self._in_shard >= self._shard_tokens:
+            self.finish_shard()
+
+    def finish_shard(self) -> None:
+        """Note what the open shard holds; the next document begins another."""
+        if self._stream is None:
+            return
+        size = self._in_shard * _LAYOUT[self.dtype].itemsize
+        self.shards.append(Shard(tokens=self._in_shard, file_bytes=size, sha256=self._digest.hexdigest()))
+        self._stream, self._digest, self._in_shard = None, hashlib.sha256(), 0
+
+
+@contextlib.contextmanager
+def token_writer(
+    path: Path, vocab_size: int, eos_id: int, text_bytes: int, shard_tokens: int = SHARD_TOKENS
+) -> Iterator[TokenWriter]:
     """Write documents one after the other, each followed by `eos_id`, holding one document at a time.
 
-    The JSON file is written last: without it, or with that of another token file, `open` refuses.
+    Files take their names at the end, the JSON file last: without it, or with that of other token files, `open`
+    refuses.
 
     Args:
-        path: the token file (.bin); its description lies beside it (.json).
-        documents_ids: token ids of each document, all below `vocab_size`, without end of text.
+        path: the first token file (.bin); its description lies beside it (.json).
         vocab_size: decides the width: uint16 up to 65536, else uint32.
         eos_id: the end of text.
         text_bytes: UTF-8 bytes of all documents together.
+        shard_tokens: a file that has reached so many tokens is full.
 
     Raises:
-        UserError: no documents.
-        ValueError: an id outside the vocabulary. Nothing is left of the file then, and an older one stays.
+        UserError: no documents. Nothing is left of the files then, and older ones stay.
     """
-    dtype: Literal["uint16", "uint32"] = "uint16" if vocab_size <= 1 << 16 else "uint32"
-    digest = hashlib.sha256()
-    documents = tokens = 0
-    with atomic_open(path) as stream:
-        for ids in documents_ids:
-            row = np.append(np.asarray(ids, dtype=np.int64), eos_id)
-            if row.min() < 0 or row.max() >= vocab_size:
-                raise ValueError(f"document {documents}: a token id outside the vocabulary of {vocab_size}")
-            data = row.astype(_LAYOUT[dtype]).tobytes()
-            digest.update(data)
-            stream.write(data)
-            documents += 1
-            tokens += len(row)
-        if not documents:
+    writer = TokenWriter(path, vocab_size, eos_id, shard_tokens)
+    with writer.files:
+        yield writer
+        writer.finish_shard()
+        if not writer.documents:
             raise UserError(f"{path}: no documents to write")
     info = TokenInfo(
-        dtype=dtype,
-        tokens=tokens,
-        documents=documents,
+        dtype=writer.dtype,
+        tokens=writer.tokens,
+        documents=writer.documents,
         text_bytes=text_bytes,
         vocab_size=vocab_size,
-        file_bytes=tokens * _LAYOUT[dtype].itemsize,
-        sha256=digest.hexdigest(),
+        shards=tuple(writer.shards),
     )
-    write_json(_sidecar(path), info.model_dump())
-    return TokenFile(path, info)
+    write_json(_sidecar(path), info.model_dump(mode="json"))
 
 
-@final
-class Sequences:
-    """An endless stream of training sequences whose n-th one is a pure function of (seed, n).
-
-    Epoch e = n // per_epoch cuts the tokens into windows of S, starting at an offset of its own, and takes them
-    in an order of its own: every window once. A sequence is a window and the token after it, so inputs are
-    `[:, :-1]` and targets `[:, 1:]`. Any rank or resumed run that knows n reads on from there; no state is saved.
-    """
-
-    def __init__(self, tokens: np.ndarray, seq: int, seed: int) -> None:
-        """Look at `tokens`, `[T]`, in sequences of `seq` (S) targets.
-
-        Raises:
-            UserError: T < S + 1.
-        """
-        if len(tokens) < seq + 1:
-            raise UserError(
-                f"the corpus has {len(tokens)} tokens, fewer than one sequence of {seq} + 1; give more text"
-            )
-        self.tokens, self.seq, self.seed = tokens, seq, seed
-        # As many windows as fit at any offset below S, so that every epoch is equally long (at least one).
-        self.per_epoch = max(1, len(tokens) // seq - 1)
-        self._current: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
-
-    def batch(self, first: int, count: int) -> np.ndarray:
-        """Sequences first .. first + count - 1 of the stream, `[B, S + 1]` int64."""
-        epochs, places = np.divmod(np.arange(first, first + count), self.per_epoch)
-        starts = np.empty(count, dtype=np.int64)
-        for epoch in np.unique(epochs):
-            inside = epochs == epoch
-            starts[inside] = self._starts(int(epoch))[places[inside]]
-        return self._read(starts)
-
-    def fixed(self, count: int) -> np.ndarray:
-        """Evenly spread windows for evaluation, always the same ones, none overlapping.
-
-        Returns `[B, S + 1]` int64 with B = `count`, or all (T - 1) // S windows where there are fewer.
-        """
-        windows = (len(self.tokens) - 1) // self.seq
-        count = min(count, windows)
-        return self._read((2 * np.arange(count) + 1) * windows // (2 * count) * self.seq)
-
-    def _starts(self, epoch: int) -> np.ndarray:
-        """First token of each sequence of an epoch in its order, `[per_epoch]`; the latest epoch is remembered."""
-        if self._current[0] != epoch:
-            rng = generator(self.seed, "epoch", epoch)
-            # Any offset at which the epoch still fits, so that no token is left out of every epoch.
-            offset = rng.integers(len(self.tokens) - self.per_epoch * self.seq)
-            self._current = (epoch, offset + self.seq * rng.permutation(self.per_epoch))
-        return self._current[1]
-
-    def _read(self, starts: np.ndarray) -> np.ndarray:
-        """Copy the sequences that begin at `starts`, `[B]`, out of the memory map."""
-        return np.asarray(self.tokens[starts[:, None] + np.arange(self.seq + 1)], dtype=np.int64)
+def write_tokens(
+    path: Path, documents_ids: Iterable[Sequence[int]], vocab_size: int, eos_id: int, text_bytes: int
+) -> TokenFile:
+    """All documents (ids below `vocab_size`, without end of text) into a file: see `token_writer`."""
+    with token_writer(path, vocab_size, eos_id, text_bytes) as writer:
+        for ids in documents_ids:
+            writer.add(ids)
+    return TokenFile(path, TokenInfo.model_validate(read_json(_sidecar(path))))

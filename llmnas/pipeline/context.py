@@ -9,8 +9,7 @@ import numpy as np
 import yaml
 
 from llmnas.config import Config, differences
-from llmnas.data import TokenFile
-from llmnas.data.tokens import Sequences
+from llmnas.data import Sequences, TokenFile
 from llmnas.pipeline.metrics import OwnMetric, check_metrics
 from llmnas.runs import RunFolder, identity
 from llmnas.supernet import Transformer, load_weights

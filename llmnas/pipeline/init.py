@@ -19,7 +19,7 @@ from typing import Any
 
 from llmnas.config import load_config
 from llmnas.cost import count_params
-from llmnas.data import read_corpus
+from llmnas.data import open_corpus
 from llmnas.errors import UserError
 from llmnas.files import write_text
 from llmnas.space import SearchSpace
@@ -110,8 +110,8 @@ def write_config(path: Path, corpus: str, max_params: int, *, force: bool) -> Wr
     if path.suffix not in {".yaml", ".yml"}:
         raise UserError(f"{path}: a config's name ends in .yaml")
     name = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)
-    documents = read_corpus(corpus)
-    size = sum(len(document.text.encode()) for document in documents)
+    sizes = [len(document.text.encode()) for document in open_corpus(corpus)]
+    size = sum(sizes)
     vocab_size, width, space = choose_vocabulary(size, max_params, 256)
     batch_size, seq_len = 8, 128
     tokens = min(20 * max_params, 4 * size // _BYTES_A_TOKEN)
@@ -121,7 +121,7 @@ def write_config(path: Path, corpus: str, max_params: int, *, force: bool) -> Wr
     config = load_config(path, [])
     least, most = (count_params(arch, space.base).total for arch in (space.smallest(), space.largest()))
     return Written(
-        f"{len(documents):,} documents, {size:,} bytes; vocabulary {vocab_size:,}; "
+        f"{len(sizes):,} documents, {size:,} bytes; vocabulary {vocab_size:,}; "
         f"{config.space.size():.1e} architectures of {least:,} to {most:,} parameters; {steps:,} steps"
     )
 

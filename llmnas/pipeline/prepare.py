@@ -1,45 +1,93 @@
-"""Text to tokens: split by whole documents, train the tokenizer, write memory-mapped ids."""
+"""Text to tokens: split by whole documents, train the tokenizer, write memory-mapped ids.
+
+The corpus is read three times, a document at a time, so its size does not matter.
+"""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+from tokenizers import Tokenizer
+
 from llmnas.data import (
     EOS_ID,
+    SIDES,
+    Corpus,
+    Side,
+    Split,
     encode_texts,
-    read_corpus,
+    open_corpus,
     save_tokenizer,
     split_documents,
+    token_writer,
     train_tokenizer,
-    write_tokens,
 )
-from llmnas.errors import UserError
+from llmnas.data.split import digest
+from llmnas.errors import RunError, UserError
 from llmnas.files import sha256
 from llmnas.pipeline.context import Context
 
-_SPLITS = ("train", "validation")
+TOKENIZER_BYTES = 1 << 28
+"""Text that a tokenizer learns from; of a larger corpus a random share of the documents is taken."""
 
 
 def prepare(context: Context) -> None:
     """Write `data/`; what is there already is kept."""
     config, run = context.config, context.run
     # what describes a token file is written after it: with both, nothing was cut off
-    if run.tokenizer.exists() and all(run.tokens(split).with_suffix(".json").exists() for split in _SPLITS):
+    if run.tokenizer.exists() and all(run.tokens(side).with_suffix(".json").exists() for side in SIDES):
         return
-    documents = read_corpus(config.data.source)
-    split = split_documents(documents, config.data.validation, config.seed)
+    corpus = open_corpus(config.data.source)
+    split = split_documents(corpus, config.data.validation, config.seed)
     vocab_size = config.space.base.vocab_size
-    context.tracker.progress("prepare", 1, 3, f"{len(documents)} documents, training a tokenizer of {vocab_size}")
-    tokenizer = train_tokenizer((document.text for document in split.train), vocab_size)
+    note = f"{sum(split.documents.values()):,} documents, training a tokenizer of {vocab_size}"
+    context.tracker.progress("prepare", 0, sum(split.documents.values()), note)
+    tokenizer = train_tokenizer(_training_texts(corpus, split), vocab_size)
     save_tokenizer(tokenizer, run.tokenizer)
-    facts: dict[str, int] = {}
-    for i, (name, part) in enumerate(zip(_SPLITS, (split.train, split.validation), strict=True)):
-        texts = [document.text for document in part]
-        size = sum(len(text.encode()) for text in texts)
-        file = write_tokens(run.tokens(name), encode_texts(tokenizer, texts), vocab_size, EOS_ID, size)
-        if file.info.tokens <= config.train.seq_len:
+    tokens = _write(context, corpus, split, tokenizer)
+    facts = {f"{side}_documents": split.documents[side] for side in SIDES}
+    facts |= {f"{side}_tokens": tokens[side] for side in SIDES} | {f"{s}_bytes": split.text_bytes[s] for s in SIDES}
+    run.record("prepare", tokenizer_sha256=sha256(run.tokenizer), **facts)
+
+
+def _training_texts(corpus: Corpus, split: Split) -> Iterator[str]:
+    """Of the train side; every text where there are few, else those whose digest falls into a share."""
+    share = max(1, -(-split.text_bytes["train"] // TOKENIZER_BYTES))
+    texts = (document.text for document in corpus)
+    return (text for text in texts if split.side(text) == "train" and digest(text) % share == 0)
+
+
+def _write(context: Context, corpus: Corpus, split: Split, tokenizer: Tokenizer) -> dict[Side, int]:
+    """Both token files in one pass over the corpus; returns their tokens."""
+    config, run = context.config, context.run
+    vocab_size = config.space.base.vocab_size
+    sides: deque[Side] = deque()  # of the texts that are being encoded
+
+    def texts() -> Iterator[str]:
+        for document in corpus:
+            sides.append(split.side(document.text))
+            yield document.text
+
+    total = sum(split.documents.values())
+    with ExitStack() as stack:
+        writers = {
+            side: stack.enter_context(token_writer(run.tokens(side), vocab_size, EOS_ID, split.text_bytes[side]))
+            for side in SIDES
+        }
+        for done, ids in enumerate(encode_texts(tokenizer, texts()), start=1):
+            writers[sides.popleft()].add(ids)
+            if done < total:
+                context.tracker.progress("prepare", done, total, f"{sum(w.tokens for w in writers.values()):,} tokens")
+        for side, writer in writers.items():
+            if writer.documents != split.documents[side]:
+                raise RunError(f"data.source {config.data.source}: changed while it was read; run prepare again")
+    for side, writer in writers.items():
+        if writer.tokens <= config.train.seq_len:
             raise UserError(
-                f"data.source {config.data.source}: its {name} part has {file.info.tokens:,} tokens, fewer than one "
+                f"data.source {config.data.source}: its {side} part has {writer.tokens:,} tokens, fewer than one "
                 f"sequence of train.seq_len + 1 = {config.train.seq_len + 1}; give more text or shorter sequences"
             )
-        facts |= {f"{name}_documents": len(part), f"{name}_tokens": file.info.tokens, f"{name}_bytes": size}
-        context.tracker.progress("prepare", i + 2, 3, f"{file.info.tokens:,} {name} tokens")
-    run.record("prepare", tokenizer_sha256=sha256(run.tokenizer), **facts)
+    context.tracker.progress("prepare", total, total, f"{sum(w.tokens for w in writers.values()):,} tokens")
+    return {side: writer.tokens for side, writer in writers.items()}

