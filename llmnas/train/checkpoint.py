@@ -7,10 +7,13 @@ SHA-256 of each. A folder without the final name is a save that was cut off.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 from pydantic import BaseModel as Model
 from pydantic import ConfigDict, NonNegativeInt, PositiveInt, ValidationError
+from safetensors.numpy import load_file, save_file
 
 from llmnas.errors import UserError
 from llmnas.files import read_json, sha256, sync_dir, write_json
@@ -18,6 +21,7 @@ from llmnas.train.engine import Engine
 from llmnas.train.universal import convert
 
 _MANIFEST = "files.json"
+_SAMPLER = "sampler.safetensors"
 
 
 class _File(Model):
@@ -46,8 +50,15 @@ def saved_steps(folder: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*") if path.suffix != ".partial")
 
 
-def save_checkpoint(engine: Engine, folder: Path, step: int, keep: int, identity: str) -> None:
-    """Save the state after `step` steps; collective. `identity` tells runs apart that must not mix."""
+def save_checkpoint(
+    engine: Engine, folder: Path, step: int, keep: int, identity: str, learned: Mapping[str, np.ndarray]
+) -> None:
+    """Save the state after `step` steps; collective.
+
+    Args:
+        identity: tells runs apart that must not mix.
+        learned: what the sampler knows; the same on every rank.
+    """
     partial = folder / f"{_name(step)}.partial"
     writer = engine.processes.rank == 0
     if writer:
@@ -58,6 +69,8 @@ def save_checkpoint(engine: Engine, folder: Path, step: int, keep: int, identity
     engine.save(folder, partial.name)
     engine.barrier()
     if writer:
+        if learned:
+            save_file(dict(learned), partial / _SAMPLER)
         files = {p.name: _File(bytes=p.stat().st_size, sha256=sha256(p)) for p in sorted(partial.iterdir())}
         manifest = _Manifest(
             step=step, identity=identity, processes=engine.processes.size, zero_stage=engine.zero_stage, files=files
@@ -109,6 +122,12 @@ def load_checkpoint(engine: Engine, folder: Path, identity: str) -> int:
     if engine.processes.rank == 0:
         shutil.rmtree(converted)
     return steps[-1]
+
+
+def load_learned(folder: Path, step: int) -> dict[str, np.ndarray]:
+    """What the sampler knew at the checkpoint of `step`, which `load_checkpoint` has verified; empty where nothing."""
+    path = folder / _name(step) / _SAMPLER
+    return load_file(path) if path.exists() else {}
 
 
 def verify_checkpoint(path: Path, identity: str) -> _Manifest:

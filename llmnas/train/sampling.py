@@ -1,4 +1,8 @@
-"""Which architectures a step trains: a pure function of (seed, step), so the same on every rank."""
+"""Which architectures a step trains: the same on every rank, and after every resume.
+
+A pure function of (seed, step), except for the attentive sampler, which also looks at what it was told: losses
+averaged over processes, and its state is in the checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,22 @@ from llmnas.cost import Budget, BudgetSampler, bands, count_params
 from llmnas.errors import UserError
 from llmnas.rng import generator
 from llmnas.space import DIMENSIONS, Architecture, SearchSpace
-from llmnas.train.settings import Phase, SamplerSettings
+from llmnas.train.attentive import Predictor, Ridge, choose
+from llmnas.train.fair import FairCycle
+from llmnas.train.path_dropout import drop_layers
+from llmnas.train.settings import PathDropout, Phase, SamplerSettings
 
 _BANDS = 8
 
 
 class Sampler(Protocol):
-    """What the training loop asks for networks."""
+    """What the training loop asks for networks.
+
+    `predictor`: is told the losses of every step, and its state goes into checkpoints; None where
+    (seed, step) says everything.
+    """
+
+    predictor: Predictor | None
 
     def networks(self, step: int) -> list[Architecture]:
         """The networks of this step; a teacher comes first."""
@@ -29,6 +42,7 @@ class OneNetwork:
 
     def __init__(self, arch: Architecture) -> None:
         self.arch = arch
+        self.predictor: Predictor | None = None
 
     def networks(self, step: int) -> list[Architecture]:  # noqa: ARG002 (the same at every step)
         """Always the same network."""
@@ -41,12 +55,25 @@ class SupernetSampler:
     `single`: fewer networks a step buy more steps for the same compute; the largest and
     the smallest are trained in turn, since they bound the others (sandwich rule, Yu and
     Huang 2019). `sandwich` is that rule itself.
+
+    Args:
+        predictor: of the attentive sampler; by default a `Ridge` on the losses it is told.
     """
 
-    def __init__(self, space: SearchSpace, budget: Budget | None, settings: SamplerSettings, seed: int) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        budget: Budget | None,
+        settings: SamplerSettings,
+        seed: int,
+        predictor: Predictor | None = None,
+    ) -> None:
         self.settings = settings
         self.seed = seed
         self.smallest = space.smallest()
+        self.predictor = _predictor(space, settings, predictor)
+        self._fair = FairCycle(space, budget, seed) if settings.kind == "fair" else None
+        self._dropout = _Dropout(space, budget, settings.path_dropout) if settings.path_dropout else None
         if settings.distribution == "uniform":
             self._bands = band_samplers(space, budget, seed)
         else:
@@ -64,7 +91,7 @@ class SupernetSampler:
         kind, every = self.settings.kind, self.settings.anchor_every
         if kind == "sandwich":
             return [self.largest, *(self.draw(step, i) for i in range(self.settings.random)), self.smallest]
-        if kind == "uniform":
+        if kind in ("uniform", "fair"):
             return [self.draw(step, i) for i in range(self.settings.random)]
         if every and step % every == 0:
             return [self.largest if step // every % 2 == 0 else self.smallest]
@@ -74,12 +101,47 @@ class SupernetSampler:
         """One random network within the budget."""
         if self._phases:
             return self._phase(step).draw(step, network)
+        if self._fair:
+            return self._fair.network(step * self.settings.random + network)
         rng = generator(self.seed, "architecture", step, network)
-        return self._bands[rng.integers(len(self._bands))].sample(rng)
+        band = self._bands[rng.integers(len(self._bands))]
+        if self.settings.attentive and self.predictor:
+            options = self.settings.attentive
+            drawn = choose(self.predictor, band.sample_many(rng, options.pool), options.pick)
+        else:
+            drawn = band.sample(rng)
+        return self._dropout.apply(drawn, step, rng) if self._dropout else drawn
 
     def _phase(self, step: int) -> SupernetSampler:
         """The sampler of what is open at this step."""
         return max((item for item in self._phases if item[0] <= step), key=lambda item: item[0])[1]
+
+
+class _Dropout:
+    """Path dropout whose rate rises over the first steps."""
+
+    def __init__(self, space: SearchSpace, budget: Budget | None, options: PathDropout) -> None:
+        if space.depth.policy == "even" or len(space.depth.choices) == 1:
+            raise UserError(
+                "train.sampler.path_dropout: this space's depth (policy even, or one choice) leaves no layer to drop; "
+                "use depth.policy any or keep_ends with several choices"
+            )
+        self.space, self.budget, self.options = space, budget, options
+
+    def apply(self, arch: Architecture, step: int, rng: np.random.Generator) -> Architecture:
+        """The network with layers dropped at the rate of this step."""
+        ramp = self.options.ramp
+        rate = self.options.rate * (min(1.0, step / ramp) if ramp else 1.0)
+        return drop_layers(self.space, self.budget, arch, rate, rng)
+
+
+def _predictor(space: SearchSpace, settings: SamplerSettings, given: Predictor | None) -> Predictor | None:
+    """The one that the attentive sampler asks."""
+    if given and not settings.attentive:
+        raise ValueError("a predictor is asked only by the attentive sampler")
+    if settings.attentive and not given:
+        return Ridge(space, settings.attentive.forget, settings.attentive.start)
+    return given
 
 
 def opening_spaces(space: SearchSpace, phases: Sequence[Phase]) -> list[tuple[int, SearchSpace]]:

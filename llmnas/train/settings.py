@@ -21,6 +21,28 @@ class Phase(_Strict):
     open: tuple[str, ...] = Field(min_length=1)
 
 
+class PathDropout(_Strict):
+    """Layers of drawn networks are dropped, the last with probability `rate`, which is reached after `ramp` steps."""
+
+    rate: float = Field(gt=0, lt=1)
+    ramp: NonNegativeInt = 0
+
+
+class Attentive(_Strict):
+    """Of `pool` networks drawn from one band of parameters the one predicted best or worst is trained.
+
+    Attributes:
+        pick: `best` or `worst`.
+        forget: weight of a training loss in the prediction one network later.
+        start: networks trained before predictions are trusted.
+    """
+
+    pick: Literal["best", "worst"]
+    pool: int = Field(4, ge=2)
+    forget: float = Field(0.99, gt=0, le=1)
+    start: PositiveInt = 64
+
+
 class SamplerSettings(_Strict):
     """Which networks a step trains.
 
@@ -28,7 +50,8 @@ class SamplerSettings(_Strict):
         kind: `single` trains one network a step, the largest and the smallest in turn at
             every `anchor_every`-th; `uniform` trains `random` drawn networks a step;
             `sandwich` trains the largest, the smallest and `random` drawn ones; `progressive` is
-            `single` on a space that opens dimension by dimension (`phases`).
+            `single` on a space that opens dimension by dimension (`phases`); `fair` trains `random`
+            networks a step such that every choice is trained equally often (`train/fair.py`).
         random: networks drawn a step (`single` draws one).
         anchor_every: see `single`; 0 never trains them on purpose.
         distribution: of the drawn parameter counts. `centred` is what drawing every
@@ -36,14 +59,32 @@ class SamplerSettings(_Strict):
         largest: the largest network of the whole space, or of the budget.
         phases: of `progressive` shrinking (Cai et al. 2020): a dimension that no phase has opened yet keeps
             what the largest network has.
+        path_dropout: of drawn networks (`train/path_dropout.py`).
+        attentive: which of several drawn networks is trained (`train/attentive.py`).
     """
 
-    kind: Literal["single", "uniform", "sandwich", "progressive"] = "single"
+    kind: Literal["single", "uniform", "sandwich", "progressive", "fair"] = "single"
     random: PositiveInt = 2
     anchor_every: NonNegativeInt = 4
     distribution: Literal["centred", "uniform"] = "centred"
     largest: Literal["space", "budget"] = "space"
     phases: tuple[Phase, ...] = ()
+    path_dropout: PathDropout | None = None
+    attentive: Attentive | None = None
+
+    @model_validator(mode="after")
+    def _what_is_given_is_used(self) -> Self:
+        names = ("distribution", "anchor_every", "path_dropout", "attentive")
+        given = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
+        if self.kind == "fair" and given:
+            raise ValueError(f"{given[0]} does nothing with kind: fair, which leaves nothing to chance")
+        if self.kind == "progressive" and (self.path_dropout or self.attentive):
+            raise ValueError("kind: progressive takes neither path_dropout nor attentive")
+        if self.attentive and self.distribution != "uniform":
+            raise ValueError(
+                "attentive compares networks of one band of parameters: it needs distribution: uniform, which has bands"
+            )
+        return self
 
     @model_validator(mode="after")
     def _phases_are_in_order(self) -> Self:
@@ -59,7 +100,8 @@ class SamplerSettings(_Strict):
 
     def networks_per_step(self) -> int:
         """How many networks one optimizer step trains."""
-        return {"single": 1, "progressive": 1, "uniform": self.random, "sandwich": self.random + 2}[self.kind]
+        several = {"uniform": self.random, "fair": self.random, "sandwich": self.random + 2}
+        return several.get(self.kind, 1)
 
 
 class DistillSettings(_Strict):

@@ -43,7 +43,7 @@ def test_only_the_steps_have_no_default():
         ("save_every", 0),
         ("keep", 0),
         ("threads", -1),
-        ("sampler", {"kind": "fair"}),
+        ("sampler", {"kind": "fairest"}),
         ("sampler", {"random": 0}),
         ("sampler", {"anchor_every": -1}),
         ("sampler", {"distribution": "flat"}),
@@ -74,6 +74,6 @@ def test_distillation_in_a_sandwich_of_one_batch():
     assert TrainSettings(steps=3, sampler=SANDWICH, shared_batch=True, distill={"weight": 1}).distill.weight == 1
 
 
-@pytest.mark.parametrize(("kind", "networks"), [("single", 1), ("uniform", 3), ("sandwich", 5)])
+@pytest.mark.parametrize(("kind", "networks"), [("single", 1), ("uniform", 3), ("sandwich", 5), ("fair", 3)])
 def test_networks_per_step(kind, networks):
     assert SamplerSettings(kind=kind, random=3).networks_per_step() == networks

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from safetensors.torch import load_file
 from train_script import SEQUENCES, SPACE
-from two_process_cases import KINDS, STAGES, VARIANTS, sampler_of, settings_of
+from two_process_cases import ATTENTIVE, KINDS, STAGES, VARIANTS, sampler_of, settings_of
 
 from llmnas.errors import Preempted
 from llmnas.evaluate.quality import window_losses
@@ -269,3 +269,15 @@ def test_resumed_processes_go_on_as_if_nothing_had_happened(launched, stage):
         assert update_error(weights_of(launched, f"resumed-{stage}", rank), straight) <= 1e-4
     losses = [[m["train_loss"] for m in log_of(launched, f"{name}-{stage}")] for name in ("straight", "resumed")]
     assert losses[1] == pytest.approx(losses[0][3:], abs=1e-6)
+
+
+def test_ranks_agree_on_what_losses_decide(launched):
+    """Each rank saw other text; both trained the networks that one process picks, which are not those of no losses."""
+    logged = []
+    processes = start_processes()
+    model = build(SPACE, 0, ATTENTIVE, processes)
+    sampler = sampler_of(ATTENTIVE)
+    train(model, sampler, SEQUENCES, ATTENTIVE, processes, log=lambda step, metrics: logged.append(metrics))
+    found = json.loads((launched / "attentive.json").read_text())
+    assert [m["train_loss"] for m in found] == pytest.approx([m["train_loss"] for m in logged], rel=1e-4)
+    assert sampler.networks(5) != sampler_of(ATTENTIVE).networks(5)

@@ -65,6 +65,15 @@ def sampler_of(settings):
     return kind(SPACE, None, settings.sampler, seed=0)
 
 
+ATTENTIVE = TrainSettings(
+    **COMMON,
+    sampler={
+        "kind": "uniform", "random": 3, "distribution": "uniform",
+        "attentive": {"pick": "worst", "pool": 6, "start": 6},
+    },
+)  # fmt: skip
+
+
 class ManagedEngine(Engine):
     """The known-wrong way: DeepSpeed counts the backward passes itself and takes each for a step's last."""
 
@@ -172,6 +181,10 @@ class Cases:
             evaluate=lambda model: {"val_loss": float(window_losses(model, SPACE.smallest(), windows).mean())},
         )  # fmt: skip
 
+    def attentive(self):
+        """Which networks are trained depends on losses: the ranks must have averaged them."""
+        self.run("attentive", ATTENTIVE)
+
     def handed_over(self):
         """Go on with what one process saved after two steps; rank 1 is told to stop while it prepares the fourth."""
         for stage in (1, 2, 3):
@@ -197,6 +210,7 @@ class StopRankOne:
 
     def __init__(self, sampler, rank, number=signal.SIGTERM):
         self.sampler, self.rank, self.number = sampler, rank, number
+        self.predictor = None
 
     def networks(self, step):
         if step == 3 and self.rank == 1:
@@ -211,6 +225,7 @@ def main(out):
     cases.resumed()
     cases.faults()
     cases.evaluated()
+    cases.attentive()
     cases.handed_over()
     cases.killed()
 
