@@ -131,3 +131,12 @@ def test_a_stage_inherits_and_overrides(config):
     assert (settings.steps, settings.lr) == (3, 0.01)
     assert settings.sampler.kind == "single"  # one network: nothing to sample, no teacher
     assert settings.distill.weight == 0
+
+
+def test_recalibration_is_refused_where_nothing_holds_statistics(config):
+    with pytest.raises(UserError, match=r"search\.recalibrate does nothing"):
+        load_config(config, ["search.recalibrate=16"])
+    with_experts = ["search.recalibrate=16", "space.experts=[1, 2]", "train.moe.balance=bias"]
+    assert load_config(config, with_experts).search.recalibrate == 16
+    with pytest.raises(UserError, match=r"search\.recalibrate does nothing"):
+        load_config(config, [*with_experts, "train.moe.balance=loss"])

@@ -44,6 +44,11 @@ class Config(Strict):
             raise ValueError(
                 f"train.seq_len = {self.train.seq_len} is longer than space.base.max_seq = {self.space.base.max_seq}"
             )
+        biased = self.train.moe.balance == "bias" and max(self.space.experts.choices) > 1
+        if self.search.recalibrate and not biased:
+            raise ValueError(
+                "search.recalibrate does nothing: nothing holds statistics (experts with train.moe.balance: bias would)"
+            )
         if self.hardware:
             self.hardware.require_use({*self.search.objectives, *self.search.constraints})
         self.stage_settings("retrain", self.retrain.train)

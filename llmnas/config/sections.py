@@ -30,7 +30,11 @@ class DataConfig(Strict):
 
 class SearchConfig(Strict):
     """What is searched for and how; `windows` are the validation windows that define the loss,
-    `sample` those a candidate is run on."""
+    `sample` those a candidate is run on.
+
+    `recalibrate`: sequences of training text on which the statistics of every candidate (the biases that
+    balance experts) are taken anew before it is judged; 0 judges it with the supernet's.
+    """
 
     strategy: str = "nsga2"
     objectives: dict[str, Literal["min", "max"]] = {"val_loss": "min", "params": "min"}
@@ -40,6 +44,7 @@ class SearchConfig(Strict):
     options: dict[str, Any] = {}
     windows: PositiveInt = 128
     sample: PositiveInt = 32
+    recalibrate: NonNegativeInt = 0
 
 
 class RetrainConfig(Strict):

@@ -8,7 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from llmnas.cost import Workload, costs
+from llmnas.errors import UserError
 from llmnas.evaluate.quality import quality, window_losses
+from llmnas.evaluate.recalibrate import recalibrate, statistics
 from llmnas.space import Architecture
 from llmnas.supernet import Transformer
 
@@ -55,16 +57,30 @@ class Evaluator:
             run once on all, corrects the mean (see `regression_estimate`).
         bytes_per_token: of the validation text.
         workload: what costs are counted for.
+        calibration: [count, seq + 1] text on which every candidate's statistics are taken anew; None leaves
+            it with those of the supernet.
+
+    Raises:
+        UserError: calibration of a model that holds no statistics.
     """
 
     def __init__(
-        self, model: Transformer, windows: np.ndarray, sample: int, bytes_per_token: float, workload: Workload
+        self,
+        model: Transformer,
+        windows: np.ndarray,
+        sample: int,
+        bytes_per_token: float,
+        workload: Workload,
+        calibration: np.ndarray | None = None,
     ) -> None:
+        if calibration is not None and not statistics(model):
+            raise UserError("search.recalibrate: nothing in this supernet holds statistics; leave it at 0")
         self.model = model
+        self.calibration = calibration
         self.bytes_per_token = bytes_per_token
         self.workload = workload
         self.chosen = np.linspace(0, len(windows) - 1, min(sample, len(windows))).round().astype(int)
-        self.reference = window_losses(model, None, windows)
+        self.reference = self.losses(None, windows)
         self.windows = windows[self.chosen]
 
     def __call__(self, archs: Sequence[Architecture]) -> list[dict[str, float]]:
@@ -73,10 +89,15 @@ class Evaluator:
 
     def measure(self, arch: Architecture) -> dict[str, float]:
         """Metrics of one architecture."""
-        sample = window_losses(self.model, arch, self.windows)
+        sample = self.losses(arch, self.windows)
         loss, error = regression_estimate(sample, self.reference, self.chosen)
         return {
             **quality(loss, self.bytes_per_token),
             "val_loss_error": error,
             **costs(arch, self.model.base, self.workload),
         }
+
+    def losses(self, arch: Architecture | None, windows: np.ndarray) -> np.ndarray:
+        """[count] losses of the windows given (None: of the largest network), recalibrated where that was asked for."""
+        values = {} if self.calibration is None else recalibrate(self.model, arch, self.calibration)
+        return window_losses(self.model, arch, windows, values=values)

@@ -3,16 +3,45 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from llmnas.space import Architecture
 from llmnas.supernet import Transformer, token_losses
 
 
+class _Hidden(nn.Module):
+    """`Transformer.hidden_states` as a forward, which is what `functional_call` calls."""
+
+    def __init__(self, model: Transformer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor, arch: Architecture) -> Tensor:
+        return self.model.hidden_states(tokens, arch)
+
+
+def hidden_states(model: Transformer, arch: Architecture, tokens: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+    """[batch, seq] -> [batch, seq, hidden], with `values` in the place of buffers of those names."""
+    if not values:
+        return model.hidden_states(tokens, arch)
+    named = {f"model.{name}": value for name, value in values.items()}
+    found: Tensor = functional_call(_Hidden(model), named, (tokens, arch))
+    return found
+
+
 @torch.no_grad()
-def window_losses(model: Transformer, arch: Architecture | None, windows: np.ndarray, batch: int = 16) -> np.ndarray:
+def window_losses(
+    model: Transformer,
+    arch: Architecture | None,
+    windows: np.ndarray,
+    batch: int = 16,
+    values: Mapping[str, Tensor] | None = None,
+) -> np.ndarray:
     """Mean next-token cross entropy of every window, in nats a token.
 
     Args:
@@ -20,6 +49,7 @@ def window_losses(model: Transformer, arch: Architecture | None, windows: np.nda
         arch: the sub-network, or None for the largest.
         windows: [count, seq + 1] int64.
         batch: windows at once.
+        values: statistics of the candidate, which stand for the model's (`recalibrate`).
 
     Returns:
         [count] float64.
@@ -30,7 +60,7 @@ def window_losses(model: Transformer, arch: Architecture | None, windows: np.nda
     found = []
     for first in range(0, len(windows), batch):
         tokens = torch.from_numpy(windows[first : first + batch]).to(device)
-        hidden = model.hidden_states(tokens[:, :-1], arch)
+        hidden = hidden_states(model, arch, tokens[:, :-1], values or {})
         losses = token_losses(hidden.flatten(0, 1), head, tokens[:, 1:].flatten())
         found.append(losses.view(len(tokens), -1).double().mean(1).cpu().numpy())
     return np.concatenate(found)

@@ -78,8 +78,7 @@ class Experts(nn.Module):
         Returns:
             Experts [N, K] int64, their weights [N, K] float32, and the statistics.
         """
-        logits = linear(tokens, self.router, spec.experts).float()
-        scores = logits.softmax(-1) if self.score == "softmax" else logits.sigmoid()
+        logits, scores = self.scores(tokens, spec)
         chosen = (scores.detach() + self.balance[: spec.experts]).topk(spec.top_k, sorted=False).indices
         weight = scores.gather(-1, chosen)
         if self.renormalise:
@@ -88,6 +87,11 @@ class Experts(nn.Module):
         load = chosen.flatten().bincount(minlength=spec.experts) / chosen.numel()
         entropy = -torch.xlogy(shares, shares).sum(-1).mean().detach()
         return chosen, weight, Routing(load, shares.mean(0), logits.logsumexp(-1).square().mean(), entropy)
+
+    def scores(self, tokens: Tensor, spec: LayerSpec) -> tuple[Tensor, Tensor]:
+        """[N, H] -> the router's logits and what it makes of them, both [N, E] float32."""
+        logits = linear(tokens, self.router, spec.experts).float()
+        return logits, logits.softmax(-1) if self.score == "softmax" else logits.sigmoid()
 
     def _dense(self, tokens: Tensor, spec: LayerSpec) -> Tensor:
         return F.linear(self.gated(tokens, spec), self._block("down", spec, tokens.shape[-1])[0])

@@ -77,7 +77,14 @@ def _measured(context: Context) -> tuple[Archive, Evaluate]:
     """The supernet behind a store of evaluations in the run folder."""
     config = context.config
     windows, bytes_per_token = context.windows(config.search.windows)
-    evaluator = Evaluator(context.supernet(), windows, config.search.sample, bytes_per_token, config.budget.workload)
+    evaluator = Evaluator(
+        context.supernet(),
+        windows,
+        config.search.sample,
+        bytes_per_token,
+        config.budget.workload,
+        context.calibration(),
+    )
     objectives, constraints = dict(config.search.objectives), dict(config.search.constraints)
     store = Archive(
         context.run.result("compare").with_name("evaluations.sqlite"), objectives, constraints,

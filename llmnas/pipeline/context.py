@@ -56,6 +56,12 @@ class Context:
         windows = Sequences(file.tokens, self.config.train.seq_len, 0).fixed(count)
         return windows, file.info.text_bytes / file.info.tokens
 
+    def calibration(self) -> np.ndarray | None:
+        """Training text to take a candidate's statistics from, [search.recalibrate, seq + 1]; None where it is off."""
+        count = self.config.search.recalibrate
+        tokens = self.tokens("train").tokens
+        return Sequences(tokens, self.config.train.seq_len, 0).fixed(count) if count else None
+
     def supernet(self) -> Transformer:
         """The trained supernet."""
         path = self.run.require(self.run.supernet, "train")

@@ -82,7 +82,9 @@ def correlate(context: Context) -> dict[str, Any]:
     config, run = context.config, context.run
     archs = band_architectures(context)
     windows, bytes_per_token = context.windows(config.search.windows)
-    evaluator = Evaluator(context.supernet(), windows, len(windows), bytes_per_token, config.budget.workload)
+    evaluator = Evaluator(
+        context.supernet(), windows, len(windows), bytes_per_token, config.budget.workload, context.calibration()
+    )
     predicted = np.array([metrics["val_loss"] for metrics in evaluator(archs)])
     params = np.array([count_params(arch, config.space.base).total for arch in archs])
     settings = config.stage_settings("correlate", config.correlate.train)

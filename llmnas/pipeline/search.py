@@ -10,7 +10,6 @@ import numpy as np
 
 from llmnas.evaluate.evaluator import Evaluator
 from llmnas.evaluate.providers import with_providers
-from llmnas.evaluate.quality import window_losses
 from llmnas.files import write_json
 from llmnas.pareto import Archive, Evaluation
 from llmnas.pipeline.context import Context
@@ -28,10 +27,11 @@ def search_supernet(context: Context) -> Archive:
     set_threads(config.train, start_processes())
     extra = providers(config, run, context.own_metrics)
     windows, bytes_per_token = context.windows(options.windows)
-    model = context.supernet()
     started = time.process_time()
     measured: list[Architecture] = []
-    evaluator = Evaluator(model, windows, options.sample, bytes_per_token, config.budget.workload)
+    evaluator = Evaluator(
+        context.supernet(), windows, options.sample, bytes_per_token, config.budget.workload, context.calibration()
+    )
     measure = with_providers(evaluator, extra)
 
     def evaluate(archs: Sequence[Architecture]) -> Sequence[Mapping[str, float]]:
@@ -56,7 +56,7 @@ def search_supernet(context: Context) -> Archive:
     racers = contenders(archive)
 
     def losses(i: int, places: np.ndarray) -> np.ndarray:
-        return window_losses(model, racers[i].arch, more[places])
+        return evaluator.losses(racers[i].arch, more[places])
 
     if racers and (measured or not run.decision.exists()):
         decide(context, archive, losses, len(more))

@@ -2,11 +2,13 @@
 
 from llmnas.nn.cross_entropy import token_losses
 from llmnas.nn.loss import Losses, Teacher
+from llmnas.nn.moe import Experts
 from llmnas.supernet.extract import extract, stand_alone_shape
 from llmnas.supernet.model import Transformer
 from llmnas.supernet.weights import load_weights, save_weights
 
 __all__ = [
+    "Experts",
     "Losses",
     "Teacher",
     "Transformer",
