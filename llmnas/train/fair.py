@@ -168,7 +168,7 @@ def _kept_counts(space: SearchSpace, length: int) -> list[float]:
     ends = [0, space.layers - 1] if space.depth.policy == "keep_ends" and space.layers > 1 else []
     inner = space.layers - len(ends)
     total = times * (sum(depths) - len(ends) * len(depths))
-    return [float(length)] * bool(ends) + [total / inner] * bool(inner)
+    return [float(length)] * len(ends) + [total / inner for _ in range(inner)]
 
 
 def balanced_subsets(space: SearchSpace, depths: list[int], rng: np.random.Generator) -> list[tuple[int, ...]]:
