@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from llmnas.export.shape import StockShape
-from llmnas.space import Architecture
+from llmnas.space import Architecture, LayerSpec
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,22 @@ class Stored:
 
     Attributes:
         class_name: the transformers class.
-        shape: sizes of that class.
+        shape: sizes of that class; None for our own, which has every layer as it is.
         parameters: in the file.
         own_parameters: of the architecture itself.
         tokenizer: whether one lies beside the weights.
     """
 
     class_name: str
-    shape: StockShape
+    shape: StockShape | None
     parameters: int
     own_parameters: int
     tokenizer: bool
+
+    @property
+    def tier(self) -> int:
+        """1: a stock class with exactly the architecture's sizes; 2: padded; 3: our own class."""
+        return 3 if self.shape is None else self.shape.tier
 
 
 def render(card: Card, arch: Architecture, max_seq: int, vocab_size: int, stored: Stored) -> str:
@@ -55,15 +60,19 @@ def render(card: Card, arch: Architecture, max_seq: int, vocab_size: int, stored
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\n"
         "tags:\n- llmnas\n- neural-architecture-search\n---",
         f"# {card.name}",
-        f"A language model of {stored.own_parameters:,} parameters, architecture `{arch.id}`, found by llmnas. It is a "
-        f"plain `{stored.class_name}`: vocabulary {vocab_size:,}, at most {max_seq:,} tokens.",
+        f"A language model of {stored.own_parameters:,} parameters, architecture `{arch.id}`, found by llmnas. It is "
+        f"{'a plain' if stored.shape else 'our own'} `{stored.class_name}`: vocabulary {vocab_size:,}, at most "
+        f"{max_seq:,} tokens.",
         "## Load it",
-        _loading(stored.tokenizer),
+        _loading(stored),
         "## Architecture",
         f"Hidden size {arch.hidden_size}, {arch.depth} layers:",
         _table(
-            ("layer", "KV heads", "query heads", "head dim", "FFN size"),
-            [(i, s.kv_heads, s.q_heads, s.head_dim, s.ffn_size) for i, (_, s) in enumerate(arch.kept)],
+            ("layer", "KV heads", "query heads", "head dim", "FFN size", *(() if stored.shape else _KINDS)),
+            [
+                (i, s.kv_heads, s.q_heads, s.head_dim, s.ffn_size, *(() if stored.shape else _kinds(s)))
+                for i, (_, s) in enumerate(arch.kept)
+            ],
         ),
         _storage(stored),
         *_metrics(card),
@@ -74,12 +83,21 @@ def render(card: Card, arch: Architecture, max_seq: int, vocab_size: int, stored
     return "\n\n".join(parts) + "\n"
 
 
-def _loading(tokenizer: bool) -> str:
+_KINDS = ("weights", "mixer", "experts")
+
+
+def _kinds(spec: LayerSpec) -> tuple[str, str, str]:
+    experts = f"{spec.top_k} of {spec.experts}" if spec.experts > 1 else "1"
+    return spec.weights, spec.mixer, experts
+
+
+def _loading(stored: Stored) -> str:
+    tokenizer, trust = stored.tokenizer, "" if stored.shape else ", trust_remote_code=True"
     lines = [
         "```python",
         f"from transformers import AutoModelForCausalLM{', AutoTokenizer' if tokenizer else ''}",
         "",
-        'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")',
+        f'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder"{trust})',
     ]
     if not tokenizer:
         return "\n".join([*lines, "```", "", "No tokenizer comes with it: it takes and gives token ids."])
@@ -96,6 +114,13 @@ def _loading(tokenizer: bool) -> str:
 
 
 def _storage(stored: Stored) -> str:
+    if stored.shape is None:
+        return (
+            "Tier 3: no stock class has these layers, so the code that computes them lies beside the weights "
+            "(`modeling_llmnas.py` and what it imports; llmnas need not be installed). transformers loads it with "
+            "`trust_remote_code=True` and generates with it; llama.cpp and vLLM do not know it. Low-bit weights are "
+            "stored as code times scale with the scale beside them, so that saving again never quantises again."
+        )
     spec, extra = stored.shape.spec, stored.parameters - stored.own_parameters
     price = f"{stored.parameters:,} parameters for {stored.own_parameters:,} ({extra / stored.own_parameters:+.1%})"
     if not stored.shape.exact:

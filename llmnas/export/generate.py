@@ -10,6 +10,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from llmnas.errors import UserError
+from llmnas.export.config import ABOUT_FILE
+from llmnas.export.modeling_llmnas import LlmnasForCausalLM
+from llmnas.files import read_json
+
+
+def load_model(folder: Path) -> Any:
+    """The transformers model of an exported folder, in float32; code that lies in the folder is never run.
+
+    Raises:
+        UserError: not an export.
+    """
+    own = read_json(folder / ABOUT_FILE)["export"]["tier"] == 3
+    kind: Any = LlmnasForCausalLM if own else AutoModelForCausalLM
+    return kind.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def generate(folder: Path, prompt: str, *, tokens: int, temperature: float, seed: int) -> str:
@@ -23,7 +37,7 @@ def generate(folder: Path, prompt: str, *, tokens: int, temperature: float, seed
     """
     logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = load_model(folder)
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"].long()
     length, longest = ids.shape[1], int(model.config.max_position_embeddings)
     if not length:

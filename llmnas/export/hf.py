@@ -1,4 +1,4 @@
-"""Hugging Face checkpoints that load without any code of ours, verified before they appear."""
+"""Hugging Face checkpoints, verified before they appear: a stock class where one holds the network, else our own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from llmnas.cost import count_params
 from llmnas.errors import RunError, UserError
 from llmnas.export.card import Card, Stored, render
 from llmnas.export.config import ABOUT_FILE, CLASS_NAMES, has_output_bias, stock_config
-from llmnas.export.shape import stock_class, stock_shape
+from llmnas.export.own import CLASS_NAME, is_buffer, own_config, own_weights, write_code
+from llmnas.export.shape import has_stock_kinds, stock_class, stock_shape
 from llmnas.export.weights import stock_weights
 from llmnas.files import read_json, sync_dir, write_json, write_text
 from llmnas.supernet import Transformer
@@ -36,7 +37,7 @@ class ExportReport:
     Attributes:
         folder: where it lies.
         class_name: the transformers class that loads it.
-        tier: 1, exactly the architecture's sizes; 2, padded.
+        tier: 1, exactly the architecture's sizes; 2, padded; 3, our own modeling file.
         parameters: in the file.
         own_parameters: of the architecture itself.
         difference: largest difference of a logit in a fresh process, relative to the largest logit.
@@ -53,7 +54,7 @@ class ExportReport:
 def export_hf(
     model: Transformer, folder: Path, *, tokenizer_path: Path | None, card: Card, force: bool = False
 ) -> ExportReport:
-    """Write a stand-alone model as a stock transformers checkpoint, in float32.
+    """Write a stand-alone model as a transformers checkpoint, in float32.
 
     It is written beside `folder`, loaded in a fresh offline process whose logits must equal the
     model's (within `verify.TOLERANCE` of their scale), and only then renamed to `folder`.
@@ -89,9 +90,7 @@ def export_hf(
             sync_dir(folder.parent)
     except (OSError, SafetensorError) as error:
         raise RunError(f"{folder}: cannot write the export: {error}") from None
-    return ExportReport(
-        folder, stored.class_name, stored.shape.tier, stored.parameters, stored.own_parameters, difference
-    )
+    return ExportReport(folder, stored.class_name, stored.tier, stored.parameters, stored.own_parameters, difference)
 
 
 def write_expected(model: Transformer, path: Path) -> None:
@@ -131,23 +130,28 @@ def _check_tokenizer(path: Path, vocab_size: int) -> None:
 def write_checkpoint(model: Transformer, folder: Path, tokenizer_path: Path | None, card: Card) -> Stored:
     """Write all files of an export into the empty `folder`, unverified; `model` is float32 on the CPU."""
     base, arch = replace(model.base, rope_dim=model.rope_dim), model.envelope
-    kind, shape = stock_class(base, arch), stock_shape(base, arch)
     eos_id = None if tokenizer_path is None else EOS_ID
-    stock_config(base, arch, kind, shape, eos_id).save_pretrained(folder)
-    # transformers 5 reads rope_parameters; transformers 4 and engines built on it read the key at the top
     config_path = folder / "config.json"
-    write_json(config_path, read_json(config_path) | {"rope_theta": shape.rope_theta})
+    if has_stock_kinds(arch):
+        kind, shape = stock_class(base, arch), stock_shape(base, arch)
+        class_name, weights = CLASS_NAMES[kind], stock_weights(model, shape, o_bias=has_output_bias(kind, base))
+        stock_config(base, arch, kind, shape, eos_id).save_pretrained(folder)
+        # transformers 5 reads rope_parameters; transformers 4 and engines built on it read the key at the top
+        write_json(config_path, read_json(config_path) | {"rope_theta": shape.rope_theta})
+    else:
+        shape, class_name, weights = None, CLASS_NAME, own_weights(model)
+        own_config(model, eos_id).save_pretrained(folder)
+        write_code(folder)
     GenerationConfig(bos_token_id=eos_id, eos_token_id=eos_id, pad_token_id=eos_id).save_pretrained(folder)
-    weights = stock_weights(model, shape, o_bias=has_output_bias(kind, base))
     weights_path = folder / "model.safetensors"
     save_file(weights, weights_path, metadata={"format": "pt"})
     shutil.copymode(config_path, weights_path)  # safetensors lets nobody but the owner read it
     if tokenizer_path is not None:
         _write_tokenizer(tokenizer_path, folder, base.max_seq)
     stored = Stored(
-        class_name=CLASS_NAMES[kind],
+        class_name=class_name,
         shape=shape,
-        parameters=sum(weight.numel() for weight in weights.values()),
+        parameters=sum(weight.numel() for name, weight in weights.items() if not is_buffer(name)),
         own_parameters=count_params(arch, base).total,
         tokenizer=tokenizer_path is not None,
     )
@@ -156,7 +160,8 @@ def write_checkpoint(model: Transformer, folder: Path, tokenizer_path: Path | No
         {
             "architecture": arch.to_dict(),
             "base": asdict(base),
-            "export": {"class": stored.class_name, "tier": shape.tier, "sizes": asdict(shape.spec)},
+            "export": {"class": stored.class_name, "tier": stored.tier}
+            | ({"sizes": asdict(shape.spec)} if shape else {}),
         },
     )
     write_text(folder / "README.md", render(card, arch, base.max_seq, base.vocab_size, stored))
@@ -184,7 +189,7 @@ def _verify(checkpoint: Path, expected: Path, folder: Path) -> float:
     """Run `llmnas.export.verify` in a fresh process without a network; returns the relative difference."""
     done = subprocess.run(
         [sys.executable, "-m", "llmnas.export.verify", str(checkpoint), str(expected)],
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(checkpoint.with_name("modules"))},
         capture_output=True,
         text=True,
         check=False,

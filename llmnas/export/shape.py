@@ -37,6 +37,11 @@ class StockShape:
         return 1 if self.exact else 2
 
 
+def has_stock_kinds(arch: Architecture) -> bool:
+    """Whether every layer is one that a stock class computes: dense attention without experts."""
+    return all((spec.weights, spec.mixer, spec.experts) == ("dense", "attention", 1) for _, spec in arch.kept)
+
+
 def require_stock_kinds(arch: Architecture) -> None:
     """Refuse layers that no stock class computes.
 

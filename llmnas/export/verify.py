@@ -31,16 +31,19 @@ def relative_difference(actual: Tensor, expected: Tensor) -> float:
 
 
 def check_model(folder: Path, tokens: Tensor, logits: Tensor) -> float:
-    """Load the model by its folder alone and compare; returns `relative_difference`.
+    """Load the model by its folder alone, with the code in it where no class is stock; returns `relative_difference`.
 
     Raises:
         RunError: not the stock class, weights missing or left over, or other logits.
     """
-    model, loading = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    about = read_json(folder / ABOUT_FILE)["export"]
+    model, loading = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=about["tier"] == 3
+    )
     name, module = type(model).__name__, type(model).__module__
-    wanted = read_json(folder / ABOUT_FILE)["export"]["class"]
-    if name != wanted or not module.startswith("transformers."):
-        raise RunError(f"loads as {module}.{name}, should be transformers' {wanted}")
+    owner = "transformers_modules" if about["tier"] == 3 else "transformers"
+    if name != about["class"] or not module.startswith(f"{owner}."):
+        raise RunError(f"loads as {module}.{name}, should be {owner}' {about['class']}")
     wrong = {kind: sorted(names) for kind, names in loading.items() if names}
     if wrong:
         raise RunError(f"weights do not fit the class: {wrong}")

@@ -55,7 +55,7 @@ class Attention(nn.Module):
             x: [B, T, H].
             spec: sizes to use, each at most the stored one.
             rotation: [T, 1, pairs], see `rope.rotations`.
-            documents: [B, T] document number of every token, or None for one document a row.
+            documents: [B, S] document number of every token, those in the cache included, or None for one a row.
             cache: tokens read before, which `x` follows; the new ones are added to it.
 
         Returns:
@@ -96,20 +96,21 @@ def attend(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:
     Args:
         q: [B, T, K * Q, D], the last T of the positions that k and v hold.
         k, v: [B, S, K, D], S >= T.
-        documents: [B, T] non-decreasing along T, or None; only with S = T.
+        documents: [B, S], equal numbers standing together, or None.
 
     Returns:
         [B, T, K * Q, D].
     """
-    if _HAS_FLASH and q.is_cuda and q.dtype in {torch.float16, torch.bfloat16}:
-        return _flash(q, k, v, documents)
     mask = None
     seq, total = q.shape[1], k.shape[1]
+    fits_flash = q.is_cuda and q.dtype in {torch.float16, torch.bfloat16} and (documents is None or seq == total)
+    if _HAS_FLASH and fits_flash:
+        return _flash(q, k, v, documents)
     if seq != total and seq > 1:  # SDPA's own causal mask would align the first positions, not the last
         mask = torch.ones(seq, total, dtype=torch.bool, device=q.device).tril(total - seq)
     if documents is not None:
-        same = documents[:, None, :, None] == documents[:, None, None, :]
-        mask = same & torch.ones(q.shape[1], q.shape[1], dtype=torch.bool, device=q.device).tril()
+        same = documents[:, None, -seq:, None] == documents[:, None, None, :]
+        mask = same & torch.ones(seq, total, dtype=torch.bool, device=q.device).tril(total - seq)
     mixed = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),

@@ -39,12 +39,31 @@ class KeyValues:
         self.length = end
         return self.keys[:, :end], self.values[:, :end]
 
+    def reserve(self, length: int) -> None:
+        """Make room for `length` tokens in all; grows to twice the size at least, so that tokens are seldom copied."""
+        capacity = self.keys.shape[1]
+        if length <= capacity:
+            return
+        for name in ("keys", "values"):
+            old: Tensor = getattr(self, name)
+            new = old.new_empty(old.shape[0], max(length, 2 * capacity), *old.shape[2:])
+            new[:, : self.length] = old[:, : self.length]
+            setattr(self, name, new)
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these sequences, in this order; [new batch] int64."""
+        self.keys, self.values = self.keys[rows], self.values[rows]
+
 
 @dataclass
 class State:
     """The state of one recurrent layer, [B, W], None before the first token; replaced, never written in place."""
 
     state: Tensor | None = None
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these sequences, in this order; [new batch] int64."""
+        self.state = None if self.state is None else self.state[rows]
 
 
 LayerCache = KeyValues | State
@@ -68,6 +87,18 @@ class Cache:
     def mark(self) -> Mark:
         """The place after the tokens read so far."""
         return Mark(self.length, tuple(layer.state if isinstance(layer, State) else None for layer in self.layers))
+
+    def reserve(self, length: int) -> None:
+        """Make room for `length` tokens in all."""
+        for layer in self.layers:
+            if isinstance(layer, KeyValues):
+                layer.reserve(length)
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these sequences, in this order, perhaps several times; [new batch] int64."""
+        for layer in self.layers:
+            if layer is not None:
+                layer.select(rows)
 
     def back_to(self, mark: Mark) -> None:
         """Forget what was read after `mark`, which must be of this cache.

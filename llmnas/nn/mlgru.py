@@ -49,7 +49,7 @@ class MLGRU(nn.Module):
         Args:
             x: [B, T, H].
             spec: sizes to use, each at most the stored one.
-            documents: [B, T] document number of every token, or None for one document a row.
+            documents: [B, S] document number of every token, those read before included, or None for one a row.
             state: [B, W] what the tokens before these left, or None.
             cache: holds that state instead, and takes the new one.
 
@@ -58,7 +58,7 @@ class MLGRU(nn.Module):
         """
         forget, kept = self.gates(x, spec)
         before = state if cache is None else cache.state
-        hidden = scan(forget, kept, before, None if documents is None else starts_of(documents))
+        hidden = scan(forget, kept, before, None if documents is None else starts_of(documents)[:, -x.shape[1] :])
         if cache is not None:
             cache.state = hidden[:, -1]
         return self.project(hidden, x, spec)

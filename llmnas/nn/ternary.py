@@ -49,7 +49,9 @@ def reader(module: nn.Module, name: str, kind: Weights, out_dims: int, matrices:
 
     def read(block: Tensor) -> Tensor:
         scale = full[tuple(slice(size) for size in block.shape)]
-        return block + (codes(block, scale, kind) * scale - block).detach()
+        quantised = codes(block, scale, kind) * scale
+        # the sum below rounds: without gradients the values are exactly those that an export stores
+        return block + (quantised - block).detach() if torch.is_grad_enabled() else quantised
 
     return read
 

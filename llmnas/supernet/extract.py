@@ -13,7 +13,7 @@ from llmnas.space.architecture import Architecture, BaseModel, FixedShape
 from llmnas.supernet.model import Transformer
 
 # where low-bit weights live: leading axes that are outputs, and how many of them tell matrices apart
-_LAYOUTS: dict[type[nn.Module], tuple[dict[str, int], int]] = {
+LOW_BIT_LAYOUTS: dict[type[nn.Module], tuple[dict[str, int], int]] = {
     attention.Attention: (attention.OUT_DIMS, 0),
     mlgru.MLGRU: (mlgru.OUT_DIMS, 0),
     ffn.FeedForward: (ffn.OUT_DIMS, 0),
@@ -41,7 +41,7 @@ def extract(supernet: Transformer, arch: Architecture) -> Transformer:
         if not name.endswith("_scale"):
             state[name] = _leading(source[_namesake(name, arch)], tensor.shape)
     for name, module in small.named_modules():
-        if type(module) in _LAYOUTS:
+        if type(module) in LOW_BIT_LAYOUTS:
             state |= _scales(name, module, modules[_namesake(name, arch)])
     small.load_state_dict(state, assign=True)
     return small.train(supernet.training)
@@ -65,7 +65,7 @@ def _scales(name: str, small: nn.Module, source: nn.Module) -> dict[str, Tensor]
     """The supernet's scales for the low-bit weights of one cut-out module."""
     found: dict[str, Tensor] = {}
     wanted = dict(small.named_buffers(recurse=False))
-    out_dims, matrices = _LAYOUTS[type(source)]
+    out_dims, matrices = LOW_BIT_LAYOUTS[type(source)]
     for weight, out in out_dims.items():
         for kind in LOW_BIT:
             buffer = scale_name(weight, kind)

@@ -72,7 +72,7 @@ class Transformer(nn.Module):
             emit_teacher: entries of the own distribution to return with the losses.
             balance_weight: of the experts' balance loss, mean over layers with a router.
             z_weight: of the routers' z-loss (Zoph et al. 2022, eq. 5), likewise.
-            documents: [batch, seq] document numbers that attention must not cross.
+            documents: [batch, cached + seq] document numbers that no layer must cross, of all tokens read so far.
             cache: from `new_cache`; `tokens` follow what it holds and are added to it.
             checkpoint_blocks: keep only the input of every block for the backward pass.
 
@@ -120,8 +120,9 @@ class Transformer(nn.Module):
         require_fit(self, arch)
         x = F.embedding(tokens, self.embedding[:, : arch.hidden_size])
         freqs = frequencies(self.rope_dim, self.base.rope_theta, self.base.rope_order)
-        if cache and documents is not None:
-            raise ValueError("documents cannot be told apart in a cache: read each one with a cache of its own")
+        read = (cache.length if cache else 0) + tokens.shape[1]
+        if documents is not None and documents.shape[1] != read:
+            raise ValueError(f"documents are given for {documents.shape[1]} tokens, {read} were read")
         rotation = rotations(freqs, tokens.shape[1], tokens.device, cache.length if cache else 0)
         routings: dict[int, Routing] = {}
         for i, spec in arch.kept:

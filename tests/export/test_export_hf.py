@@ -40,14 +40,6 @@ TEXT = "Fellow citizens: don't forget  1,024 <|endoftext|> cafe\u0301s\n\n\tof t
 
 
 @pytest.fixture(scope="module")
-def tokenizer_path(tmp_path_factory):
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    text = "fellow citizens of the senate and of the house of representatives: the state of the union is strong. "
-    save_tokenizer(train_tokenizer([text * 3], VOCAB), path)
-    return path
-
-
-@pytest.fixture(scope="module")
 def model():
     return scrambled(FixedShape(BASE, MIXED))
 

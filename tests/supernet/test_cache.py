@@ -75,13 +75,16 @@ def test_a_mark_beyond_what_was_read_is_refused():
         Cache([]).back_to(Mark(4, ()))
 
 
-def test_documents_and_a_cache_exclude_each_other():
+def test_documents_must_be_given_for_the_cached_tokens_too():
     space = BaseModel(vocab_size=8)
     arch = Architecture(4, (LayerSpec(1, 1, 2, 4),))
     model = scrambled(FixedShape(space, arch))
     tokens = random_tokens(space, 1, 4)
-    with pytest.raises(ValueError, match="documents cannot be told apart"):
-        model(tokens, documents=torch.zeros_like(tokens), cache=model.new_cache(arch, 1, 4))
+    cache = model.new_cache(arch, 1, 8)
+    with torch.no_grad():
+        model(tokens, cache=cache)
+        with pytest.raises(ValueError, match="given for 4 tokens, 8 were read"):
+            model(tokens, documents=torch.zeros_like(tokens), cache=cache)
 
 
 def test_experts_are_the_same_one_token_at_a_time():

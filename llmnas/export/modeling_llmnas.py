@@ -1,0 +1,174 @@
+"""The transformers model of llmnas: a thin shell around the one `Transformer`, for every architecture of a space.
+
+Shipped inside checkpoints (`auto_map`, `trust_remote_code=True`) together with the files that it imports, rewritten
+to relative imports; the same file serves inside llmnas. Shapes: B batch, T new tokens, S tokens read with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from llmnas.export.decoding_cache import DecodingCache
+from llmnas.space.architecture import Architecture, BaseModel, LayerKinds, Shape
+from llmnas.supernet.model import Transformer
+
+
+@dataclass(frozen=True)
+class StoredShape:
+    """The shape of the weights in a checkpoint: of one network, or of a supernet."""
+
+    base: BaseModel
+    envelope: Architecture
+    kinds: tuple[LayerKinds, ...]
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> StoredShape:
+        """Inverse of `to_dict`; raises ValueError on anything else."""
+        kinds = tuple(LayerKinds(tuple(kind["weights"]), tuple(kind["mixers"])) for kind in value["kinds"])
+        return cls(BaseModel(**value["base"]), Architecture.from_dict(value["envelope"]), kinds)
+
+    @staticmethod
+    def to_dict(shape: Shape) -> dict[str, Any]:
+        """Plain values of any shape, as stored in config.json."""
+        kinds = [{"weights": list(kind.weights), "mixers": list(kind.mixers)} for kind in shape.kinds]
+        return {"base": asdict(shape.base), "envelope": shape.envelope.to_dict(), "kinds": kinds}
+
+
+class LlmnasConfig(PreTrainedConfig):  # type: ignore[misc]
+    """config.json of a checkpoint.
+
+    Args:
+        shape: `StoredShape.to_dict` of the weights.
+        kwargs: what every transformers config has.
+    """
+
+    model_type = "llmnas"
+
+    def __init__(self, shape: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        self.shape = shape  # None: transformers makes an empty one to compare with
+        if shape is not None:
+            stored = StoredShape.from_dict(shape)
+            kwargs |= {
+                "vocab_size": stored.base.vocab_size,
+                "hidden_size": stored.envelope.hidden_size,
+                "num_hidden_layers": stored.envelope.depth,
+                "max_position_embeddings": stored.base.max_seq,
+            }
+        # the head of a tied model is no weight of its own here, so there is nothing for transformers to tie
+        super().__init__(**(kwargs | {"tie_word_embeddings": False}))
+
+
+class LlmnasForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+    """Any architecture of llmnas as a causal language model.
+
+    The architecture is an argument of everything below this class; here it is the default that `forward` takes,
+    since transformers' callers pass none.
+
+    Args:
+        config: of the checkpoint.
+        transformer: weights to share instead of having own ones.
+        arch: the architecture to run by default; None for the largest.
+    """
+
+    config_class = LlmnasConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    _no_split_modules = ("Block",)
+
+    def __init__(
+        self, config: LlmnasConfig, transformer: Transformer | None = None, arch: Architecture | None = None
+    ) -> None:
+        super().__init__(config)
+        if transformer is None:
+            if config.shape is None:
+                raise ValueError("config: has no shape, so it says nothing about the network")
+            transformer = Transformer(StoredShape.from_dict(config.shape))
+        self.model = transformer
+        self.arch = arch or self.model.envelope
+        self.post_init()
+
+    def _init_weights(self, module: Any) -> None:
+        """Nothing: `Transformer` has filled its weights, or a file does."""
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False  # `forward` makes the cache, which knows recurrent layers and sizes by layer
+
+    @property
+    def _is_stateful(self) -> bool:
+        """Whether a layer has a state that cannot go back (transformers then refuses assisted generation)."""
+        return any(spec.mixer == "mlgru" for _, spec in self.arch.kept)
+
+    def sharing(self, arch: Architecture) -> LlmnasForCausalLM:
+        """Another model on the same weights that runs `arch` by default; copies nothing."""
+        return type(self)(self.config, self.model, arch)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        cache: DecodingCache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        arch: Architecture | None = None,
+        return_dict: bool | None = None,
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+        """Logits of the next token at every position.
+
+        Args:
+            input_ids: [B, T] int64.
+            attention_mask: [B, S], 0 at padding, which stands on one side of a row: on the left for generation.
+            cache: what an earlier forward returned; `input_ids` follow it.
+            labels: [B, T] int64, shifted here; -100 counts nothing.
+            use_cache: return a cache even where none was given.
+            logits_to_keep: how many of the last positions get logits (0: all), or which.
+            arch: the architecture to run instead of the default.
+            return_dict: False for a tuple.
+
+        Raises:
+            ValueError: padding on both sides or in the middle, a mask of another size, a cache that `arch` cannot use.
+        """
+        arch = arch or self.arch
+        batch, new = input_ids.shape
+        if cache is None and use_cache:
+            cache = DecodingCache(arch, self.model.new_cache(arch, batch, new + 32), batch)
+        if cache is not None:
+            cache.serve(arch)
+            cache.inner.reserve(cache.inner.length + new)
+        documents = _documents(attention_mask, new, cache)
+        hidden, _ = self.model.run(input_ids, arch, documents, None if cache is None else cache.inner)
+        if isinstance(logits_to_keep, Tensor):
+            hidden = hidden[:, logits_to_keep]
+        elif logits_to_keep:
+            hidden = hidden[:, -logits_to_keep:]
+        logits = F.linear(hidden, self.model.head_weight(arch))
+        loss = None if labels is None else self.loss_function(logits, labels, vocab_size=self.config.vocab_size)
+        output = CausalLMOutputWithPast(loss=loss, logits=logits, cache=cache)
+        return output.to_tuple() if return_dict is False else output
+
+
+def _documents(mask: Tensor | None, new: int, cache: DecodingCache | None) -> Tensor | None:
+    """Padding as a document of its own, [B, S]; None where there is none."""
+    read = new + (0 if cache is None else cache.inner.length)
+    if mask is None:
+        if cache is not None and cache.padded:
+            raise ValueError("attention_mask: the text before was padded, so the mask must be given on")
+        return None
+    if mask.dim() != 2 or mask.shape[1] != read:
+        raise ValueError(f"attention_mask: is {list(mask.shape)}, must be [batch, {read}] for all tokens read so far")
+    present = mask != 0
+    if present.all():
+        return None
+    if int((present[:, 1:] != present[:, :-1]).sum(1).max()) > 1:
+        raise ValueError("attention_mask: padding in the middle of a row; pad on the left (tokenizer.padding_side)")
+    if cache is not None:
+        cache.padded = True
+    return present.long()

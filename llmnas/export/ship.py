@@ -1,0 +1,72 @@
+"""The code that travels with a checkpoint: our own files, flat in one folder, with relative imports."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import llmnas
+
+SHELL = "modeling_llmnas"
+_PACKAGE = Path(llmnas.__file__).parent
+
+
+def shipped_files(module: str = f"llmnas.export.{SHELL}") -> dict[str, str]:
+    """File name -> text of `module` and everything of ours that it imports, wherever in a file.
+
+    Raises:
+        ValueError: two files of one name, or an import that cannot be rewritten.
+    """
+    found: dict[str, str] = {}
+    origin: dict[str, str] = {}
+    todo = [module]
+    while todo:
+        name = todo.pop()
+        file = f"{name.rpartition('.')[2]}.py"
+        if origin.setdefault(file, name) != name:
+            raise ValueError(f"{name} and {origin[file]}: the folder is flat, two files cannot have one name")
+        if file not in found:
+            found[file], more = relative_imports(_path(name).read_text(encoding="utf-8"), name)
+            todo += more
+    return found
+
+
+def relative_imports(text: str, module: str) -> tuple[str, list[str]]:
+    """Rewrite `from llmnas.a.b import c` to `from .b import c`; returns the text and the modules named.
+
+    transformers copies the files that it finds by exactly that form (`get_relative_imports`), so `from llmnas.a
+    import b` of a module b needs a line of it too.
+
+    Raises:
+        ValueError: another form of import, with the line.
+    """
+    lines, named = text.splitlines(keepends=True), []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import) and any(_is_ours(alias.name) for alias in node.names):
+            raise ValueError(f"{module}, line {node.lineno}: a shipped file writes `from {node.names[0].name} import`")
+        if not isinstance(node, ast.ImportFrom) or not _is_ours(node.module or ""):
+            continue
+        source, names, line = str(node.module), [alias.name for alias in node.names], lines[node.lineno - 1]
+        old = f"from {source} import"
+        if _is_module(source):
+            named.append(source)
+            new = f"from .{source.rpartition('.')[2]} import"
+        elif len(names) == 1 and _is_module(f"{source}.{names[0]}"):
+            named.append(f"{source}.{names[0]}")
+            new = f"from .{names[0]} import __doc__ as _; from . import"
+        else:
+            raise ValueError(f"{module}, line {node.lineno}: {old} {', '.join(names)} is not one module of the package")
+        lines[node.lineno - 1] = line.replace(old, new)
+    return "".join(lines), sorted(set(named))
+
+
+def _is_ours(module: str) -> bool:
+    return module.split(".")[0] == "llmnas"
+
+
+def _is_module(module: str) -> bool:
+    return _path(module).is_file()
+
+
+def _path(module: str) -> Path:
+    return _PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py")

@@ -1,0 +1,235 @@
+"""The own modeling file: any architecture, in a process that cannot import llmnas."""
+
+import ast
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from safetensors.torch import load_file, save_file
+from strategies import random_tokens, scrambled, spaces_with_members
+
+from llmnas.export import Card, export_hf
+from llmnas.export.generate import generate
+from llmnas.export.hf import write_checkpoint
+from llmnas.export.modeling_llmnas import LlmnasForCausalLM
+from llmnas.export.own import own_config, own_weights
+from llmnas.export.ship import relative_imports, shipped_files
+from llmnas.space import Architecture, BaseModel, FixedShape, LayerSpec
+from llmnas.supernet import Transformer, extract
+
+BASE = BaseModel(vocab_size=40, rope_dim=8, max_seq=64, router="sigmoid", qk_norm=True)
+# every kind of layer, every size by layer
+ZOO = Architecture(
+    16,
+    (
+        LayerSpec(1, 2, 8, 12, weights="ternary"),
+        LayerSpec(2, 1, 4, 8, mixer="mlgru"),
+        LayerSpec(1, 1, 8, 16, experts=4, top_k=2),
+        LayerSpec(1, 1, 2, 24, mixer="none"),
+        LayerSpec(1, 3, 4, 12, weights="binary", mixer="mlgru"),
+    ),
+)
+ATTENTION = Architecture(16, (LayerSpec(1, 2, 8, 12, weights="ternary"), LayerSpec(2, 1, 4, 8)))
+CARD = Card(name="zoo", metrics={}, data="speeches", seed=1, trained_tokens=0)
+STRANGER = """
+import sys
+sys.modules["llmnas"] = None
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+folder, given, out = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+tokens = load_file(given)["tokens"]
+with torch.no_grad():
+    logits = model(tokens).logits
+text = model.generate(tokens, max_new_tokens=12, do_sample=False, eos_token_id=-1)
+beams = model.generate(tokens[:, :5], max_new_tokens=6, num_beams=3, do_sample=False, eos_token_id=-1)
+save_file({"logits": logits.contiguous(), "text": text, "beams": beams.contiguous()}, out)
+"""
+
+
+def shell(model):
+    """The shell on the weights as they are stored, without the disk."""
+    stored = LlmnasForCausalLM(own_config(model, None)).eval()
+    stored.load_state_dict(own_weights(model), strict=True)
+    return stored
+
+
+def greedy(model, tokens, steps):
+    """By our own forward on the whole text, without a cache."""
+    for _ in range(steps):
+        with torch.no_grad():
+            tokens = torch.cat([tokens, model(tokens)[:, -1:].argmax(-1)], dim=1)
+    return tokens
+
+
+@pytest.fixture(scope="module")
+def zoo():
+    return scrambled(FixedShape(BASE, ZOO)).eval()
+
+
+def test_a_process_without_llmnas_gives_the_same_logits_and_text(zoo, tmp_path):
+    stored = write_checkpoint(zoo, _made(tmp_path / "zoo"), None, CARD)
+    tokens = random_tokens(BASE, 2, 9)
+    save_file({"tokens": tokens}, tmp_path / "tokens.safetensors")
+    done = subprocess.run(
+        [sys.executable, "-c", STRANGER, tmp_path / "zoo", tmp_path / "tokens.safetensors", tmp_path / "found"],
+        capture_output=True, text=True, env=tiny.environment(HF_MODULES_CACHE=str(tmp_path / "modules")),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = load_file(tmp_path / "found")
+    with torch.no_grad():
+        assert torch.equal(found["logits"], zoo(tokens))
+    assert torch.equal(found["text"], greedy(zoo, tokens, 12))
+    assert torch.equal(found["beams"], shell(zoo).generate(
+        tokens[:, :5], max_new_tokens=6, num_beams=3, do_sample=False, eos_token_id=-1
+    ))  # fmt: skip
+    assert (stored.class_name, stored.tier) == ("LlmnasForCausalLM", 3)
+    card = (tmp_path / "zoo" / "README.md").read_text()
+    assert "trust_remote_code=True" in card
+    assert "| 2 | 1 | 1 | 8 | 16 | dense | attention | 2 of 4 |" in card
+
+
+def _made(folder):
+    folder.mkdir()
+    return folder
+
+
+@settings(max_examples=12)
+@given(spaces_with_members(kinds=True))
+def test_any_member_of_any_space_is_stored_exactly(case):
+    space, arch = case
+    model = extract(scrambled(space), arch).eval()
+    tokens = random_tokens(space.base, 2, 7)
+    with torch.no_grad():
+        torch.testing.assert_close(shell(model)(tokens).logits, model(tokens), rtol=0, atol=0)
+
+
+def test_low_bit_weights_are_stored_as_codes_and_stay_so(zoo):
+    weights = own_weights(zoo)
+    q, scale = weights["model.layers.0.attention.q"], weights["model.layers.0.attention.q_ternary_scale"]
+    assert len(q.unique()) == 3
+    assert not any(tensor.isnan().any() for tensor in weights.values())
+    again = own_weights(shell(zoo).model)
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    # after a cast every weight is still a code times the cast scale
+    half = own_weights(Transformer(FixedShape(BASE, ZOO)).bfloat16())
+    assert torch.equal(half["model.layers.0.attention.q"].unique().abs().max(), half[
+        "model.layers.0.attention.q_ternary_scale"].max())  # fmt: skip
+    assert torch.equal((q / scale).bfloat16() * scale.bfloat16(), q.bfloat16())
+
+
+def test_left_padding_changes_nothing_for_the_text(zoo):
+    model, tokens = shell(zoo), random_tokens(BASE, 1, 6)
+    padded = torch.cat([torch.full((1, 3), 7), tokens], dim=1)
+    longer = random_tokens(BASE, 1, 9, seed=1)
+    ids, mask = torch.cat([longer, padded]), torch.ones(2, 9, dtype=torch.long)
+    mask[1, :3] = 0
+    settings_ = {"max_new_tokens": 10, "do_sample": False, "eos_token_id": -1, "pad_token_id": 7}
+    found = model.generate(ids, attention_mask=mask, **settings_)
+    assert torch.equal(found[0], greedy(zoo, longer, 10)[0])
+    assert torch.equal(found[1, 3:], greedy(zoo, tokens, 10)[0])
+
+
+def test_right_padding_is_right_for_a_whole_text_and_refused_for_going_on(zoo):
+    model, tokens = shell(zoo), random_tokens(BASE, 2, 8)
+    mask = torch.ones(2, 8, dtype=torch.long)
+    mask[1, 5:] = 0
+    with torch.no_grad():
+        found = model(tokens, attention_mask=mask).logits
+        torch.testing.assert_close(found[1, :5], zoo(tokens[1:, :5])[0], rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="pad on the left"):
+        model.generate(tokens, attention_mask=mask, max_new_tokens=2, pad_token_id=0)
+
+
+def test_a_mask_that_does_not_fit_is_refused(zoo):
+    model, tokens = shell(zoo), random_tokens(BASE, 1, 4)
+    mask = torch.tensor([[0, 1, 1, 1]])
+    with torch.no_grad():
+        cache = model(tokens, attention_mask=mask, use_cache=True).cache
+        with pytest.raises(ValueError, match=r"\[1, 1\], must be \[batch, 5\]"):
+            model(tokens[:, :1], attention_mask=mask[:, :1], cache=cache)
+        with pytest.raises(ValueError, match="the mask must be given on"):
+            model(tokens[:, :1], cache=cache)
+
+
+def test_loss_and_kept_logits_are_those_of_transformers(zoo):
+    model, tokens = shell(zoo), random_tokens(BASE, 2, 8)
+    with torch.no_grad():
+        output = model(tokens, labels=tokens, logits_to_keep=0)
+        assert torch.equal(model(tokens, logits_to_keep=2).logits, output.logits[:, -2:])
+    wanted = torch.nn.functional.cross_entropy(output.logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    torch.testing.assert_close(output.loss, wanted)
+    assert len(model(tokens, labels=tokens, return_dict=False)) == 2
+
+
+def test_cache_forgets_where_attention_alone_mixes(zoo):
+    model, tokens = shell(scrambled(FixedShape(BASE, ATTENTION)).eval()), random_tokens(BASE, 2, 10)
+    assert not model._is_stateful
+    with torch.no_grad():
+        cache = model(tokens[:, :7], use_cache=True).cache
+        cache.crop(-3)
+        assert cache.get_seq_length() == 4
+        found = model(tokens[:, 4:], cache=cache).logits
+        torch.testing.assert_close(found, model(tokens).logits[:, 4:], rtol=1e-4, atol=1e-4)
+        recurrent = shell(zoo)
+        assert recurrent._is_stateful
+        with pytest.raises(ValueError, match="cannot forget"):
+            recurrent(tokens, use_cache=True).cache.crop(-1)
+
+
+def test_cache_grows_beyond_what_was_reserved(zoo):
+    model, tokens = shell(zoo), random_tokens(BASE, 1, 3)
+    found = model.generate(tokens, max_new_tokens=50, do_sample=False, eos_token_id=-1)
+    assert torch.equal(found, greedy(zoo, tokens, 50))
+
+
+def test_shipped_files_import_nothing_of_llmnas_and_are_all_there():
+    files = shipped_files()
+    assert {"modeling_llmnas.py", "architecture.py", "model.py", "mlgru_scan.py"} <= files.keys()
+    for name, text in files.items():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Import):
+                assert all(alias.name.split(".")[0] != "llmnas" for alias in node.names), name
+            elif isinstance(node, ast.ImportFrom):
+                assert (node.module or "").split(".")[0] != "llmnas", name
+                if node.level and node.module:
+                    assert f"{node.module}.py" in files, name
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import llmnas.space.space", "writes `from llmnas.space.space import`"),
+        ("from llmnas.space import Architecture", "is not one module"),
+        ("from llmnas.space import architecture, space", "is not one module"),
+    ],
+)
+def test_imports_that_a_flat_folder_cannot_have_are_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        relative_imports(text, "llmnas.example")
+
+
+def test_imports_are_rewritten_wherever_they_stand():
+    text = "from llmnas.nn.rope import (\n    rotate,\n)\ndef f():\n    from llmnas.nn import norm as n  # why\n"
+    found, modules = relative_imports(text, "llmnas.example")
+    assert modules == ["llmnas.nn.norm", "llmnas.nn.rope"]
+    assert found == (
+        "from .rope import (\n    rotate,\n)\ndef f():\n"
+        "    from .norm import __doc__ as _; from . import norm as n  # why\n"
+    )
+
+
+def test_export_is_verified_and_generates(zoo, tokenizer_path, tmp_path):
+    """The whole way: own tier chosen, loaded in a fresh process, and `llmnas generate` runs no code from the folder."""
+    model = scrambled(FixedShape(replace(BASE, vocab_size=300), ZOO)).eval()
+    report = export_hf(model, tmp_path / "out", tokenizer_path=tokenizer_path, card=CARD)
+    assert (report.class_name, report.tier, report.difference) == ("LlmnasForCausalLM", 3, 0)
+    assert report.parameters == report.own_parameters
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    (tmp_path / "out" / "modeling_llmnas.py").write_text("raise SystemExit('run')")
+    assert generate(tmp_path / "out", "the state of", tokens=4, temperature=0, seed=0)
