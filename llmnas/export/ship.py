@@ -5,10 +5,8 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-import llmnas
-
 SHELL = "modeling_llmnas"
-_PACKAGE = Path(llmnas.__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 
 
 def shipped_files(module: str = f"llmnas.export.{SHELL}") -> dict[str, str]:
