@@ -94,3 +94,16 @@ def test_the_speed_script_runs(tmp_path):
     assert set(report["sub_network"]) == {"smallest", "middle", "largest"}
     assert all(found["ratio"]["median"] > 0 for found in report["sub_network"].values())
     assert report["memory"]["ours"]["peak_mib"] > 0
+
+
+@pytest.mark.full
+def test_the_throughput_script_runs(tmp_path):
+    target = tmp_path / "throughput.json"
+    command = [sys.executable, str(FOLDER / "throughput.py"), "--quick", "--json", str(target)]
+    output = subprocess.run(command, env=ENVIRONMENT, check=True, capture_output=True, text=True).stdout
+    assert "our step / bare PyTorch" in output
+    report = json.loads(target.read_text())
+    assert 0 < report["training"]["data_share"]["median"] < 1
+    assert report["training"]["utilisation"] > 0
+    assert report["tokenising"]["tokens_per_second"] > 0
+    assert set(report["processes"]["tokens_per_second"]) == {"one", "two"}

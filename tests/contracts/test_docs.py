@@ -38,6 +38,15 @@ def test_quickstart_commands(llmnas, tmp_path, monkeypatch):
         assert done.code == 0, (command, done.err)
 
 
+def test_corpus_commands(llmnas, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny.write_corpus(tmp_path / "my_texts", 12)
+    for command in verbs("docs/corpus.md"):
+        done = llmnas(*command)
+        assert done.code == 0, (command, done.err)
+    assert (tmp_path / "runs" / "my" / "data" / "train.bin").exists()
+
+
 @pytest.mark.full
 def test_readme_commands(llmnas, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -75,7 +84,10 @@ def test_every_verb_is_in_the_readme():
     assert {info.name or info.callback.__name__ for info in cli.app.registered_commands} <= table
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md"])
+PAGES = ["README.md", *(f"docs/{page.name}" for page in sorted((tiny.ROOT / "docs").glob("*.md")))]
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_links_lead_somewhere(name):
     page = tiny.ROOT / name
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):

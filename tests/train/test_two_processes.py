@@ -36,24 +36,29 @@ MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 def launched(tmp_path_factory):
     out = tmp_path_factory.mktemp("two_processes")
     one_process(out, 2)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    script = Path(__file__).with_name("two_process_cases.py")
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--no_local_rank", "--num_gpus", "2"]
-    finished = subprocess.run(
-        [*launcher, "--master_port", str(port), str(script), str(out)],
-        env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    finished = two_processes(out)
     output = finished.stdout + finished.stderr
     assert all((out / f"everything-before-rank{rank}").exists() for rank in (0, 1)), output[-6000:]
     one_process(out, None)
     (out / "status.txt").write_text(str(finished.returncode))
     (out / "output.txt").write_text(output)
     return out
+
+
+def two_processes(out, *only):
+    """Run the cases under DeepSpeed's launcher."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = Path(__file__).with_name("two_process_cases.py")
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--no_local_rank", "--num_gpus", "2"]
+    return subprocess.run(
+        [*launcher, "--master_port", str(port), str(script), str(out), *only],
+        env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def one_process(out, stop_after):
@@ -281,3 +286,24 @@ def test_ranks_agree_on_what_losses_decide(launched):
     found = json.loads((launched / "attentive.json").read_text())
     assert [m["train_loss"] for m in found] == pytest.approx([m["train_loss"] for m in logged], rel=1e-4)
     assert sampler.networks(5) != sampler_of(ATTENTIVE).networks(5)
+
+
+@pytest.mark.full
+def test_two_processes_one_process_two_processes(tmp_path):
+    """Two steps of two, two of one, two of two again."""
+    assert two_processes(tmp_path, "returned").returncode == 0
+    for stage in HANDED_OVER:
+        settings, folder = settings_of("uniform", stage, save_every=100), tmp_path / f"returned-{stage}"
+        assert [path.name for path in folder.glob("step-*")] == ["step-00000002"]
+        processes = start_processes()
+        model = build(SPACE, 0, settings, processes)
+
+        def stop(step, metrics):
+            if step == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        with pytest.raises(Preempted, match="step-00000004"):
+            train(model, sampler_of(settings), SEQUENCES, settings, processes, folder=folder, log=stop)
+    assert two_processes(tmp_path, "returned").returncode == 0
+    for stage in HANDED_OVER:
+        assert update_error(weights_of(tmp_path, f"returned-{stage}"), reference("uniform")[0]) <= TOLERANCE

@@ -1,5 +1,6 @@
-"""Training runs that two processes do together; each writes its final weights: two_process_cases.py FOLDER."""
+"""Training runs that two processes do together; each writes its final weights: two_process_cases.py FOLDER [CASE]."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -198,6 +199,16 @@ class Cases:
             except Preempted as error:
                 (self.out / f"handed-{stage}-rank{self.processes.rank}.txt").write_text(str(error))
 
+    def returned(self):
+        """Two steps of two processes; started again after one process went on from there, the rest."""
+        for stage in (1, 2, 3):
+            settings, folder = settings_of("uniform", stage, save_every=100), self.out / f"returned-{stage}"
+            sampler = sampler_of(settings)
+            if not (folder / "step-00000002").exists():
+                sampler = StopRankOne(sampler, self.processes.rank, step=2)
+            with contextlib.suppress(Preempted):
+                self.run(f"returned-{stage}", settings, folder, sampler=sampler)
+
     def killed(self):
         """Never comes back: the launcher ends what is left."""
         (self.out / f"everything-before-rank{self.processes.rank}").touch()
@@ -206,20 +217,23 @@ class Cases:
 
 
 class StopRankOne:
-    """Sends a signal to rank 1 while the fourth step is prepared."""
+    """Sends a signal to rank 1 while a step is prepared, the fourth if nothing else is said."""
 
-    def __init__(self, sampler, rank, number=signal.SIGTERM):
-        self.sampler, self.rank, self.number = sampler, rank, number
+    def __init__(self, sampler, rank, number=signal.SIGTERM, step=3):
+        self.sampler, self.rank, self.number, self.step = sampler, rank, number, step
         self.predictor = None
 
     def networks(self, step):
-        if step == 3 and self.rank == 1:
+        if step == self.step and self.rank == 1:
             os.kill(os.getpid(), self.number)
         return self.sampler.networks(step)
 
 
-def main(out):
+def main(out, only=None):
     cases = Cases(out, start_processes())
+    if only:
+        getattr(cases, only)()
+        return
     cases.right()
     cases.wrong()
     cases.resumed()
@@ -231,4 +245,4 @@ def main(out):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])
