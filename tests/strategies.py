@@ -31,6 +31,7 @@ def base_models(draw):
         qk_norm=draw(st.booleans()),
         qkv_bias=draw(st.booleans()),
         rope_order=draw(st.sampled_from(["leading", "spread"])),
+        shared_gate=draw(st.booleans()),
         router=draw(st.sampled_from(["softmax", "sigmoid"])),
         norm_top_k=draw(st.booleans()),
         max_seq=16,
@@ -57,6 +58,10 @@ def spaces(draw, max_layers=4, most_choices=2, kinds=False):
         dimensions["experts"] = {"choices": experts, "per_layer": draw(st.booleans())}
         if most > 1:
             dimensions["ffn_size"]["choices"] = draw(subsets_of([4, 12, 16], most_choices))
+        if most > 1:
+            dimensions["shared_experts"] = {
+                "choices": draw(subsets_of(range(3), 2)), "per_layer": draw(st.booleans())
+            }  # fmt: skip
         dimensions["top_k"] = {
             "choices": draw(subsets_of(range(1, most + 1), 2)), "per_layer": draw(st.booleans())
         }  # fmt: skip

@@ -9,7 +9,7 @@ from llmnas.cost.memory import DEFAULT_WORKLOAD, Workload, memory
 from llmnas.cost.params import count_params
 from llmnas.space import Architecture, BaseModel
 
-COSTS = ("params", "flops_per_token", "memory_bytes")
+COSTS = ("params", "active_params", "flops_per_token", "memory_bytes")
 
 
 def costs(arch: Architecture, base: BaseModel, workload: Workload = DEFAULT_WORKLOAD) -> dict[str, float]:
@@ -29,6 +29,8 @@ class Budget:
 
     max_params: int | None = None
     min_params: int | None = None
+    max_active_params: int | None = None
+    min_active_params: int | None = None
     max_flops_per_token: float | None = None
     min_flops_per_token: float | None = None
     max_memory_bytes: int | None = None

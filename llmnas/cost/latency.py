@@ -30,7 +30,7 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 
 _HALVES = {
     "mixer": ("kv_heads", "queries_per_group", "head_dim", "mixer", "weights"),
-    "ffn": ("ffn_size", "experts", "top_k", "weights"),
+    "ffn": ("ffn_size", "experts", "top_k", "shared_experts", "weights"),
 }
 _MANY, _FEW = 5, 3  # measured values of the sizes that every block has, and of the others
 _DEEPEST = 8  # layers of a measured stack; deeper networks are extrapolated

@@ -86,14 +86,14 @@ def layer_activation_values(hidden_size: int, spec: LayerSpec) -> int:
     """Most values a token holds inside one block: the residual, its norm, and the wider of the two halves.
 
     Attention holds q, k, v and its output, an MLGRU two gates, the candidate and the state; SwiGLU
-    holds gate, up and their product, for each expert that a token uses.
+    holds gate, up and their product, for each expert that a token uses and the shared ones.
     """
     mixer = {
         "attention": spec.head_dim * (2 * spec.q_heads + 2 * spec.kv_heads),
         "mlgru": 4 * spec.head_dim * spec.q_heads,
         "none": 0,
     }[spec.mixer]
-    return 2 * hidden_size + max(mixer, 3 * spec.top_k * spec.ffn_size)
+    return 2 * hidden_size + max(mixer, 3 * (spec.top_k * spec.ffn_size + spec.shared_size))
 
 
 def activation_bytes(base: BaseModel, hidden_size: int, spec: LayerSpec, workload: Workload) -> int:

@@ -44,8 +44,9 @@ def router_params(hidden_size: int, spec: LayerSpec) -> int:
 
 
 def layer_matmul_params(hidden_size: int, spec: LayerSpec) -> int:
-    """Weights of one block that multiply the activations of a token: of its experts those that it uses."""
-    feed_forward = spec.top_k * expert_matmul_params(hidden_size, spec) + router_params(hidden_size, spec)
+    """Weights of one block that multiply the activations of a token: of its experts the chosen and the shared ones."""
+    used = spec.top_k + spec.shared_experts
+    feed_forward = used * expert_matmul_params(hidden_size, spec) + router_params(hidden_size, spec)
     return mixer_matmul_params(hidden_size, spec) + feed_forward
 
 
@@ -58,12 +59,13 @@ def layer_vector_params(base: BaseModel, hidden_size: int, spec: LayerSpec) -> i
     """Biases and norm gains of one block.
 
     A block whose weights are not dense normalises the input of its output and down projections too; an
-    MLGRU learns a lower bound for every forget gate.
+    MLGRU learns a lower bound for every forget gate. The gate of a shared expert is one vector.
     """
     attention, width = spec.mixer == "attention", spec.head_dim * spec.q_heads
     bias = spec.head_dim * (spec.q_heads + 2 * spec.kv_heads) if base.qkv_bias and attention else 0
     norms = hidden_size * (1 if spec.mixer == "none" else 2) + (2 * spec.head_dim if base.qk_norm and attention else 0)
-    inner = 0 if spec.weights == "dense" else spec.ffn_size + (0 if spec.mixer == "none" else width)
+    inner = 0 if spec.weights == "dense" else spec.ffn_size + spec.shared_size + (0 if spec.mixer == "none" else width)
+    norms += hidden_size if base.shared_gate and spec.shared_experts else 0
     return bias + norms + inner + (width if spec.mixer == "mlgru" else 0)
 
 

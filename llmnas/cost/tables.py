@@ -15,7 +15,7 @@ import numpy as np
 
 from llmnas.cost.flops import head_flops, layer_flops
 from llmnas.cost.memory import Workload, activation_bytes, layer_cache_values, layer_weight_bytes
-from llmnas.cost.params import embedding_params, layer_params
+from llmnas.cost.params import embedding_params, idle_params, layer_params
 from llmnas.space import LayerSpec, SearchSpace
 
 
@@ -88,7 +88,7 @@ def _fixed(space: SearchSpace, name: str, hidden_size: int, cap: float, workload
     if name == "flops_per_token":
         return head_flops(space.base, hidden_size)
     stored = embedding_params(space.base, hidden_size) + hidden_size
-    return stored if name == "params" else workload.bytes_per_value * stored + cap
+    return stored if name in {"params", "active_params"} else workload.bytes_per_value * stored + cap
 
 
 def _layer(space: SearchSpace, name: str, hidden_size: int, spec: LayerSpec, workload: Workload) -> Any:
@@ -97,5 +97,7 @@ def _layer(space: SearchSpace, name: str, hidden_size: int, spec: LayerSpec, wor
         return layer_flops(hidden_size, spec, (workload.tokens(base) + 1) / 2)
     if name == "params":
         return layer_params(base, hidden_size, spec)
+    if name == "active_params":
+        return layer_params(base, hidden_size, spec) - idle_params(hidden_size, spec)
     cache = workload.bytes_per_value * layer_cache_values(spec, workload, base)
     return layer_weight_bytes(base, hidden_size, spec, workload.bytes_per_value) + cache

@@ -71,7 +71,7 @@ def layer_saved_values(base: BaseModel, hidden_size: int, spec: LayerSpec) -> in
     elif spec.mixer == "mlgru":
         mixer = 7 * queries
     routed = spec.top_k * hidden_size if spec.experts > 1 else 0
-    return norms + mixer + routed + 4 * spec.top_k * spec.ffn_size
+    return norms + mixer + routed + 4 * (spec.top_k * spec.ffn_size + spec.shared_size)
 
 
 def saved_bytes(arch: Architecture, base: BaseModel, tokens: int, bytes_per_value: int, checkpoint_blocks: bool) -> int:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from llmnas.nn.ffn import FeedForward
 from llmnas.nn.linear import linear
 from llmnas.nn.norm import rms_norm
 from llmnas.nn.ternary import LOW_BIT, add_scales, read_input, reader
@@ -59,6 +60,9 @@ class Experts(nn.Module):
         low_bit = any(kind in kinds.weights for kind in LOW_BIT)
         self.inner_norm = nn.Parameter(torch.ones(ffn_size)) if low_bit else None
         add_scales(self, kinds, OUT_DIMS, matrices=1)
+        self.shared = FeedForward(base, hidden_size, largest.shared_size, kinds) if largest.shared_experts else None
+        gated = base.shared_gate and self.shared is not None
+        self.shared_gate = nn.Parameter(torch.empty(hidden_size)) if gated else None
 
     def forward(self, x: Tensor, spec: LayerSpec) -> tuple[Tensor, Routing | None]:
         """x: [..., H] -> the same shape, and what the router did (None for a dense layer)."""
@@ -70,7 +74,18 @@ class Experts(nn.Module):
         ends = chosen.flatten().bincount(minlength=spec.experts).cumsum(0).to(torch.int32)
         source = order // spec.top_k
         out = self._grouped(tokens[source], spec, ends) * weight.flatten()[order, None].to(x.dtype)
-        return torch.zeros_like(tokens).index_add(0, source, out).view_as(x), routing
+        return self._with_all(tokens, spec).index_add(0, source, out).view_as(x), routing
+
+    def _with_all(self, tokens: Tensor, spec: LayerSpec) -> Tensor:
+        """[N, H] -> what the shared experts say of every token; zeros where there are none."""
+        if self.shared is None or not spec.shared_experts:
+            return torch.zeros_like(tokens)
+        out: Tensor = self.shared(tokens, replace(spec, ffn_size=spec.shared_size))
+        return (
+            out
+            if self.shared_gate is None
+            else out * (tokens @ self.shared_gate[: tokens.shape[-1]]).sigmoid()[:, None]
+        )
 
     def route(self, tokens: Tensor, spec: LayerSpec) -> tuple[Tensor, Tensor, Routing]:
         """Choose experts for `tokens` [N, H].

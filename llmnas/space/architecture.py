@@ -37,6 +37,7 @@ class BaseModel:
             highest frequencies (exports as a stock model with another theta); `spread`
             keeps pairs evenly spaced over the frequencies (exports padded).
         router: how a mixture of experts scores its experts.
+        shared_gate: the shared expert is weighed by a sigmoid of its own (Qwen2-MoE).
         norm_top_k: the weights of the chosen experts are divided by their sum (with one
             expert a token its router then learns from the balance loss alone).
         max_seq: the longest sequence, in tokens.
@@ -52,6 +53,7 @@ class BaseModel:
     rope_order: RopeOrder = "leading"
     router: Router = "softmax"
     norm_top_k: bool = False
+    shared_gate: bool = False
     max_seq: int = 1024
     norm_eps: float = 1e-5
 
@@ -78,6 +80,8 @@ class LayerSpec:
         mixer: what mixes tokens; `none` leaves the feed-forward alone.
         experts: feed-forwards to choose from; 1 is a dense layer without a router.
         top_k: experts that a token uses.
+        shared_experts: experts that every token uses besides (DeepSeekMoE; Dai et al. 2024, section 3.2), as one
+            feed-forward so many times as wide.
     """
 
     kv_heads: int
@@ -88,6 +92,7 @@ class LayerSpec:
     mixer: Mixer = "attention"
     experts: int = 1
     top_k: int = 1
+    shared_experts: int = 0
 
     def __post_init__(self) -> None:
         for name in DIMENSIONS:
@@ -98,16 +103,22 @@ class LayerSpec:
         """Whether this dimension makes a difference to the layer."""
         if name in _OF_THE_MIXER:
             return self.mixer != "none"
-        return name != "top_k" or self.experts != 1
+        return name not in _OF_THE_MIXTURE or self.experts != 1
 
     @property
     def q_heads(self) -> int:
         """Query heads: every KV head serves `queries_per_group` of them."""
         return self.kv_heads * self.queries_per_group
 
+    @property
+    def shared_size(self) -> int:
+        """Width of the feed-forward that every token uses beside its experts; 0 where there is none."""
+        return self.shared_experts * self.ffn_size
+
 
 _OF_THE_MIXER = ("kv_heads", "queries_per_group", "head_dim")
-NEUTRAL = {"kv_heads": 1, "queries_per_group": 1, "head_dim": 2, "top_k": 1}
+_OF_THE_MIXTURE = ("top_k", "shared_experts")
+NEUTRAL = {"kv_heads": 1, "queries_per_group": 1, "head_dim": 2, "top_k": 1, "shared_experts": 0}
 DIMENSIONS: tuple[str, ...] = tuple(field.name for field in fields(LayerSpec))
 KINDS: dict[str, tuple[str, ...]] = {"weights": get_args(Weights), "mixer": get_args(Mixer)}
 SIZES: tuple[str, ...] = tuple(name for name in DIMENSIONS if name not in KINDS)
@@ -118,6 +129,8 @@ def _check_layer(number: int, spec: LayerSpec) -> None:
     for name, allowed in KINDS.items():
         if getattr(spec, name) not in allowed:
             raise ValueError(f"layer {number}: {name} must be one of {', '.join(allowed)}, got {getattr(spec, name)!r}")
+    if type(spec.shared_experts) is not int or spec.shared_experts < 0:
+        raise ValueError(f"layer {number}: shared_experts must be 0 or more, got {spec.shared_experts!r}")
     if spec.top_k > spec.experts:
         raise ValueError(f"layer {number}: top_k = {spec.top_k} is more than its {spec.experts} experts")
 
@@ -130,7 +143,7 @@ class Architecture:
     layers: tuple[LayerSpec | None, ...]
 
     def __post_init__(self) -> None:
-        sizes = [self.hidden_size, *(getattr(spec, name) for _, spec in self.kept for name in SIZES)]
+        sizes = [self.hidden_size, *(getattr(spec, n) for _, spec in self.kept for n in SIZES if n != "shared_experts")]
         if not all(type(size) is int and size > 0 for size in sizes):
             raise ValueError(f"every size of an architecture must be a positive integer, got {sizes}")
         if self.depth == 0:

@@ -76,7 +76,7 @@ def features(space: SearchSpace, arch: Architecture) -> np.ndarray:
     Columns of a layer: every size that has choices over its greatest (0 where it is not used), then one for each
     kind of `weights` and `mixer` that the space offers, where it offers more than one.
     """
-    sizes = [name for name in SIZES if space.dimension(name).choices != (1,)]
+    sizes = [name for name in SIZES if space.dimension(name).choices not in {(0,), (1,)}]
     kinds = [(name, kind) for name in KINDS for kind in space.dimension(name).choices]
     kinds = [(name, kind) for name, kind in kinds if len(space.dimension(name).choices) > 1]
     row = [arch.hidden_size / max(space.hidden_size)]

@@ -30,6 +30,7 @@ from llmnas.space.count import count_fillings
 
 DepthPolicy = Literal["any", "keep_ends", "even"]
 Size = Annotated[int, Field(gt=0, strict=True)]
+Count = Annotated[int, Field(ge=0, strict=True)]
 T = TypeVar("T", int, Weights, Mixer)
 
 
@@ -76,6 +77,7 @@ class Choice(_Strict, Generic[T]):
 
 
 SizeChoice = Annotated[Choice[Size], BeforeValidator(_as_mapping)]
+CountChoice = Annotated[Choice[Count], BeforeValidator(_as_mapping)]
 
 
 class Depth(_Strict):
@@ -117,6 +119,7 @@ class SearchSpace(_Strict):
     mixer: Annotated[Choice[Mixer], BeforeValidator(_as_mapping)] = Choice[Mixer](choices=("attention",))
     experts: SizeChoice = Choice[Size](choices=(1,))
     top_k: SizeChoice = Choice[Size](choices=(1,))
+    shared_experts: CountChoice = Choice[Count](choices=(0,))
 
     _check_hidden = field_validator("hidden_size")(_sorted_distinct)
 
@@ -146,6 +149,11 @@ class SearchSpace(_Strict):
             raise ValueError(
                 "with experts every hidden_size and ffn_size must be a multiple of 4 (rows of 16 bytes in float32), "
                 f"got {uneven}"
+            )
+        if max(self.experts.choices) == 1 and max(self.shared_experts.choices) > 0:
+            raise ValueError(
+                "shared_experts: stand beside experts to choose from, but experts is [1]; "
+                f"got {list(self.shared_experts.choices)}"
             )
         several = [experts for experts in self.experts.choices if experts > 1]
         wrong = [k for k in self.top_k.choices if k > min(several, default=1)]

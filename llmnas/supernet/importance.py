@@ -222,7 +222,20 @@ def _reorder_channels(module: nn.Module, score: Tensor) -> None:
 
 def _reorder_hidden(model: Transformer, order: Tensor) -> None:
     size = model.envelope.hidden_size
-    last = ("q", "k", "v", "forget", "candidate", "output_gate", "gate", "up", "router", "embedding", "head")
+    last = (
+        "q",
+        "k",
+        "v",
+        "forget",
+        "candidate",
+        "output_gate",
+        "gate",
+        "up",
+        "router",
+        "shared_gate",
+        "embedding",
+        "head",
+    )
     first = ("o", "norm", "mixer_norm", "ffn_norm")
     for name, weight in model.named_parameters():
         kind = name.rsplit(".", 1)[-1]

@@ -30,7 +30,9 @@ def device_ms(arch, coefficients):
         weights = {"dense": 1, "ternary": 0.5, "binary": 0.3}[spec.weights]
         mixer = {"attention": 1, "mlgru": 0.7, "none": 0}[spec.mixer]
         total += c + mixer * weights * d * h * spec.head_dim * (2 * spec.q_heads + 2 * spec.kv_heads)
-        total += mixer * e * spec.q_heads * spec.head_dim + weights * f * h * spec.ffn_size * spec.top_k
+        total += mixer * e * spec.q_heads * spec.head_dim + weights * f * h * spec.ffn_size * (
+            spec.top_k + spec.shared_experts
+        )
         total += 0.1 * f * h * spec.experts
     return total
 
@@ -70,7 +72,9 @@ def test_measured_stacks_come_back_whatever_they_cost(case, seed):
     for arch in plan.stacks():
         differs = [name for name in DIMENSIONS if getattr(arch.layers[0], name) != getattr(plan.reference, name)]
         halves = {
-            "ffn" if name in {"ffn_size", "experts", "top_k"} else "mixer" for name in differs if name != "weights"
+            "ffn" if name in {"ffn_size", "experts", "top_k", "shared_experts"} else "mixer"
+            for name in differs
+            if name != "weights"
         }
         assert len(halves) < 2
         if arch.depth == deep:

@@ -10,7 +10,19 @@ from llmnas.space import Architecture, BaseModel, FixedShape, LayerSpec
 from llmnas.supernet import Transformer, extract
 
 MIXTURE = LayerSpec(4, 8, 128, 768, experts=128, top_k=8)
+SHARED = LayerSpec(16, 1, 128, 1408, experts=60, top_k=4, shared_experts=4)
+FINE = LayerSpec(16, 1, 128, 1408, experts=64, top_k=6, shared_experts=2)
 PUBLISHED = {
+    "Qwen1.5-MoE-A2.7B": (
+        14_315_784_192,
+        BaseModel(151_936, tied=False, qkv_bias=True, shared_gate=True),
+        Architecture(2048, (SHARED,) * 24),
+    ),
+    "deepseek-moe-16b-base": (
+        16_375_728_128,
+        BaseModel(102_400, tied=False),
+        Architecture(2048, (LayerSpec(16, 1, 128, 10_944), *(FINE,) * 27)),
+    ),
     "Qwen3-30B-A3B": (
         30_532_122_624,
         BaseModel(151_936, tied=False, qk_norm=True),

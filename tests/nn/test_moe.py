@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import Qwen2MoeConfig
+from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock
 
 from llmnas.nn.ffn import FeedForward
 from llmnas.nn.moe import Experts, Routing
@@ -84,6 +86,57 @@ def test_one_expert_is_the_dense_feed_forward_and_needs_no_router():
     assert routing is None
     found.sum().backward()
     assert module.router.grad is None
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_experts_and_a_shared_one_are_the_block_of_qwen2_moe(norm):
+    """Values and gradients; the shared feed-forward is three experts wide and has its own gate."""
+    spec = LayerSpec(1, 1, 2, 8, experts=6, top_k=2, shared_experts=3)
+    module = Experts(BaseModel(vocab_size=8, shared_gate=True, norm_top_k=norm), H, spec, LayerKinds())
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.5)
+    config = Qwen2MoeConfig(
+        hidden_size=H, moe_intermediate_size=8, shared_expert_intermediate_size=24, num_experts=6,
+        num_experts_per_tok=2, norm_topk_prob=norm, experts_implementation="eager",
+    )  # fmt: skip
+    theirs = Qwen2MoeSparseMoeBlock(config)
+    theirs.load_state_dict({
+        "gate.weight": module.router, "experts.gate_up_proj": torch.cat([module.gate, module.up], 1),
+        "experts.down_proj": module.down, "shared_expert.gate_proj.weight": module.shared.gate,
+        "shared_expert.up_proj.weight": module.shared.up, "shared_expert.down_proj.weight": module.shared.down,
+        "shared_expert_gate.weight": module.shared_gate[None],
+    })  # fmt: skip
+    x = torch.randn(2, 9, H)
+    found, expected = module(x, spec)[0], theirs(x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    weight = torch.randn(2, 9, H)
+    (found * weight).sum().backward()
+    (expected * weight).sum().backward()
+    for ours, other in (
+        (module.down, theirs.experts.down_proj),
+        (module.shared.up, theirs.shared_expert.up_proj.weight),
+        (module.router, theirs.gate.weight),
+    ):
+        assert other.grad.abs().max() > 1e-3
+        torch.testing.assert_close(ours.grad, other.grad, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(module.shared_gate.grad, theirs.shared_expert_gate.weight.grad[0], rtol=1e-3, atol=1e-4)
+
+
+def test_fewer_shared_experts_are_a_slice_and_none_is_none():
+    largest = LayerSpec(1, 1, 2, 16, experts=4, top_k=2, shared_experts=2)
+    module = Experts(BaseModel(vocab_size=8), H, largest, LayerKinds())
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.5)
+    x = torch.randn(7, H)
+    without = LayerSpec(1, 1, 2, 8, experts=4, top_k=2)
+    for count in (0, 1, 2):
+        f = count * 8
+        gate, up, down = module.shared.gate[:f], module.shared.up[:f], module.shared.down[:, :f]
+        expected = module(x, without)[0] + (F.silu(x @ gate.T) * (x @ up.T)) @ down.T
+        found = module(x, LayerSpec(1, 1, 2, 8, experts=4, top_k=2, shared_experts=count))[0]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_experts_without_tokens_are_fine():

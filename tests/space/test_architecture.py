@@ -79,6 +79,7 @@ def test_what_a_layer_does_not_use_makes_no_difference():
         ({"weights": "int4"}, "layer 1: weights must be one of binary, ternary, dense, got 'int4'"),
         ({"mixer": 3}, "layer 1: mixer must be one of none, mlgru, attention, got 3"),
         ({"experts": 2, "top_k": 3}, "layer 1: top_k = 3 is more than its 2 experts"),
+        ({"experts": 2, "shared_experts": -1}, "layer 1: shared_experts must be 0 or more, got -1"),
         ({"experts": 0}, "positive integer"),
         ({"experts": 2, "top_k": True}, "positive integer"),
     ],

@@ -186,6 +186,8 @@ BAD = {
     "rope order": ({"base": {"vocab_size": 9, "rope_order": "odd"}}, r"base.rope_order.*'leading' or 'spread'"),
     "rope_dim below head_dim": ({"base": {"vocab_size": 9, "rope_dim": 4}}, r"rope_dim.*8"),
     "k above experts": ({"experts": [1, 2, 4], "top_k": [1, 3]}, r"top_k.*\[1, 2, 4\].*\[3\]"),
+    "shared without experts": ({"shared_experts": 1}, r"shared_experts.*\[1\]"),
+    "a negative number of shared experts": ({"experts": 2, "shared_experts": -1}, r"shared_experts"),
     "k without experts": ({"top_k": 2}, r"top_k.*\[1\].*\[2\]"),
     "unknown weights": ({"weights": ["dense", "quaternary"]}, r"weights.*'binary', 'ternary' or 'dense'"),
     "unknown mixer": ({"mixer": "mamba"}, r"mixer.*'none', 'mlgru' or 'attention'"),

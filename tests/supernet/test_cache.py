@@ -19,8 +19,9 @@ def single(case):
     depends on how many tokens are multiplied at once.
     """
     space, arch = case
-    space = SearchSpace.model_validate({**space.model_dump(), "experts": 1, "top_k": 1, "weights": "dense"})
-    layers = tuple(spec and replace(spec, experts=1, top_k=1, weights="dense") for spec in arch.layers)
+    dense = {"experts": 1, "top_k": 1, "shared_experts": 0, "weights": "dense"}
+    space = SearchSpace.model_validate({**space.model_dump(), **dense})
+    layers = tuple(spec and replace(spec, experts=1, weights="dense") for spec in arch.layers)
     return space, replace(arch, layers=layers)
 
 

@@ -47,7 +47,7 @@ def place(space, arch, name, row):
 def mixable_spaces(draw):
     space = draw(strategies.spaces(kinds=True))
     values = space.model_dump()
-    values["experts"] = values["top_k"] = {"choices": [1]}
+    values |= {"experts": 1, "top_k": 1, "shared_experts": 0}
     values["weights"]["choices"] = draw(st.sampled_from([["dense"], ["ternary"], ["ternary", "dense"]]))
     return SearchSpace.from_dict(values)
 
