@@ -41,6 +41,18 @@ def correlate(config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, res
 
 
 @app.command()
+def ladder(config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, resume: Resume = False) -> None:
+    """Find the best layers to keep for every depth, and compare with the same depths trained alone."""
+    with open_context(config, run_dir, set_) as context:
+        from llmnas.pipeline.ladder import ladder as stage
+        from llmnas.pipeline.ladder import ladder_table
+
+        require_fresh(context.run.result("ladder"), resume)
+        table = ladder_table(stage(context))
+    show(console, table)
+
+
+@app.command()
 def compare(
     config: ConfigPath,
     run_dir: RunDir = None,

@@ -11,6 +11,7 @@ from llmnas.config.sections import (
     CorrelateConfig,
     DataConfig,
     HardwareConfig,
+    LadderConfig,
     RetrainConfig,
     SearchConfig,
     Strict,
@@ -34,6 +35,7 @@ class Config(Strict):
     search: SearchConfig = SearchConfig()
     retrain: RetrainConfig = RetrainConfig()
     correlate: CorrelateConfig = CorrelateConfig()
+    ladder: LadderConfig = LadderConfig()
     hardware: HardwareConfig | None = None
     compare: CompareConfig = CompareConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -53,6 +55,7 @@ class Config(Strict):
             self.hardware.require_use({*self.search.objectives, *self.search.constraints})
         self.stage_settings("retrain", self.retrain.train)
         self.stage_settings("correlate", self.correlate.train)
+        self.stage_settings("ladder", self.ladder.train)
         self.stage_settings("correlate", {**self.correlate.train, **self.correlate.adapt})
         return self
 

@@ -80,6 +80,27 @@ class CorrelateConfig(Strict):
     adapt: dict[str, Any] = {}
 
 
+class LadderConfig(Strict):
+    """The depth ladder of `llmnas ladder`: the best subset of the supernet's layers for each of `depths` (default:
+    all of the space).
+
+    `evaluations`: subsets of one depth that are measured at most; `train` overrides keys of the run's `train` section
+    for the same depths trained alone, with `seeds` seeds (0: none), each at the best learning rate of `lr_grid`.
+    """
+
+    depths: tuple[PositiveInt, ...] = ()
+    evaluations: PositiveInt = 300
+    train: dict[str, Any] = {}
+    seeds: NonNegativeInt = 1
+    lr_grid: tuple[PositiveFloat, ...] = ()
+
+    @model_validator(mode="after")
+    def _used(self) -> LadderConfig:
+        if not self.seeds and (self.train or self.lr_grid):
+            raise ValueError("ladder.train and ladder.lr_grid do nothing with ladder.seeds 0")
+        return self
+
+
 class HardwareConfig(Strict):
     """What latency and energy are those of; batch and context are those of `budget.workload`.
 

@@ -74,6 +74,22 @@ class Band(NamedTuple):
     high: Sequence[float]
 
 
+def ladder_png(path: Path, rungs: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the losses of a depth ladder over depth: the best subset, the usual ones, the same depth trained alone."""
+    figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
+    axes = figure.subplots()
+    depths = [rung["depth"] for rung in rungs]
+    lines = {"best subset": "loss", "last layers dropped": "first_layers", "evenly spaced": "even_layers"}
+    for i, (label, key) in enumerate(lines.items()):
+        axes.plot(depths, [rung[key] for rung in rungs], color=PALETTE[i], marker="osD"[i], markersize=5, label=label)
+    trained = [rung for rung in rungs if rung["alone"]]
+    if trained:
+        means = [float(np.mean(rung["alone"])) for rung in trained]
+        axes.plot([rung["depth"] for rung in trained], means, color=GREY, marker="^", label="trained alone")
+    _finish(axes, "layers kept", "loss (nats/token)")
+    _save(figure, path)
+
+
 def comparison_png(path: Path, bands: Sequence[Band]) -> None:
     """Draw the share of the best known hypervolume over the number of evaluations, a line and its interval each."""
     figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
