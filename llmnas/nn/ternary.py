@@ -11,6 +11,8 @@ bit; NaN there, the beginning of every other network, means the weight's own.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +21,26 @@ from llmnas.space.architecture import LayerKinds, Weights
 
 LOW_BIT: tuple[Weights, ...] = ("ternary", "binary")
 _LEAST = 1e-5
+
+
+class StraightThrough(torch.autograd.Function):
+    """A value in place of another, with the other's gradient (Bengio et al. 2013): nothing is kept or added."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, quantised: Tensor) -> Tensor:  # noqa: ARG004 (torch's signature)
+        """`quantised`, a new tensor of x's shape."""
+        return quantised.view_as(quantised)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004
+        """The gradient of the one is that of the other."""
+        return grad, None
+
+
+def straight_through(x: Tensor, quantised: Tensor) -> Tensor:
+    """`quantised`, differentiated as if it were x."""
+    result: Tensor = StraightThrough.apply(x, quantised)  # type: ignore[no-untyped-call]
+    return result
 
 
 def magnitude(weight: Tensor, kind: Weights, out_dims: int, matrices: int = 0) -> Tensor:
@@ -37,7 +59,7 @@ def magnitude(weight: Tensor, kind: Weights, out_dims: int, matrices: int = 0) -
 def codes(block: Tensor, scale: Tensor, kind: Weights) -> Tensor:
     """{-1, 0, 1} or {-1, 1} of a block of weights, `scale` broadcast against it; rounds half to even."""
     if kind == "ternary":
-        return (block / scale).round().clamp(-1, 1)
+        return (block / scale).round_().clamp_(-1, 1)
     return torch.where(block >= 0, 1.0, -1.0).to(block.dtype)
 
 
@@ -49,9 +71,7 @@ def reader(module: nn.Module, name: str, kind: Weights, out_dims: int, matrices:
 
     def read(block: Tensor) -> Tensor:
         scale = full[tuple(slice(size) for size in block.shape)]
-        quantised = codes(block, scale, kind) * scale
-        # the sum below rounds: without gradients the values are exactly those that an export stores
-        return block + (quantised - block).detach() if torch.is_grad_enabled() else quantised
+        return straight_through(block, codes(block.detach(), scale, kind).mul_(scale))
 
     return read
 
@@ -59,7 +79,10 @@ def reader(module: nn.Module, name: str, kind: Weights, out_dims: int, matrices:
 def scale_of(module: nn.Module, name: str, kind: Weights, out_dims: int, matrices: int = 0) -> Tensor:
     """The scale in force of the weight `name`: the stored one, else its own magnitude."""
     stored: Tensor = getattr(module, scale_name(name, kind))
-    return torch.where(stored.isnan(), magnitude(getattr(module, name), kind, out_dims, matrices), stored)
+    weight: Tensor = getattr(module, name)
+    if not weight.is_floating_point():  # packed: nothing else is left to take it from
+        return stored
+    return torch.where(stored.isnan(), magnitude(weight, kind, out_dims, matrices), stored)
 
 
 def scale_name(name: str, kind: Weights) -> str:
@@ -86,8 +109,9 @@ def read_input(x: Tensor, kind: Weights, *, signed: bool = True) -> Tensor:
     """
     if kind == "dense":
         return x
+    plain = x.detach()
     if kind == "binary" and signed:
-        beta = x.detach().abs().mean(-1, keepdim=True)
-        return x + (torch.where(x >= 0, beta, -beta) - x).detach()
-    scale = 127 / x.detach().abs().amax(-1, keepdim=True).clamp_min(_LEAST)
-    return x + ((x * scale).round().clamp(-128, 127) / scale - x).detach()
+        beta = plain.abs().mean(-1, keepdim=True)
+        return straight_through(x, torch.where(plain >= 0, beta, -beta))
+    scale = 127 / plain.abs().amax(-1, keepdim=True).clamp_min(_LEAST)
+    return straight_through(x, (plain * scale).round_().clamp_(-128, 127).div_(scale))
