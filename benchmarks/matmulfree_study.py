@@ -5,7 +5,7 @@ both; each looks for the lowest loss under one limit on weight bytes. The three 
 scratch, with a learning rate of their own and the recipe of their kind, on equal tokens, over several seeds. Weight
 bytes are those of deployment: 2 a dense value, 2 bits a ternary weight.
 
-    python benchmarks/matmulfree_study.py --folder runs/matmulfree [--steps 1500] [--json benchmarks/results/matmulfree_study.json]
+    python benchmarks/matmulfree_study.py --folder runs/matmulfree [--steps 1000]
 
 Every stage stores what it finds in the folder and is skipped when started again.
 """
@@ -129,15 +129,14 @@ def search_family(folder: Path, family: str, windows: np.ndarray, evaluations: i
     archive = search(space_of(family), evaluate, objectives=goals, evaluations=evaluations, seed=0)  # type: ignore[arg-type]
     best = {evaluation.arch.id for evaluation in front(archive.evaluations, goals)}  # type: ignore[arg-type]
     return [
-        {"arch": e.arch.to_dict(), "id": e.arch.id, "front": e.arch.id in best, **e.metrics} for e in archive.evaluations
+        {"arch": e.arch.to_dict(), "id": e.arch.id, "front": e.arch.id in best, **e.metrics}
+        for e in archive.evaluations
     ]
 
 
 def winner(found: Sequence[Cells], family: str) -> Architecture:
     """The lowest loss of a family among those within the limit."""
-    able = [
-        (row["val_loss"], Architecture.from_dict(row["arch"])) for row in found if row["weight_bytes"] <= MAX_BYTES
-    ]
+    able = [(row["val_loss"], Architecture.from_dict(row["arch"])) for row in found if row["weight_bytes"] <= MAX_BYTES]
     return min((pair for pair in able if belongs(pair[1], family)), key=lambda pair: pair[0])[1]
 
 
@@ -171,7 +170,7 @@ def run(folder: Path, steps: int, supernet_steps: int, evaluations: int) -> Cell
     def alone(family: str, lr: float, seed: int) -> Cells:
         name = f"alone-{family}-{lr:g}-{seed}"
         stage = once(
-            folder, name, lambda: train_alone(chosen[family], family, lr, seed, steps, text, Sequences(held_out, SEQ, 0).fixed(400))  # noqa: E501
+            folder, name, lambda: train_alone(chosen[family], family, lr, seed, steps, text, Sequences(held_out, SEQ, 0).fixed(200))  # noqa: E501
         )  # fmt: skip
         print(name, stage, flush=True)
         return {**stage["found"], "cpu_seconds": stage["cpu_seconds"]}

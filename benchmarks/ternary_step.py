@@ -1,7 +1,7 @@
 """A training step of an all-ternary network over the step of its dense twin, on the CPU: time and kept activations.
 
-The two are the same architecture but for the kind of their weights; forward, backward and AdamW, interleaved, medians of
-paired ratios. Kept activations are the bytes that autograd stores between forward and backward (weights not counted).
+The two are the same architecture but for the kind of their weights; forward, backward and AdamW, interleaved, medians
+of paired ratios. Kept activations are the bytes that autograd stores between forward and backward, weights left out.
 
     python benchmarks/ternary_step.py [--repeats 9] [--json benchmarks/results/ternary_step.json]
 """

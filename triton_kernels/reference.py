@@ -74,6 +74,18 @@ def unpack2(packed: Tensor) -> Tensor:
     return ((groups >> shifts) & 3).to(torch.int8).flatten(-3) - 1
 
 
+def check_codes(packed: Tensor) -> None:
+    """Refuse 2-bit data [N, K / 4] with a code that no ternary weight has (3).
+
+    Raises:
+        ValueError: names the first wrong byte.
+    """
+    wrong = ((packed & (packed >> 1)) & 0x55).nonzero()
+    if len(wrong):
+        row, byte = wrong[0].tolist()
+        raise ValueError(f"packed: row {row}, byte {byte} holds code 3, must be 0, 1 or 2 (weight + 1)")
+
+
 def pack3(codes: Tensor) -> Tensor:
     """[N, K] in {-1, 0, 1} -> uint8 [N, 16 ceil(K / 80)]: five a byte, planar in groups of 80 (k = j + 16 i).
 

@@ -228,7 +228,7 @@ def ternary_linear(x: Quantised, weight: Tensor, gamma: Tensor, out_features: in
 
     Args:
         x: from `quantise`, `norm_quantise` or `swiglu_norm_quantise`; [M, K], K a multiple of 64.
-        weight: latent [max N, max K], float, contiguous.
+        weight: latent [max N, max K], float; rows may lie apart.
         gamma: one fp32 number, the scale of the full weight; no gradient.
         out_features: rows to use.
 
@@ -239,7 +239,6 @@ def ternary_linear(x: Quantised, weight: Tensor, gamma: Tensor, out_features: in
         ValueError: wrong shape, dtype, stride or device; K not a multiple of 64.
     """
     tensor("weight", weight, (None, None), FLOATS)
-    require(weight.is_contiguous(), "weight: has gaps, must be the whole contiguous parameter")
     k = x.codes.shape[1]
     fits = 0 < out_features <= weight.shape[0] and k <= weight.shape[1]
     require(fits, f"block [{out_features}, {k}]: the weight is {list(weight.shape)}")

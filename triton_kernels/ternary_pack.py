@@ -175,15 +175,3 @@ def leading(packed: Tensor, out_features: int, in_features: int) -> Tensor:
     fits = 0 < out_features <= n and in_features <= 4 * width
     require(fits, f"slice [{out_features}, {in_features}]: the packed weight is [{n}, {4 * width}]")
     return packed[:out_features, : in_features // 4]
-
-
-def check_codes(packed: Tensor) -> None:
-    """Refuse 2-bit data with a code that no ternary weight has (3).
-
-    Raises:
-        ValueError: names the first wrong byte.
-    """
-    wrong = ((packed & (packed >> 1)) & 0x55).nonzero()
-    if len(wrong):
-        row, byte = wrong[0].tolist()
-        raise ValueError(f"packed: row {row}, byte {byte} holds code 3, must be 0, 1 or 2 (weight + 1)")

@@ -12,10 +12,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from llmnas.nn.cache import KeyValues
-from llmnas.nn.linear import linear_from_heads, linear_heads
+from llmnas.nn.lowbit import Tokens, inputs, normed, project
 from llmnas.nn.norm import rms_norm
 from llmnas.nn.rope import rotate
-from llmnas.nn.ternary import LOW_BIT, add_scales, read_input, reader
+from llmnas.nn.ternary import LOW_BIT, add_scales
 from llmnas.space.architecture import BaseModel, LayerKinds, LayerSpec
 
 OUT_DIMS = {"q": 3, "k": 2, "v": 2, "o": 1}
@@ -47,7 +47,7 @@ class Attention(nn.Module):
         add_scales(self, kinds, OUT_DIMS)
 
     def forward(
-        self, x: Tensor, spec: LayerSpec, rotation: Tensor, documents: Tensor | None, cache: KeyValues | None = None
+        self, x: Tokens, spec: LayerSpec, rotation: Tensor, documents: Tensor | None, cache: KeyValues | None = None
     ) -> Tensor:
         """Attend causally.
 
@@ -62,18 +62,19 @@ class Attention(nn.Module):
             [B, T, H].
         """
         mixed = self.heads(x, spec, rotation, documents, cache)
-        grid = (spec.kv_heads, spec.queries_per_group, spec.head_dim)
-        return linear_from_heads(mixed, self.o, grid, x.shape[-1], reader(self, "o", spec.weights, 1))
+        sizes = (x.shape[-1], spec.kv_heads, spec.queries_per_group, spec.head_dim)
+        return project(self, "o", mixed, spec.weights, sizes, OUT_DIMS["o"])
 
     def heads(
-        self, x: Tensor, spec: LayerSpec, rotation: Tensor, documents: Tensor | None, cache: KeyValues | None = None
-    ) -> Tensor:
+        self, x: Tokens, spec: LayerSpec, rotation: Tensor, documents: Tensor | None, cache: KeyValues | None = None
+    ) -> Tokens:
         """[B, T, H] -> what every query head read, as the output projection sees it, [B, T, K * Q * D]."""
         grid, kind = (spec.kv_heads, spec.queries_per_group, spec.head_dim), spec.weights
-        seen, tokens = read_input(x, kind), x.shape[:-1]
-        q = linear_heads(seen, self.q, grid, self.q_bias, reader(self, "q", kind, 3))
-        k = linear_heads(seen, self.k, (grid[0], grid[2]), self.k_bias, reader(self, "k", kind, 2))
-        v = linear_heads(seen, self.v, (grid[0], grid[2]), self.v_bias, reader(self, "v", kind, 2))
+        seen, tokens, hidden = inputs(x, kind, self.q), x.shape[:-1], x.shape[-1]
+        one = (grid[0], grid[2])
+        q = project(self, "q", seen, kind, (*grid, hidden), OUT_DIMS["q"], _leading(self.q_bias, grid))
+        k = project(self, "k", seen, kind, (*one, hidden), OUT_DIMS["k"], _leading(self.k_bias, one))
+        v = project(self, "v", seen, kind, (*one, hidden), OUT_DIMS["v"], _leading(self.v_bias, one))
         q = q.view(*tokens, spec.q_heads, spec.head_dim)
         k, v = (part.view(*tokens, spec.kv_heads, spec.head_dim) for part in (k, v))
         if self.q_norm is not None and self.k_norm is not None:
@@ -85,7 +86,12 @@ class Attention(nn.Module):
         if kind == "dense" or self.inner_norm is None:
             return mixed
         gain = self.inner_norm[tuple(slice(size) for size in grid)].flatten()
-        return read_input(rms_norm(mixed, gain, self.eps), kind)
+        return inputs(normed(mixed, gain, self.eps, kind), kind, self.o)
+
+
+def _leading(bias: Tensor | None, sizes: tuple[int, ...]) -> Tensor | None:
+    """The leading block of a bias, flat."""
+    return None if bias is None else bias[tuple(slice(size) for size in sizes)].flatten()
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from llmnas.nn.attention import Attention
 from llmnas.nn.cache import LayerCache
 from llmnas.nn.ffn import FeedForward
+from llmnas.nn.lowbit import Tokens, normed
 from llmnas.nn.mlgru import MLGRU
 from llmnas.nn.moe import Experts, Routing
 from llmnas.nn.norm import rms_norm
@@ -36,14 +37,14 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Routing | None]:
         """x: [batch, seq, hidden] -> the same shape, and what a router did; see `Attention.forward` for the rest."""
         if self.mixer_norm is not None and spec.mixer != "none":
-            x = x + self._mix(rms_norm(x, self.mixer_norm, self.eps), spec, rotation, documents, cache)
+            x = x + self._mix(normed(x, self.mixer_norm, self.eps, spec.weights), spec, rotation, documents, cache)
         if isinstance(self.ffn, Experts):
             update, routing = self.ffn(rms_norm(x, self.ffn_norm, self.eps), spec)
             return x + update, routing
-        return x + self.ffn(rms_norm(x, self.ffn_norm, self.eps), spec), None
+        return x + self.ffn(normed(x, self.ffn_norm, self.eps, spec.weights), spec), None
 
     def _mix(
-        self, x: Tensor, spec: LayerSpec, rotation: Tensor, documents: Tensor | None, cache: LayerCache | None
+        self, x: Tokens, spec: LayerSpec, rotation: Tensor, documents: Tensor | None, cache: LayerCache | None
     ) -> Tensor:
         mixed: Tensor
         if spec.mixer == "mlgru" and self.mlgru is not None:

@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from llmnas.nn.linear import linear
-from llmnas.nn.norm import rms_norm
-from llmnas.nn.ternary import LOW_BIT, add_scales, read_input, reader
+from llmnas.nn.lowbit import Tokens, inputs, project, swiglu_inputs
+from llmnas.nn.ternary import LOW_BIT, add_scales
 from llmnas.space.architecture import BaseModel, LayerKinds, LayerSpec
 
 OUT_DIMS = {"gate": 1, "up": 1, "down": 1}
@@ -30,16 +29,14 @@ class FeedForward(nn.Module):
         self.inner_norm = nn.Parameter(torch.ones(ffn_size)) if low_bit else None
         add_scales(self, kinds, OUT_DIMS)
 
-    def forward(self, x: Tensor, spec: LayerSpec) -> Tensor:
+    def forward(self, x: Tokens, spec: LayerSpec) -> Tensor:
         """x: [..., hidden] -> [..., hidden], through the leading `spec.ffn_size` channels."""
-        read = reader(self, "down", spec.weights, 1)
-        return linear(self.gated(x, spec), self.down, x.shape[-1], read=read)
+        return project(self, "down", self.gated(x, spec), spec.weights, (x.shape[-1], spec.ffn_size), 1)
 
-    def gated(self, x: Tensor, spec: LayerSpec) -> Tensor:
+    def gated(self, x: Tokens, spec: LayerSpec) -> Tokens:
         """[..., hidden] -> the channels as `down` sees them, [..., spec.ffn_size]."""
-        kind, seen = spec.weights, read_input(x, spec.weights)
-        gate = linear(seen, self.gate, spec.ffn_size, read=reader(self, "gate", kind, 1))
-        gated = F.silu(gate) * linear(seen, self.up, spec.ffn_size, read=reader(self, "up", kind, 1))
+        kind, seen, sizes = spec.weights, inputs(x, spec.weights, self.gate), (spec.ffn_size, x.shape[-1])
+        gate, up = (project(self, name, seen, kind, sizes, 1) for name in ("gate", "up"))
         if kind == "dense" or self.inner_norm is None:
-            return gated
-        return read_input(rms_norm(gated, self.inner_norm, self.eps), kind, signed=False)
+            return F.silu(gate) * up
+        return swiglu_inputs(gate, up, self.inner_norm, self.eps, kind, self.down)

@@ -1,20 +1,84 @@
 """The only door to the low-bit kernels: tensors on a GPU go to Triton, tensors on the CPU to torch and numba.
 
 Triton is imported when a GPU tensor arrives, so a machine without it works. Both paths compute the same integers.
-Letters: B batch, T time, W channels, K inputs, N outputs.
+Under Triton's own TRITON_INTERPRET=1 tensors on the CPU go to Triton's interpreter too, as a GPU's would.
+Letters: B batch, T time, W channels, M tokens, K inputs, N outputs.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from llmnas.nn.ternary import sign_product
 from llmnas.triton_kernels import reference
 
-GROUP = reference.GROUP
+GROUP, WORD = reference.GROUP, 32
+
+
+def takes_triton(x: Tensor) -> bool:
+    """Whether work on this tensor goes to Triton."""
+    return x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Tokens as an integer product sees them: codes / scales.
+
+    Attributes:
+        codes: int8 [M, K].
+        scales: fp32 [M].
+        link: [..., K] of the tokens' dtype: carries shape and gradient, its values are never read.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    link: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the tokens: [..., K]."""
+        return self.link.shape
+
+    def values(self) -> Tensor:
+        """The tokens as the product sees them, [..., K], without gradient."""
+        return (self.codes / self.scales[:, None]).to(self.link.dtype).view(self.shape)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """[..., K] -> [M, K] with neighbouring features, as kernels want it."""
+    rows = x.flatten(0, -2) if x.dim() > 1 else x[None]
+    return rows if rows.stride(-1) == 1 or rows.shape[-1] == 1 else rows.contiguous()
+
+
+def quantise(x: Tensor) -> Codes:
+    """Tokens [..., K] to int8, one scale each; on a GPU differentiable straight through, on the CPU for inference."""
+    if takes_triton(x):
+        from llmnas.triton_kernels import ternary_linear as kernel
+
+        found = kernel.quantise(_rows(x))
+        return Codes(found.codes, found.scales, found.link.view(x.shape))
+    codes, scales = reference.act_quant(_rows(x.detach()))
+    return Codes(codes, scales, x.detach())
+
+
+def norm_quantise(x: Tensor, gain: Tensor, eps: float) -> Codes:
+    """`quantise` of the RMS-normalised tokens in one pass, on a GPU; x: [..., K], gain: [K]."""
+    from llmnas.triton_kernels import ternary_linear as kernel
+
+    found, _ = kernel.norm_quantise(_rows(x), gain.contiguous(), eps)
+    return Codes(found.codes, found.scales, found.link.view(x.shape))
+
+
+def swiglu_norm_quantise(gate: Tensor, up: Tensor, gain: Tensor, eps: float) -> Codes:
+    """`norm_quantise` of silu(gate) up, on a GPU; gate, up: [..., K], gain: [K]."""
+    from llmnas.triton_kernels import ternary_linear as kernel
+
+    found = kernel.swiglu_norm_quantise(_rows(gate), _rows(up), gain.contiguous(), eps)
+    return Codes(found.codes, found.scales, found.link.view(gate.shape))
 
 
 @dataclass(frozen=True)
@@ -43,7 +107,7 @@ def pack(weight: Tensor, gamma: Tensor) -> PackedTernary:
     Raises:
         ValueError: K is not a multiple of 64, or not a float matrix.
     """
-    if weight.is_cuda:
+    if takes_triton(weight):
         from llmnas.triton_kernels.ternary_pack import pack2
 
         return PackedTernary(pack2(weight.detach(), gamma.detach().float()), gamma.detach().float())
@@ -54,81 +118,92 @@ def pack(weight: Tensor, gamma: Tensor) -> PackedTernary:
     return PackedTernary(reference.pack2(reference.ternary_codes(weight.detach(), gamma)), gamma)
 
 
-def packed_linear(x: Tensor, weight: PackedTernary) -> Tensor:
-    """Ternary linear layer for inference: tokens to int8, integer product, scaled back. No gradients.
+def packed_linear(x: Codes, weight: PackedTernary) -> Tensor:
+    """Ternary linear layer for inference: integer product, scaled back. No gradients.
 
     Args:
-        x: [..., K] float.
+        x: from `quantise`, tokens [..., K].
         weight: [N, K], perhaps a leading slice, on the device of x.
 
     Returns:
-        [..., N] in x's dtype.
+        [..., N] in the tokens' dtype.
 
     Raises:
         ValueError: sizes, dtypes or devices do not fit.
     """
-    tokens = x.detach().flatten(0, -2) if x.dim() > 1 else x.detach()[None]
-    if x.is_cuda:
-        from llmnas.triton_kernels.act_quant import act_quant
+    dtype = x.link.dtype
+    if takes_triton(x.codes):
         from llmnas.triton_kernels.ternary_matmul import ternary_matmul
 
-        quantised, scales = act_quant(tokens)
-        y = ternary_matmul(quantised, scales, weight.codes, weight.gamma, x.dtype)
+        y = ternary_matmul(x.codes, x.scales, weight.codes, weight.gamma, dtype)
     else:
-        y = _packed_cpu(tokens, weight).to(x.dtype)
+        y = _packed_cpu(x, weight).to(dtype)
     return y.view(*x.shape[:-1], weight.codes.shape[0])
 
 
-def _packed_cpu(tokens: Tensor, weight: PackedTernary) -> Tensor:
+def _packed_cpu(x: Codes, weight: PackedTernary) -> Tensor:
     from llmnas.nn import packed_cpu  # numba takes a second to import, and only packed weights need it
 
-    codes, k = weight.codes, tokens.shape[-1]
+    codes, k = weight.codes, x.codes.shape[-1]
     _whole_groups("in_features of x", k)
-    if codes.device != tokens.device:
-        raise ValueError(f"packed weight: on {codes.device}, x is on {tokens.device}")
+    if codes.device != x.codes.device:
+        raise ValueError(f"packed weight: on {codes.device}, x is on {x.codes.device}")
     if codes.dtype != torch.uint8 or codes.dim() != 2 or codes.shape[1] * 4 != k:
         raise ValueError(f"packed weight: {list(codes.shape)} of {codes.dtype}, must be uint8 [any, {k // 4}]")
     if codes.stride(1) != 1 or k > packed_cpu.EXACT_INPUTS:
         raise ValueError(f"packed weight: rows need neighbouring bytes and at most {packed_cpu.EXACT_INPUTS} inputs")
-    if not len(tokens):
-        return tokens.new_zeros(0, len(codes))
-    quantised, scales = reference.act_quant(tokens)
-    return packed_cpu.matmul(quantised, codes) * (weight.gamma / scales)[:, None]
+    return packed_cpu.matmul(x.codes, codes) * (weight.gamma.flatten() / x.scales)[:, None]
 
 
-def ternary_linear(x: Tensor, weight: Tensor, gamma: Tensor, out_features: int) -> Tensor:
-    """Ternary linear layer for training, straight-through gradients into the leading block of `weight`.
+def check_codes(codes: Tensor) -> None:
+    """Refuse packed bytes with a code that no ternary weight has.
+
+    Raises:
+        ValueError: names the first one.
+    """
+    reference.check_codes(codes)
+
+
+def ternary_linear(x: Codes, weight: Tensor, gamma: Tensor) -> Tensor:
+    """Ternary linear layer for training on a GPU, straight-through gradients into the tokens and `weight`.
 
     Args:
-        x: [..., K] float; on a GPU K is a multiple of 64.
-        weight: latent [max N, max K].
+        x: from `quantise` or a fused norm, tokens [..., K], K a multiple of 64.
+        weight: latent [N, K], perhaps a leading slice.
         gamma: one number, the scale of the full weight; no gradient.
-        out_features: rows to use.
 
     Returns:
-        [..., out_features].
+        [..., N].
 
     Raises:
         ValueError: sizes, dtypes or devices do not fit.
     """
-    tokens = x.flatten(0, -2) if x.dim() > 1 else x[None]
-    if x.is_cuda:
-        from llmnas.triton_kernels import ternary_linear as kernel
+    from llmnas.triton_kernels import ternary_linear as kernel
 
-        y = kernel.ternary_linear(kernel.quantise(tokens), weight, gamma.detach().float(), out_features)
+    tokens = kernel.Quantised(x.codes, x.scales, x.link.reshape(x.codes.shape))
+    y = kernel.ternary_linear(tokens, weight, gamma.detach().flatten().float(), weight.shape[0])
+    return y.view(*x.shape[:-1], weight.shape[0])
+
+
+def binary_linear(x: Tensor, weight: Tensor, alpha: Tensor) -> Tensor:
+    """Binary linear layer: signs of both sides, straight-through gradients; any K that is no multiple of 32 in torch.
+
+    Args:
+        x: [..., K].
+        weight: latent [N, K], perhaps a leading slice.
+        alpha: N numbers, mean |W_n| of the full rows; no gradient.
+
+    Returns:
+        [..., N].
+    """
+    rows, alpha = _rows(x), alpha.detach().flatten()
+    if takes_triton(x) and x.shape[-1] % WORD == 0 and x.dtype != torch.float64:
+        from llmnas.triton_kernels.binary_linear import binary_linear as kernel
+
+        y = kernel(rows, weight, alpha.float())
     else:
-        y = _ternary_linear_cpu(tokens, weight, gamma.detach(), out_features)
-    return y.view(*x.shape[:-1], out_features)
-
-
-def _ternary_linear_cpu(tokens: Tensor, weight: Tensor, gamma: Tensor, out_features: int) -> Tensor:
-    """fp32 fake quantisation: the CPU's fastest matrix product is fp32's."""
-    k = tokens.shape[-1]
-    if not (0 < out_features <= weight.shape[0] and k <= weight.shape[1]):
-        raise ValueError(f"block [{out_features}, {k}]: the weight is {list(weight.shape)}")
-    block = weight[:out_features, :k]
-    dense = block + ((block.detach() / gamma).round().clamp(-1, 1) * gamma - block).detach()
-    return F.linear(reference.fake_quant(tokens), dense)
+        y = sign_product(rows, weight, alpha)
+    return y.view(*x.shape[:-1], weight.shape[0])
 
 
 def mlgru_scan(forget: Tensor, kept: Tensor, state: Tensor | None = None, starts: Tensor | None = None) -> Tensor:
@@ -145,7 +220,7 @@ def mlgru_scan(forget: Tensor, kept: Tensor, state: Tensor | None = None, starts
     Returns:
         h, [B, T, W].
     """
-    if kept.is_cuda:
+    if takes_triton(kept):
         from llmnas.triton_kernels import mlgru_scan as kernel
 
         pair = [part if part.stride(-1) == 1 else part.contiguous() for part in (forget.to(kept.dtype), kept)]

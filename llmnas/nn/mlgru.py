@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from llmnas.nn.cache import State
 from llmnas.nn.kernels import mlgru_scan as scan
-from llmnas.nn.linear import linear_from_heads, linear_heads
-from llmnas.nn.norm import rms_norm
-from llmnas.nn.ternary import LOW_BIT, add_scales, read_input, reader
+from llmnas.nn.lowbit import Tokens, inputs, normed, project
+from llmnas.nn.ternary import LOW_BIT, add_scales
 from llmnas.space.architecture import BaseModel, LayerKinds, LayerSpec
 
 OUT_DIMS = {"forget": 3, "candidate": 3, "output_gate": 3, "o": 1}
@@ -40,54 +39,54 @@ class MLGRU(nn.Module):
         self.inner_norm = nn.Parameter(torch.ones(*grid)) if low_bit else None
         add_scales(self, kinds, OUT_DIMS)
 
-    def forward(
-        self, x: Tensor, spec: LayerSpec, documents: Tensor | None, state: Tensor | None = None,
-        cache: State | None = None,
-    ) -> Tensor:  # fmt: skip
+    def forward(self, x: Tokens, spec: LayerSpec, documents: Tensor | None, cache: State | None = None) -> Tensor:
         """Mix tokens causally.
 
         Args:
             x: [B, T, H].
             spec: sizes to use, each at most the stored one.
             documents: [B, S] document number of every token, those read before included, or None for one a row.
-            state: [B, W] what the tokens before these left, or None.
-            cache: holds that state instead, and takes the new one.
+            cache: holds the state that the tokens before these left, and takes the new one.
 
         Returns:
             [B, T, H].
         """
-        forget, kept = self.gates(x, spec)
-        before = state if cache is None else cache.state
+        seen = self.inputs(x, spec)
+        forget, kept = self.gates(seen, spec)
+        before = None if cache is None else cache.state
         hidden = scan(forget, kept, before, None if documents is None else starts_of(documents)[:, -x.shape[1] :])
         if cache is not None:
             cache.state = hidden[:, -1]
-        return self.project(hidden, x, spec)
+        return self.project(hidden, seen, spec)
 
-    def gates(self, x: Tensor, spec: LayerSpec) -> tuple[Tensor, Tensor]:
-        """[B, T, H] -> forget gates f and inputs (1 - f) c, `[B, T, W]` each."""
-        sizes, kind = (spec.kv_heads, spec.queries_per_group, spec.head_dim), spec.weights
-        seen = read_input(x, kind)
-        lower = self.lower[tuple(slice(size) for size in sizes)].flatten().sigmoid()
-        gate = linear_heads(seen, self.forget, sizes, read=reader(self, "forget", kind, 3)).sigmoid()
-        candidate = F.silu(linear_heads(seen, self.candidate, sizes, read=reader(self, "candidate", kind, 3)))
-        forget = lower + (1 - lower) * gate
-        return forget, (1 - forget) * candidate
+    def inputs(self, x: Tokens, spec: LayerSpec) -> Tokens:
+        """[B, T, H] as the three projections that read it see it."""
+        return inputs(x, spec.weights, self.forget)
 
-    def project(self, hidden: Tensor, x: Tensor, spec: LayerSpec) -> Tensor:
-        """States [B, T, W] -> [B, T, H], through the output gate, which sees x [B, T, H]."""
+    def gates(self, seen: Tokens, spec: LayerSpec) -> tuple[Tensor, Tensor]:
+        """`inputs` [B, T, H] -> forget gates f and inputs (1 - f) c, `[B, T, W]` each."""
         grid = (spec.kv_heads, spec.queries_per_group, spec.head_dim)
-        read = reader(self, "o", spec.weights, 1)
-        return linear_from_heads(self.gated(hidden, x, spec), self.o, grid, x.shape[-1], read=read)
+        lower = self.lower[tuple(slice(size) for size in grid)].flatten().sigmoid()
+        forget = lower + (1 - lower) * self._from_hidden("forget", seen, spec).sigmoid()
+        return forget, (1 - forget) * F.silu(self._from_hidden("candidate", seen, spec))
 
-    def gated(self, hidden: Tensor, x: Tensor, spec: LayerSpec) -> Tensor:
+    def project(self, hidden: Tensor, seen: Tokens, spec: LayerSpec) -> Tensor:
+        """States [B, T, W] -> [B, T, H], through the output gate, which sees `inputs` [B, T, H]."""
+        sizes = (seen.shape[-1], spec.kv_heads, spec.queries_per_group, spec.head_dim)
+        return project(self, "o", self.gated(hidden, seen, spec), spec.weights, sizes, OUT_DIMS["o"])
+
+    def gated(self, hidden: Tensor, seen: Tokens, spec: LayerSpec) -> Tokens:
         """States [B, T, W] through the output gate, as the output projection sees them."""
-        sizes, kind = (spec.kv_heads, spec.queries_per_group, spec.head_dim), spec.weights
-        gate = linear_heads(read_input(x, kind), self.output_gate, sizes, read=reader(self, "output_gate", kind, 3))
-        mixed = gate.sigmoid() * hidden
-        if kind == "dense" or self.inner_norm is None:
+        mixed = self._from_hidden("output_gate", seen, spec).sigmoid() * hidden
+        if spec.weights == "dense" or self.inner_norm is None:
             return mixed
-        gain = self.inner_norm[tuple(slice(size) for size in sizes)].flatten()
-        return read_input(rms_norm(mixed, gain, self.eps), kind)
+        grid = (spec.kv_heads, spec.queries_per_group, spec.head_dim)
+        gain = self.inner_norm[tuple(slice(size) for size in grid)].flatten()
+        return inputs(normed(mixed, gain, self.eps, spec.weights), spec.weights, self.o)
+
+    def _from_hidden(self, name: str, seen: Tokens, spec: LayerSpec) -> Tensor:
+        sizes = (spec.kv_heads, spec.queries_per_group, spec.head_dim, seen.shape[-1])
+        return project(self, name, seen, spec.weights, sizes, OUT_DIMS[name])
 
 
 def starts_of(documents: Tensor) -> Tensor:

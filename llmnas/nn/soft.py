@@ -119,7 +119,8 @@ def soft_attention(module: Attention, x: Tensor, layer: SoftLayer, kind: Weights
 def soft_mlgru(module: MLGRU, x: Tensor, layer: SoftLayer, kind: Weights) -> Tensor:
     """The linear recurrence over mixed heads; x: [B, T, H], masked -> [B, T, H]."""
     kv, queries, dim = module.forget.shape[:3]
-    hidden = scan(*module.gates(x, LayerSpec(kv, queries, dim, 1, weights=kind, mixer="mlgru")))
+    spec = LayerSpec(kv, queries, dim, 1, weights=kind, mixer="mlgru")
+    hidden = scan(*module.gates(module.inputs(x, spec), spec))
     read = reader(module, "output_gate", kind, 3)
     gate = linear_heads(read_input(x, kind), module.output_gate, (kv, queries, dim), read=read)
     return _out(module, gate.sigmoid() * hidden, x.shape[-1], layer, kind)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from llmnas.nn.linear import Read
@@ -40,6 +41,39 @@ class StraightThrough(torch.autograd.Function):
 def straight_through(x: Tensor, quantised: Tensor) -> Tensor:
     """`quantised`, differentiated as if it were x."""
     result: Tensor = StraightThrough.apply(x, quantised)  # type: ignore[no-untyped-call]
+    return result
+
+
+class SignProduct(torch.autograd.Function):
+    """y[m, n] = alpha_n beta_m (signs of x_m . signs of W_n), straight-through gradients.
+
+    Signs are summed before anything is scaled, so the sum is exact: one that is zero is zero and has the same sign
+    in every order of summation, on every device.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, alpha: Tensor) -> Tensor:
+        """x [M, K], weight [N, K], alpha [N] -> [M, N]."""
+        up, weight_up = x >= 0, weight >= 0
+        beta = x.abs().mean(-1, keepdim=True)
+        ctx.save_for_backward(up, weight_up, beta, alpha)
+        return F.linear(_signs(up, x.dtype), _signs(weight_up, x.dtype)) * beta * alpha
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Gradients of x and of the weight."""
+        up, weight_up, beta, alpha = ctx.saved_tensors
+        dx = grad @ (_signs(weight_up, grad.dtype) * alpha[:, None])
+        return dx, grad.T @ (_signs(up, grad.dtype) * beta), None
+
+
+def _signs(up: Tensor, dtype: torch.dtype) -> Tensor:
+    return up.to(dtype).mul_(2).sub_(1)
+
+
+def sign_product(x: Tensor, weight: Tensor, alpha: Tensor) -> Tensor:
+    """Binary product of tokens x [M, K] and a block of weights [N, K] with the scales `alpha` [N] of its full rows."""
+    result: Tensor = SignProduct.apply(x, weight, alpha)  # type: ignore[no-untyped-call]
     return result
 
 

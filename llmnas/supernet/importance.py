@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from llmnas.nn.attention import Attention
 from llmnas.nn.ffn import FeedForward
 from llmnas.nn.kernels import mlgru_scan
+from llmnas.nn.lowbit import values
 from llmnas.nn.mlgru import MLGRU
 from llmnas.nn.moe import Experts
 from llmnas.space.architecture import Architecture, LayerSpec
@@ -108,17 +109,18 @@ def _read(x: Tensor, *weights: Tensor) -> Tensor:
 
 def _note(module: nn.Module, args: tuple[Any, ...], _out: Any, *, name: str, add: Add) -> None:
     """Score what one mixer or feed-forward read and wrote; `args` are those of its forward."""
-    x, spec = args[0], args[1]
+    x, spec = values(args[0]), args[1]
     if isinstance(module, Attention):
         add("hidden:", _read(x, module.q, module.k, module.v))
-        add(f"queries:{name}", _heads(module.heads(*args), module.o, spec))
+        add(f"queries:{name}", _heads(values(module.heads(*args)), module.o, spec))
     elif isinstance(module, MLGRU):
         add("hidden:", _read(x, module.forget, module.candidate, module.output_gate))
-        hidden = mlgru_scan(*module.gates(x, spec))
-        add(f"queries:{name}", _heads(module.gated(hidden, x, spec), module.o, spec))
+        seen = module.inputs(args[0], spec)
+        hidden = mlgru_scan(*module.gates(seen, spec))
+        add(f"queries:{name}", _heads(values(module.gated(hidden, seen, spec)), module.o, spec))
     elif isinstance(module, FeedForward):
         add("hidden:", _read(x, module.gate, module.up))
-        add(f"channels:{name}", _channels(module.gated(x, spec), module.down))
+        add(f"channels:{name}", _channels(values(module.gated(args[0], spec)), module.down))
     elif isinstance(module, Experts):
         add("hidden:", _read(x, module.gate, module.up))
         _note_experts(module, x.flatten(0, -2), spec, name, add)

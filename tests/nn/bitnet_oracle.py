@@ -3,16 +3,21 @@
 import torch
 from torchao.prototype.quantized_training import bitnet
 
-from llmnas.nn import kernels
+from llmnas.nn.lowbit import inputs, project
+from llmnas.nn.ternary import add_scales
+from llmnas.space import LayerKinds
 from llmnas.triton_kernels import reference
 
 
 def main():
     """Forward and both gradients."""
     weight, x, grad = torch.randn(64, 128), torch.randn(16, 128), torch.randn(16, 64)
-    ours, theirs = weight.clone().requires_grad_(), weight.clone()
+    ours, theirs = weight.clone(), weight.clone()
     a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
-    y = kernels.ternary_linear(a, ours, weight.abs().mean(), 64)
+    layer = torch.nn.Module()
+    layer.w = torch.nn.Parameter(ours)
+    add_scales(layer, LayerKinds(("ternary",)), {"w": 1})
+    y = project(layer, "w", inputs(a, "ternary", layer.w), "ternary", (64, 128), 1)
     y.backward(grad)
     scale = bitnet.get_bitnet_scale(theirs)
     assert torch.equal(bitnet.quantize_bitnet_weight(theirs, scale), reference.ternary_codes(weight, scale))
@@ -22,7 +27,7 @@ def main():
     want.backward(grad)
     torch.testing.assert_close(y, want, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(ours.grad, getattr(wrapped.grad, "_data", wrapped.grad), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(layer.w.grad, getattr(wrapped.grad, "_data", wrapped.grad), rtol=1e-4, atol=1e-3)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmnas.nn.cache import State
 from llmnas.nn.mlgru import MLGRU, scan, starts_of
 from llmnas.space import BaseModel, LayerKinds, LayerSpec
 
@@ -95,4 +96,6 @@ def test_chunks_with_a_state_are_the_whole():
         state = hidden[:, -1]
         parts.append(mixer.project(hidden, part, spec))
     torch.testing.assert_close(torch.cat(parts, 1), whole)
-    torch.testing.assert_close(mixer(x[:, 4:], spec, None, scan(*mixer.gates(x[:, :4], spec))[:, -1]), whole[:, 4:])
+    cache = State(scan(*mixer.gates(x[:, :4], spec))[:, -1])
+    torch.testing.assert_close(mixer(x[:, 4:], spec, None, cache), whole[:, 4:])
+    torch.testing.assert_close(cache.state, state)

@@ -1,0 +1,140 @@
+"""Linear layers whose weights are dense, ternary or binary: how tokens go in, and the product.
+
+One rule for every projection of a block. Tokens are prepared once for all projections that read them (`inputs`, or the
+fused forms that normalise too) and multiplied by leading blocks of weights (`project`). Ternary tokens are `Codes`
+where the product is one of integers: on Triton, and wherever the weight is packed to 2 bits. Elsewhere they are
+fake-quantised values and the product an ordinary one: on the CPU fp32 is fastest for training. What a kernel cannot
+take (a number of features that is no multiple of its group) is fake-quantised on a GPU too: the same values.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from llmnas.nn import kernels
+from llmnas.nn.kernels import Codes, PackedTernary
+from llmnas.nn.norm import rms_norm
+from llmnas.nn.ternary import read_input, reader, scale_of
+from llmnas.space.architecture import Weights
+
+
+@dataclass(frozen=True)
+class Signs:
+    """Tokens [..., K] of which a binary product takes the signs and the mean magnitude by itself."""
+
+    x: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the tokens: [..., K]."""
+        return self.x.shape
+
+    def values(self) -> Tensor:
+        """The tokens as the product sees them."""
+        return read_input(self.x, "binary")
+
+
+Tokens = Tensor | Codes | Signs
+
+
+def is_packed(weight: Tensor) -> bool:
+    """Whether a weight holds 2-bit codes, [N, K / 4], instead of latent values."""
+    return weight.dtype == torch.uint8
+
+
+def inputs(x: Tokens, kind: Weights, weight: Tensor, *, signed: bool = True) -> Tokens:
+    """Tokens as the projections by `weight` (and its like in the module) see them.
+
+    Args:
+        x: [..., K], or what is prepared already.
+        kind: of the weights.
+        weight: as stored.
+        signed: whether the sign carries information, see `read_input`.
+    """
+    if not isinstance(x, Tensor):
+        return x
+    if is_packed(weight) or (kind == "ternary" and _fits(x)):
+        return kernels.quantise(x)
+    if kind == "binary" and signed:
+        return Signs(x)
+    return read_input(x, kind, signed=signed)
+
+
+def normed(x: Tensor, gain: Tensor, eps: float, kind: Weights) -> Tokens:
+    """RMSNorm, and for ternary weights on Triton the quantisation with it in one pass; x: [..., K]."""
+    if kind == "ternary" and _fits(x):
+        return kernels.norm_quantise(x, gain[: x.shape[-1]], eps)
+    return rms_norm(x, gain, eps)
+
+
+def swiglu_inputs(gate: Tensor, up: Tensor, gain: Tensor, eps: float, kind: Weights, weight: Tensor) -> Tokens:
+    """silu(gate) up, normalised, as a low-bit down projection sees it; gate, up: [..., K]."""
+    if kind == "ternary" and _fits(gate):
+        return kernels.swiglu_norm_quantise(gate, up, gain[: gate.shape[-1]], eps)
+    return inputs(rms_norm(F.silu(gate) * up, gain, eps), kind, weight, signed=False)
+
+
+def _fits(x: Tensor) -> bool:
+    return kernels.takes_triton(x) and x.shape[-1] % kernels.GROUP == 0 and x.dtype != torch.float64
+
+
+def project(
+    module: nn.Module, name: str, x: Tokens, kind: Weights, sizes: tuple[int, ...], out_dims: int,
+    bias: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Tokens times the leading block of one weight of a module.
+
+    Args:
+        module: owns the weight `name` [*out, *in] and its scale.
+        x: from `inputs` or its like, [..., prod(in)].
+        kind: how the weight is read.
+        sizes: leading sizes to use of each of its axes.
+        out_dims: how many of its axes are outputs.
+        bias: [prod(out)] or None.
+
+    Returns:
+        [..., prod(out)].
+
+    Raises:
+        ValueError: a packed weight that is not used whole.
+    """
+    weight: Tensor = getattr(module, name)
+    if is_packed(weight):
+        y = _packed(module, name, weight, x, kind, sizes, out_dims)
+        return y if bias is None else y + bias
+    block = weight[tuple(slice(size) for size in sizes)]
+    if isinstance(x, Tensor):
+        read = reader(module, name, kind, out_dims)
+        return F.linear(x, _matrix(read(block) if read else block, out_dims), bias)
+    scale = scale_of(module, name, kind, out_dims)
+    if isinstance(x, Codes):
+        y = kernels.ternary_linear(x, _matrix(block, out_dims), scale)
+    else:
+        rows = scale[tuple(slice(size) for size in sizes[:out_dims])]
+        y = kernels.binary_linear(x.x, _matrix(block, out_dims), rows)
+    return y if bias is None else y + bias
+
+
+def values(x: Tokens) -> Tensor:
+    """The tokens as the product sees them, [..., K]."""
+    return x if isinstance(x, Tensor) else x.values()
+
+
+def _matrix(block: Tensor, out_dims: int) -> Tensor:
+    """[*out, *in] -> [N, K]: a view where the block is whole in its inner axes, else a copy."""
+    return block.flatten(out_dims).flatten(0, out_dims - 1)
+
+
+def _packed(
+    module: nn.Module, name: str, weight: Tensor, x: Tokens, kind: Weights, sizes: tuple[int, ...], out_dims: int
+) -> Tensor:
+    rows, columns = math.prod(sizes[:out_dims]), math.prod(sizes[out_dims:])
+    if (rows, columns) != (weight.shape[0], 4 * weight.shape[1]) or not isinstance(x, Codes):
+        stored = [weight.shape[0], 4 * weight.shape[1]]
+        raise ValueError(f"{name}: {stored} ternary weights are packed, [{rows}, {columns}] {kind} ones are asked for")
+    return kernels.packed_linear(x, PackedTernary(weight, scale_of(module, name, kind, out_dims)))
