@@ -78,7 +78,7 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     def result(self, stage: str) -> Path:
-        """What `retrain` or `correlate` found."""
+        """What a stage found: `retrain`, `correlate`, `darts`."""
         return self.path / stage / "result.json"
 
     def stand_alone(self, stage: str, label: str, seed: int) -> Path:

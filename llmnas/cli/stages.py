@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
-from llmnas.cli.app import ConfigPath, Objectives, Resume, RunDir, Sets, app, console, open_context, require_fresh
+from llmnas.cli.app import (
+    FIRST_RANK,
+    ConfigPath,
+    Objectives,
+    Resume,
+    RunDir,
+    Sets,
+    app,
+    console,
+    open_context,
+    require_fresh,
+)  # fmt: skip
 from llmnas.errors import UserError
 from llmnas.report.terminal import show
 
@@ -48,8 +60,15 @@ def train(
     set_: Sets = None,
     resume: Resume = False,
     prepare_first: Annotated[bool, typer.Option("--prepare", help="Prepare the data first where needed.")] = False,
+    method: Annotated[
+        Literal["sampled", "darts"],
+        typer.Option("--method", help="Train drawn networks, or all of them as one mixture and search by gradients."),
+    ] = "sampled",
 ) -> None:
     """Train the supernet (also under: deepspeed --no_local_rank --module llmnas.cli train CONFIG)."""
+    if method == "darts":
+        _train_darts(config, run_dir, set_, resume=resume, prepare_first=prepare_first)
+        return
     with open_context(config, run_dir, set_) as context:
         from llmnas.pipeline.train import train_supernet
 
@@ -57,6 +76,21 @@ def train(
         outcome = train_supernet(context, prepare_first=prepare_first)
         done = "complete already" if outcome is None else f"{outcome.tokens:,} tokens in {outcome.seconds:.0f} s"
         console.print(f"supernet: {context.run.supernet} ({done})", soft_wrap=True, highlight=False)
+
+
+def _train_darts(
+    config: Path, run_dir: Path | None, set_: list[str] | None, *, resume: bool, prepare_first: bool
+) -> None:
+    with open_context(config, run_dir, set_, claim=False) as context:
+        from llmnas.pipeline.darts import darts_table, require_possible, search_by_gradients
+
+        require_possible(context)  # before the folder is bound to a config that cannot run
+        if FIRST_RANK:
+            context.claim()
+        require_fresh(context.run.checkpoints.parent, resume)
+        table = darts_table(search_by_gradients(context, prepare_first=prepare_first))
+    show(console, table)
+    console.print(f"archive: {context.run.evaluations}", soft_wrap=True, highlight=False)
 
 
 @app.command()

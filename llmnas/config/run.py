@@ -20,7 +20,8 @@ from llmnas.config.sections import (
 from llmnas.cost import Budget
 from llmnas.errors import explain
 from llmnas.space import SearchSpace
-from llmnas.train.settings import TrainSettings
+from llmnas.space.restrict import restricted
+from llmnas.train.settings import DartsSettings, TrainSettings
 
 
 class Config(Strict):
@@ -32,6 +33,7 @@ class Config(Strict):
     space: SearchSpace
     budget: Budget = Budget()
     train: TrainSettings
+    darts: DartsSettings | None = None
     search: SearchConfig = SearchConfig()
     retrain: RetrainConfig = RetrainConfig()
     correlate: CorrelateConfig = CorrelateConfig()
@@ -51,6 +53,8 @@ class Config(Strict):
             raise ValueError(
                 "search.recalibrate does nothing: nothing holds statistics (experts with train.moe.balance: bias would)"
             )
+        if self.darts:
+            self._check_only(self.darts)
         if self.hardware:
             self.hardware.require_use({*self.search.objectives, *self.search.constraints})
         self.stage_settings("retrain", self.retrain.train)
@@ -58,6 +62,12 @@ class Config(Strict):
         self.stage_settings("ladder", self.ladder.train)
         self.stage_settings("correlate", {**self.correlate.train, **self.correlate.adapt})
         return self
+
+    def _check_only(self, darts: DartsSettings) -> None:
+        try:
+            restricted(self.space, darts.only)
+        except ValueError as error:
+            raise ValueError(f"darts.only: {error}") from None
 
     def stage_settings(self, stage: str, overrides: dict[str, Any]) -> TrainSettings:
         """The run's training settings with a stage's overrides, for one network at a time."""

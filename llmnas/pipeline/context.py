@@ -16,7 +16,7 @@ from llmnas.supernet import Transformer, load_weights
 from llmnas.tracking import Tracker
 
 # what the stored tokens and weights depend on; later stages check their own artifacts
-_FIXED = ("seed", "data", "space", "budget", "train")
+_FIXED = ("seed", "data", "space", "budget", "train", "darts")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,9 @@ class Context:
     @property
     def identity(self) -> str:
         """Tells apart runs whose tokens or weights must not mix."""
-        return identity({key: self.config.model_dump(mode="json")[key] for key in _FIXED})
+        values = self.config.model_dump(mode="json")
+        # a section that is not there changes nothing: runs made before it existed go on
+        return identity({key: values[key] for key in _FIXED if values[key] is not None})
 
     def tokens(self, split: str) -> TokenFile:
         """The stored tokens, verified."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from llmnas.evaluate.evaluator import Evaluator
 from llmnas.evaluate.providers import with_providers
-from llmnas.files import write_json
+from llmnas.files import read_json, write_json
 from llmnas.pareto import Archive, Evaluation
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.decide import WINDOWS, contenders, decide
@@ -20,10 +20,17 @@ from llmnas.space import Architecture
 from llmnas.train.engine import set_threads, start_processes
 
 
-def search_supernet(context: Context) -> Archive:
-    """Write `evaluations.sqlite`, `pareto.json` and `decision.json`; evaluations that are stored are not repeated."""
+def search_supernet(context: Context, evaluations: int | None = None) -> Archive:
+    """Write `evaluations.sqlite`, `pareto.json` and `decision.json`; evaluations that are stored are not repeated.
+
+    What differentiable search has decoded in this run is evaluated first.
+
+    Args:
+        evaluations: stop at so many; None for the config's.
+    """
     config, run, tracker = context.config, context.run, context.tracker
     options = config.search
+    most = options.evaluations if evaluations is None else evaluations
     set_threads(config.train, start_processes())
     extra = providers(config, run, context.own_metrics)
     windows, bytes_per_token = context.windows(options.windows)
@@ -40,12 +47,12 @@ def search_supernet(context: Context) -> Archive:
 
     def progress(archive: Archive) -> None:
         best = min((e.metrics.get("val_loss", math.inf) for e in archive.evaluations), default=math.inf)
-        tracker.progress("search", len(archive), options.evaluations, f"{options.strategy}, best loss {best:.3f}")
+        tracker.progress("search", len(archive), most, f"{options.strategy}, best loss {best:.3f}")
 
     archive = search(
         config.space, evaluate, options.strategy, dict(options.objectives), config.budget, dict(options.constraints),
-        options.evaluations, config.seed, archive_path=run.evaluations, options=dict(options.options),
-        batch=options.batch, on_progress=progress,
+        most, config.seed, archive_path=run.evaluations, options=dict(options.options),
+        batch=options.batch, first=decoded(context), on_progress=progress,
     )  # fmt: skip
     front = archive.front()
     write_json(run.pareto, [_plain(evaluation) for evaluation in front])
@@ -65,6 +72,14 @@ def search_supernet(context: Context) -> Archive:
     provenance = {provider.metric: provider.provenance for provider in extra}
     run.record("search", evaluations=len(archive), front=len(front), provenance=provenance, cpu_seconds=cpu_seconds)
     return archive
+
+
+def decoded(context: Context) -> list[Architecture]:
+    """What `llmnas train --method darts` wrote, in the order of its search; empty for other supernets."""
+    path = context.run.result("darts")
+    if not path.exists():
+        return []
+    return [Architecture.from_dict(value) for value in read_json(path)["architectures"]]
 
 
 def _track(context: Context, archive: Archive) -> None:

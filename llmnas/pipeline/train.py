@@ -6,6 +6,7 @@ import numpy as np
 
 from llmnas.cost import BudgetSampler
 from llmnas.data import Sequences
+from llmnas.errors import UserError
 from llmnas.evaluate.quality import window_losses
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.prepare import prepare
@@ -26,6 +27,8 @@ def train_supernet(context: Context, *, prepare_first: bool = False) -> Outcome 
     config, run, tracker = context.config, context.run, context.tracker
     if run.supernet.exists():
         return None
+    if config.darts is not None:
+        raise UserError("darts: does nothing without --method darts; add it to llmnas train, or remove the section")
     processes = start_processes()
     if prepare_first:
         if processes.rank == 0:

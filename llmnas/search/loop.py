@@ -58,6 +58,7 @@ def search(
     archive_path: str | Path | None = None,
     options: Mapping[str, Any] = {},
     batch: int = 8,
+    first: Sequence[Architecture] = (),
     on_progress: Callable[[Archive], None] | None = None,
 ) -> Archive:
     """Search `space` for the Pareto front of `objectives`.
@@ -79,6 +80,7 @@ def search(
             archive included. Fewer where the space, or what of it the budget admits, has no more.
         archive_path: where the evaluations are kept; None keeps them in memory.
         options: the strategy's own options.
+        first: members of the space within the budget to evaluate before the strategy is asked.
         on_progress: called with the archive after every stored batch.
 
     Raises:
@@ -100,10 +102,16 @@ def search(
         "seed": seed,
         "batch": batch,
         "budget": asdict(budget) if budget else None,
+        "first": [arch.id for arch in first] or None,
     }
+    outside = [
+        arch.id for arch in first if not space.contains(arch) or (budget and not budget.admits(space.base, arch))
+    ]
+    if outside:
+        raise UserError(f"first: {outside[0]} is not in the search space and budget")
     archive = Archive(archive_path or ":memory:", objectives, constraints, identity)
     try:
-        _run(searcher, evaluate, archive, evaluations, batch, on_progress)
+        _run(searcher, evaluate, archive, evaluations, batch, first, on_progress)
     except BaseException:
         archive.close()
         raise
@@ -141,10 +149,25 @@ def _run(
     archive: Archive,
     evaluations: int,
     batch: int,
+    first: Sequence[Architecture],
     on_progress: Callable[[Archive], None] | None,
 ) -> None:
-    order: dict[Architecture, None] = {}  # distinct architectures in the order first asked, as in the archive
+    # distinct architectures in the order first asked, as in the archive
+    order: dict[Architecture, None] = dict.fromkeys(first)
     barren = 0
+
+    def measure(archs: list[Architecture]) -> None:
+        """Evaluate those that are new, up to the limit: only this stops there, never the asking, so that a longer
+        search begins with this one."""
+        new = [arch for arch in archs if archive.get(arch) is None][: evaluations - len(archive)]
+        if new:
+            archive.append(new, list(evaluate(new)))
+            if on_progress is not None:
+                on_progress(archive)
+
+    _require_replay(archive, list(order), 0)
+    for i in range(0, len(order), batch):
+        measure(list(order)[i : i + batch])
     while len(archive) < evaluations:
         asked = searcher.ask(batch)
         fresh = [arch for arch in dict.fromkeys(asked) if arch not in order]
@@ -158,12 +181,7 @@ def _run(
                 evaluations,
             )
             return
-        # Only the evaluation stops at the limit, never the asking, so that a longer search begins with this one.
-        new = [arch for arch in fresh if archive.get(arch) is None][: evaluations - len(archive)]
-        if new:
-            archive.append(new, list(evaluate(new)))
-            if on_progress is not None:
-                on_progress(archive)
+        measure(fresh)
         if len(archive) < evaluations:
             searcher.tell([found for arch in asked if (found := archive.get(arch)) is not None])
 

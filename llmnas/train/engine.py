@@ -27,6 +27,7 @@ from llmnas.errors import RunError, UserError
 from llmnas.space import Architecture, Shape
 from llmnas.supernet import Losses, Transformer
 from llmnas.supernet.init import initialise
+from llmnas.supernet.mixture import SoftArchitecture
 from llmnas.train.deepspeed_json import deepspeed_config
 from llmnas.train.settings import TrainSettings
 from llmnas.train.stale import clear_stale_gradients, require_verified_version
@@ -125,7 +126,7 @@ def build(shape: Shape, seed: int, settings: TrainSettings, processes: Processes
 class Engine:
     """A model under DeepSpeed: forward, backward, step, save, load."""
 
-    def __init__(self, model: Transformer, settings: TrainSettings, processes: Processes) -> None:
+    def __init__(self, model: nn.Module, settings: TrainSettings, processes: Processes) -> None:
         if settings.batch_size % processes.size:
             raise UserError(
                 f"train.batch_size = {settings.batch_size} does not divide among {processes.size} processes: "
@@ -150,9 +151,9 @@ class Engine:
             self._engine.enable_backward_allreduce = False  # `step` reduces, to look at the gradients in between
         self.device: torch.device = self._engine.device
 
-    def forward(self, tokens: Tensor, arch: Architecture, **options: Any) -> Losses:
-        """`Transformer.forward` with targets, inside DeepSpeed's hooks."""
-        losses: Losses = self._engine(tokens, arch, **options)
+    def forward(self, tokens: Tensor, network: Architecture | SoftArchitecture, **options: Any) -> Losses:
+        """`Transformer.forward` or `Mixture.forward` with targets, inside DeepSpeed's hooks."""
+        losses: Losses = self._engine(tokens, network, **options)
         return losses
 
     def backward(self, loss: Tensor) -> None:
@@ -291,7 +292,7 @@ def no_pickle() -> Iterator[None]:
         del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
 
 
-def _optimizer(model: Transformer, settings: TrainSettings) -> torch.optim.Optimizer:
+def _optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
     """AdamW; matrices decay, gains, biases and embeddings do not."""
     decayed: list[torch.nn.Parameter] = []
     free: list[torch.nn.Parameter] = []
