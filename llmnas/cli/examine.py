@@ -53,6 +53,18 @@ def ladder(config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, resume
 
 
 @app.command()
+def speculate(config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, resume: Resume = False) -> None:
+    """Find the sub-network that drafts best for the whole one, and generate with both."""
+    with open_context(config, run_dir, set_) as context:
+        from llmnas.pipeline.speculate import speculate as stage
+        from llmnas.pipeline.speculate import speculation_table
+
+        require_fresh(context.run.result("speculate"), resume)
+        table = speculation_table(stage(context))
+    show(console, table)
+
+
+@app.command()
 def compare(
     config: ConfigPath,
     run_dir: RunDir = None,

@@ -14,6 +14,7 @@ from llmnas.config.sections import (
     LadderConfig,
     RetrainConfig,
     SearchConfig,
+    SpeculateConfig,
     Strict,
     TrackingConfig,
 )  # fmt: skip
@@ -38,6 +39,7 @@ class Config(Strict):
     retrain: RetrainConfig = RetrainConfig()
     correlate: CorrelateConfig = CorrelateConfig()
     ladder: LadderConfig = LadderConfig()
+    speculate: SpeculateConfig = SpeculateConfig()
     hardware: HardwareConfig | None = None
     compare: CompareConfig = CompareConfig()
     tracking: TrackingConfig = TrackingConfig()

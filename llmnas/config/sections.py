@@ -101,6 +101,18 @@ class LadderConfig(Strict):
         return self
 
 
+class SpeculateConfig(Strict):
+    """Self-speculative decoding of `llmnas speculate`: `evaluations` sub-networks are tried as drafts on `prompts`
+    texts, each of `prompt_tokens` tokens of validation text and `new_tokens` generated ones; `longest`: proposals of a
+    round at most."""
+
+    evaluations: PositiveInt = 100
+    prompts: PositiveInt = 8
+    prompt_tokens: PositiveInt = 32
+    new_tokens: PositiveInt = 64
+    longest: PositiveInt = 8
+
+
 class HardwareConfig(Strict):
     """What latency and energy are those of; batch and context are those of `budget.workload`.
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.generation import GenerationMode
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from llmnas.export.decoding_cache import DecodingCache
@@ -100,6 +101,16 @@ class LlmnasForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         return False  # `forward` makes the cache, which knows recurrent layers and sizes by layer
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: Any, batch_size: int, length: int
+    ) -> None:
+        """Assisted generation wants the cache before the first pass; everything else is as transformers does it."""
+        if generation_mode == GenerationMode.ASSISTED_GENERATION and model_kwargs.get("cache") is None:
+            arch = model_kwargs.get("arch") or self.arch
+            inner = self.model.new_cache(arch, batch_size, length)
+            model_kwargs["cache"] = DecodingCache(arch, inner, batch_size)
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, batch_size, length)
 
     @property
     def _is_stateful(self) -> bool:

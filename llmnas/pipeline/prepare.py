@@ -42,10 +42,11 @@ def prepare(context: Context) -> None:
     corpus = open_corpus(config.data.source)
     split = split_documents(corpus, config.data.validation, config.seed)
     vocab_size = config.space.base.vocab_size
-    note = f"{sum(split.documents.values()):,} documents, training a tokenizer of {vocab_size}"
-    context.tracker.progress("prepare", 0, sum(split.documents.values()), note)
+    note = f"{sum(split.documents.values()):,} documents, a vocabulary of {vocab_size}"
+    context.tracker.progress("tokenizer", 0, 1, note)
     tokenizer = train_tokenizer(_training_texts(corpus, split), vocab_size)
     save_tokenizer(tokenizer, run.tokenizer)
+    context.tracker.progress("tokenizer", 1, 1, note)
     tokens = _write(context, corpus, split, tokenizer)
     facts = {f"{side}_documents": split.documents[side] for side in SIDES}
     facts |= {f"{side}_tokens": tokens[side] for side in SIDES} | {f"{s}_bytes": split.text_bytes[s] for s in SIDES}

@@ -13,7 +13,7 @@ FILES = sorted({*PACKAGE.rglob("*.py"), *(PACKAGE / "triton_kernels").glob("*.py
 
 EVERYWHERE = {"errors", "files"}
 BELOW_PIPELINE = {"space", "rng", "data", "cost", "config", "runs", "tracking", "pareto", "nn", "supernet", "train"}
-BELOW_PIPELINE |= {"evaluate", "search", "export", "report"}
+BELOW_PIPELINE |= {"evaluate", "search", "export", "serve", "report"}
 
 # room -> what it may import: a room, or one module of a room
 MAY_IMPORT = {
@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "evaluate": {"supernet", "cost", "space", "data", "pareto", "rng"},
     "search": {"space", "cost", "pareto", "rng"},
     "export": {"supernet", "space", "nn", "cost"},
+    "serve": {"supernet", "space", "nn", "cost"},
     "report": {"pareto", "space"},
     "pipeline": BELOW_PIPELINE,
     "process": set(),

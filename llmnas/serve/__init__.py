@@ -1,0 +1,1 @@
+"""Using a trained supernet: which sub-network answers, which one drafts."""
