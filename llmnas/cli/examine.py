@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -21,11 +22,39 @@ def generate(
         float, typer.Option("--temperature", min=0, help="0 always takes the likeliest token.")
     ] = 0.8,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same text.")] = 0,
+    latency_ms: Annotated[
+        float | None, typer.Option("--latency-ms", help="Elastic checkpoint: at most so long a token, measured first.")
+    ] = None,
+    params: Annotated[
+        str | None, typer.Option("--params", help="Elastic checkpoint: at most so many parameters: 800000, 1.5M.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option("--memory", help="Elastic checkpoint: at most so many bytes: 800000, 1.5M, 2B.")
+    ] = None,
 ) -> None:
-    """Let the exported model go on with a text."""
+    """Let the exported model go on with a text; a limit picks the best sub-network of an elastic checkpoint."""
+    limits = _limits(latency_ms, params, memory)
+    if limits:
+        from llmnas.pipeline.elastic import Asked, go_on_within
+
+        asked = Asked(prompt, tokens, temperature, seed)
+        print(go_on_within(folder, asked, limits, lambda text: print(text, file=sys.stderr)))
+        return
     from llmnas.pipeline.export import go_on
 
     print(go_on(folder, prompt, tokens=tokens, temperature=temperature, seed=seed))
+
+
+def _limits(latency_ms: float | None, params: str | None, memory: str | None) -> dict[str, float]:
+    """The limits that were given, by the names of `llmnas.export.subnetworks.LIMITS`."""
+    from llmnas.pipeline.init import parse_count
+
+    given = {
+        "latency_ms": latency_ms,
+        "params": None if params is None else parse_count(params, "--params"),
+        "memory_bytes": None if memory is None else parse_count(memory, "--memory", "bytes"),
+    }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 @app.command()

@@ -130,9 +130,20 @@ def export(
     set_: Sets = None,
     resume: Resume = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an export that exists.")] = False,
+    elastic: Annotated[
+        bool, typer.Option("--elastic", help="All weights of the supernet and the table of its best sub-networks.")
+    ] = False,
 ) -> None:
     """Write the retrained winner as a Hugging Face checkpoint, checked by loading it again."""
     with open_context(config, run_dir, set_) as context:
+        if elastic:
+            from llmnas.pipeline.elastic import export as elastic_stage
+
+            made = elastic_stage(context, force=force or resume)
+            console.print(
+                f"export: {made.folder} ({len(made.subnetworks)} sub-networks)", soft_wrap=True, highlight=False
+            )
+            return
         from llmnas.pipeline.export import export as stage
 
         result = stage(context, force=force or resume)

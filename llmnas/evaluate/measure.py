@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -24,6 +22,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from llmnas.cost import Workload, count_params
+from llmnas.cost.device import processor
 from llmnas.cost.latency import BlockTable, Phase, assemble, design
 from llmnas.errors import UserError
 from llmnas.rng import generator, torch_seed
@@ -72,7 +71,7 @@ class Bench(NamedTuple):
     @property
     def fingerprint(self) -> dict[str, str | int]:
         """What a measured number depends on besides the network: processor, cores, threads, dtype, library, clock."""
-        name = _processor() if self.device == "cpu" else torch.cuda.get_device_name(self.device)
+        name = processor() if self.device == "cpu" else torch.cuda.get_device_name(self.device)
         return {
             "device": name, "cores": len(os.sched_getaffinity(0)), "threads": self.threads,
             "torch": torch.__version__, "dtype": str(self.dtype).removeprefix("torch."), "clock": self.clock,
@@ -91,14 +90,6 @@ def this_device(threads: int = 1) -> Bench:
     if torch.cuda.is_available():
         return Bench("cuda", torch.bfloat16, threads, "wall")
     return Bench("cpu", torch.float32, threads, "cpu" if threads == 1 else "wall")
-
-
-def _processor() -> str:
-    """The CPU's own name for itself."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 @contextlib.contextmanager

@@ -67,7 +67,7 @@ def render(card: Card, arch: Architecture, max_seq: int, vocab_size: int, stored
         _loading(stored),
         "## Architecture",
         f"Hidden size {arch.hidden_size}, {arch.depth} layers:",
-        _table(
+        table(
             ("layer", "KV heads", "query heads", "head dim", "FFN size", *(() if stored.shape else _KINDS)),
             [
                 (i, s.kv_heads, s.q_heads, s.head_dim, s.ffn_size, *(() if stored.shape else _kinds(s)))
@@ -102,7 +102,7 @@ def _loading(stored: Stored) -> str:
     if not tokenizer:
         return "\n".join([*lines, "```", "", "No tokenizer comes with it: it takes and gives token ids."])
     lines += [
-        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
+        f'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder"{trust})',
         'ids = tokenizer("The state of", return_tensors="pt")',
         "print(tokenizer.decode(model.generate(**ids, max_new_tokens=40)[0]))",
         "```",
@@ -136,9 +136,10 @@ def _storage(stored: Stored) -> str:
 
 def _metrics(card: Card) -> list[str]:
     rows = [(name, f"{value:.6g}") for name, value in card.metrics.items()]
-    return ["## Metrics", _table(("metric", "value"), rows)] if rows else []
+    return ["## Metrics", table(("metric", "value"), rows)] if rows else []
 
 
-def _table(header: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> str:
+def table(header: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> str:
+    """A Markdown table."""
     lines = [header, ("---",) * len(header), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)

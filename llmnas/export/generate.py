@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from llmnas.errors import UserError
@@ -26,18 +26,19 @@ def load_model(folder: Path) -> Any:
     return kind.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def generate(folder: Path, prompt: str, *, tokens: int, temperature: float, seed: int) -> str:
+def generate(folder: Path, prompt: str, *, tokens: int, temperature: float, seed: int, model: Any = None) -> str:
     """What the model adds to `prompt`: at most `tokens` tokens, up to its end of text or its longest sequence.
 
     Temperature 0 takes the likeliest token, otherwise one is drawn from softmax(logits / temperature).
-    The same seed gives the same text, and the global generators are left as they were.
+    The same seed gives the same text, and the global generators are left as they were. `model` is
+    that of the folder where it is loaded already.
 
     Raises:
         UserError: a prompt without a token, or one that leaves no room within the longest sequence.
     """
     logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = load_model(folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)  # AutoTokenizer would ask for the model's code
+    model = load_model(folder) if model is None else model
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"].long()
     length, longest = ids.shape[1], int(model.config.max_position_embeddings)
     if not length:

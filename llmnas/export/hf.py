@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import copy
-import os
 import shutil
-import subprocess
-import sys
-import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
-from tokenizers import Tokenizer
 from transformers import GenerationConfig
 
 from llmnas.cost import count_params
-from llmnas.errors import RunError, UserError
 from llmnas.export.card import Card, Stored, render
 from llmnas.export.config import ABOUT_FILE, CLASS_NAMES, has_output_bias, stock_config
+from llmnas.export.folder import EOS_ID, check_folder, check_tokenizer_file, staged, verify_fresh, write_tokenizer
 from llmnas.export.own import CLASS_NAME, is_buffer, own_config, own_weights, write_code
 from llmnas.export.shape import has_stock_kinds, stock_class, stock_shape
 from llmnas.export.weights import stock_weights
-from llmnas.files import read_json, sync_dir, write_json, write_text
+from llmnas.files import read_json, write_json, write_text
 from llmnas.supernet import Transformer
-
-EOS_ID = 0  # tokenizers of this project have the end of text first
 
 
 @dataclass(frozen=True)
@@ -70,26 +62,15 @@ def export_hf(
         UserError: `folder` is there already, or the tokenizer does not fit.
         RunError: the files could not be written, or do not give the model's logits.
     """
-    _check_folder(folder, force)
+    check_folder(folder, force)
     if tokenizer_path is not None:
-        _check_tokenizer(tokenizer_path, model.base.vocab_size)
+        check_tokenizer_file(tokenizer_path, model.base.vocab_size)
     model = copy.deepcopy(model).float().cpu()
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as staging:
-            checkpoint, expected = Path(staging, "checkpoint"), Path(staging, "expected.safetensors")
-            checkpoint.mkdir()
-            stored = write_checkpoint(model, checkpoint, tokenizer_path, card)
-            write_expected(model, expected)
-            difference = _verify(checkpoint, expected, folder)
-            for path in (*checkpoint.iterdir(), checkpoint):
-                sync_dir(path)  # it opens and fsyncs, files too
-            if force and folder.exists():
-                folder.rename(Path(staging, "replaced"))
-            checkpoint.rename(folder)
-            sync_dir(folder.parent)
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"{folder}: cannot write the export: {error}") from None
+    with staged(folder, force) as checkpoint:
+        expected = checkpoint.with_name("expected.safetensors")
+        stored = write_checkpoint(model, checkpoint, tokenizer_path, card)
+        write_expected(model, expected)
+        difference = verify_fresh(checkpoint, expected, folder)
     return ExportReport(folder, stored.class_name, stored.tier, stored.parameters, stored.own_parameters, difference)
 
 
@@ -101,30 +82,6 @@ def write_expected(model: Transformer, path: Path) -> None:
     with torch.no_grad():
         logits = model(tokens)
     save_file({"tokens": tokens, "logits": logits.contiguous()}, path)
-
-
-def _check_folder(folder: Path, force: bool) -> None:
-    if not os.path.lexists(folder):
-        return
-    if not force:
-        raise UserError(f"{folder}: is there already; name another folder, or use force to replace an earlier export")
-    if not (folder / ABOUT_FILE).is_file():
-        raise UserError(f"{folder}: is there and has no {ABOUT_FILE}; force replaces only an earlier export")
-
-
-def _check_tokenizer(path: Path, vocab_size: int) -> None:
-    read_json(path)  # says "no such file" and "damaged JSON" in our words
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # noqa: BLE001 (tokenizers raises nothing more precise)
-        raise UserError(f"{path}: not a tokenizer ({error})") from None
-    if tokenizer.get_vocab_size() != vocab_size:
-        raise UserError(
-            f"{path}: has {tokenizer.get_vocab_size()} entries, the model's vocabulary {vocab_size}; they must be equal"
-        )
-    special = tokenizer.get_added_tokens_decoder().get(EOS_ID)
-    if special is None or not special.special:
-        raise UserError(f"{path}: entry {EOS_ID} must be a special token that ends a document")
 
 
 def write_checkpoint(model: Transformer, folder: Path, tokenizer_path: Path | None, card: Card) -> Stored:
@@ -147,7 +104,7 @@ def write_checkpoint(model: Transformer, folder: Path, tokenizer_path: Path | No
     save_file(weights, weights_path, metadata={"format": "pt"})
     shutil.copymode(config_path, weights_path)  # safetensors lets nobody but the owner read it
     if tokenizer_path is not None:
-        _write_tokenizer(tokenizer_path, folder, base.max_seq)
+        write_tokenizer(tokenizer_path, folder, base.max_seq)
     stored = Stored(
         class_name=class_name,
         shape=shape,
@@ -166,35 +123,3 @@ def write_checkpoint(model: Transformer, folder: Path, tokenizer_path: Path | No
     )
     write_text(folder / "README.md", render(card, arch, base.max_seq, base.vocab_size, stored))
     return stored
-
-
-def _write_tokenizer(source: Path, folder: Path, max_seq: int) -> None:
-    """`split_special_tokens`: "<|endoftext|>" in a text is plain characters, as in training."""
-    shutil.copyfile(source, folder / "tokenizer.json")
-    end = Tokenizer.from_file(str(source)).id_to_token(EOS_ID)
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": end,
-        "eos_token": end,
-        "pad_token": end,
-        "split_special_tokens": True,
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": max_seq,
-        "padding_side": "left",
-    }
-    write_json(folder / "tokenizer_config.json", settings)
-
-
-def _verify(checkpoint: Path, expected: Path, folder: Path) -> float:
-    """Run `llmnas.export.verify` in a fresh process without a network; returns the relative difference."""
-    done = subprocess.run(
-        [sys.executable, "-m", "llmnas.export.verify", str(checkpoint), str(expected)],
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(checkpoint.with_name("modules"))},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise RunError(f"{folder}: not written, the export does not verify: {reason}")
-    return float(done.stdout.split()[-1])

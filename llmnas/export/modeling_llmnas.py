@@ -17,6 +17,8 @@ from transformers.generation import GenerationMode
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from llmnas.export.decoding_cache import DecodingCache
+from llmnas.export.stopwatch import decode_ms, fingerprint
+from llmnas.export.subnetworks import LatencyTable, Limits, Subnetwork, latencies, pick
 from llmnas.space.architecture import Architecture, BaseModel, LayerKinds, Shape
 from llmnas.supernet.model import Transformer
 
@@ -47,13 +49,24 @@ class LlmnasConfig(PreTrainedConfig):  # type: ignore[misc]
 
     Args:
         shape: `StoredShape.to_dict` of the weights.
+        subnetworks: `Subnetwork.to_dict` of those that a budget may pick, the first one runs by default; none for a
+            single network.
+        latency_tables: `LatencyTable.to_dict` of every device that was measured.
         kwargs: what every transformers config has.
     """
 
     model_type = "llmnas"
 
-    def __init__(self, shape: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        shape: dict[str, Any] | None = None,
+        subnetworks: list[dict[str, Any]] | None = None,
+        latency_tables: list[dict[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> None:
         self.shape = shape  # None: transformers makes an empty one to compare with
+        self.subnetworks = subnetworks or []
+        self.latency_tables = latency_tables or []
         if shape is not None:
             stored = StoredShape.from_dict(shape)
             kwargs |= {
@@ -75,7 +88,7 @@ class LlmnasForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     Args:
         config: of the checkpoint.
         transformer: weights to share instead of having own ones.
-        arch: the architecture to run by default; None for the largest.
+        arch: the architecture to run by default; None for the first of the table, else the largest.
     """
 
     config_class = LlmnasConfig
@@ -92,7 +105,9 @@ class LlmnasForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
                 raise ValueError("config: has no shape, so it says nothing about the network")
             transformer = Transformer(StoredShape.from_dict(config.shape))
         self.model = transformer
-        self.arch = arch or self.model.envelope
+        self.subnetworks = tuple(Subnetwork.from_dict(one) for one in config.subnetworks)
+        first = self.subnetworks[0].arch if self.subnetworks else self.model.envelope
+        self.arch = arch or first
         self.post_init()
 
     def _init_weights(self, module: Any) -> None:
@@ -120,6 +135,46 @@ class LlmnasForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     def sharing(self, arch: Architecture) -> LlmnasForCausalLM:
         """Another model on the same weights that runs `arch` by default; copies nothing."""
         return type(self)(self.config, self.model, arch)
+
+    def choose(self, **limits: float) -> Subnetwork:
+        """The sub-network of least loss within `latency_ms` (a token, on this device), `params`, `memory_bytes`.
+
+        Raises:
+            ValueError: one network only, unknown or impossible limits, or latencies that nobody measured here.
+        """
+        if not self.subnetworks:
+            raise ValueError("budget: this checkpoint holds one network; `llmnas export --elastic` writes several")
+        ms = latencies(self.config.latency_tables, fingerprint(self.model)) if "latency_ms" in limits else None
+        return pick(self.subnetworks, limits, ms)
+
+    def set_budget(self, **limits: float) -> Subnetwork:
+        """Run what `choose` picks from now on; no weight is copied. Returns it."""
+        chosen = self.choose(**limits)
+        self.arch = chosen.arch
+        return chosen
+
+    def measure_latency(self, context: int | None = None, seconds: float = 2.0) -> LatencyTable:
+        """Time every sub-network on this device with the present number of threads, and remember the table.
+
+        Args:
+            context: tokens of the text while a token is generated; None for the longest that the model takes.
+            seconds: about how long in all.
+        """
+        archs = [one.arch for one in self.subnetworks]
+        context = context or self.config.max_position_embeddings
+        ms = decode_ms(self.model, archs, context, seconds)
+        table = LatencyTable(fingerprint(self.model), context, {a.id: t for a, t in zip(archs, ms, strict=True)})
+        others = [old for old in self.config.latency_tables if old["fingerprint"] != table.fingerprint]
+        self.config.latency_tables = [*others, table.to_dict()]
+        return table
+
+    def generate(self, *args: Any, budget: Limits | None = None, **kwargs: Any) -> Any:
+        """transformers' generate; `budget` picks a sub-network for this call alone, see `choose`."""
+        if budget is not None:
+            if kwargs.get("assistant_model") is not None:
+                raise ValueError("budget: means nothing to an assistant_model; use set_budget on both models first")
+            kwargs["arch"] = self.choose(**budget).arch
+        return super().generate(*args, **kwargs)
 
     def forward(
         self,

@@ -1,14 +1,16 @@
 """Checks an exported folder as a stranger would use it: `python -m llmnas.export.verify FOLDER EXPECTED`.
 
 EXPECTED is a safetensors file with `tokens` [batch, seq] and the `logits` [batch, seq, vocab] they
-must give. Prints the largest difference of a logit relative to the largest logit; exits with 1,
-and the reason on the last line of stderr, when the folder is not what it should be.
+must give, and `logits.<i>` of sub-network i of an elastic checkpoint. Prints the largest difference of
+a logit relative to the largest logit; exits with 1, and the reason on the last line of stderr, when
+the folder is not what it should be.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -23,6 +25,7 @@ from llmnas.files import read_json
 
 # float32 arithmetic in another order differs by about 1e-6
 TOLERANCE = 1e-4
+OTHER = "logits."
 
 
 def relative_difference(actual: Tensor, expected: Tensor) -> float:
@@ -30,8 +33,14 @@ def relative_difference(actual: Tensor, expected: Tensor) -> float:
     return float((actual - expected).abs().max() / expected.abs().max())
 
 
-def check_model(folder: Path, tokens: Tensor, logits: Tensor) -> float:
+def check_model(folder: Path, tokens: Tensor, logits: Tensor, others: Mapping[int, Tensor] | None = None) -> float:
     """Load the model by its folder alone, with the code in it where no class is stock; returns `relative_difference`.
+
+    Args:
+        folder: the export.
+        tokens: [batch, seq].
+        logits: [batch, seq, vocab] of what runs by default.
+        others: those of further sub-networks, by their place in the table of an elastic checkpoint.
 
     Raises:
         RunError: not the stock class, weights missing or left over, or other logits.
@@ -48,7 +57,14 @@ def check_model(folder: Path, tokens: Tensor, logits: Tensor) -> float:
     if wrong:
         raise RunError(f"weights do not fit the class: {wrong}")
     with torch.no_grad():
-        difference = relative_difference(model(tokens).logits, logits)
+        differences = [_checked(model(tokens).logits, logits)]
+        for number, wanted in (others or {}).items():
+            differences.append(_checked(model(tokens, arch=model.subnetworks[number].arch).logits, wanted))
+    return max(differences)
+
+
+def _checked(found: Tensor, wanted: Tensor) -> float:
+    difference = relative_difference(found, wanted)
     if not difference <= TOLERANCE:  # NaN must fail
         raise RunError(f"logits differ by {difference:.1e} of their scale, at most {TOLERANCE:.0e} is allowed")
     return difference
@@ -62,7 +78,8 @@ def check_tokenizer(folder: Path) -> None:
     Raises:
         RunError: it does something else.
     """
-    loaded = AutoTokenizer.from_pretrained(folder)
+    own = read_json(folder / ABOUT_FILE)["export"]["tier"] == 3
+    loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=own)
     ours = Tokenizer.from_file(str(folder / "tokenizer.json"))
     theirs, wanted = json.loads(loaded.backend_tokenizer.to_str()), json.loads(ours.to_str())
     for part in ("normalizer", "pre_tokenizer", "model", "decoder", "added_tokens"):
@@ -76,7 +93,8 @@ def main(folder: Path, expected: Path) -> int:
     """Check one folder; returns the exit status."""
     reference = load_file(expected)
     try:
-        difference = check_model(folder, reference["tokens"], reference["logits"])
+        others = {int(name.removeprefix(OTHER)): value for name, value in reference.items() if name.startswith(OTHER)}
+        difference = check_model(folder, reference["tokens"], reference["logits"], others)
         if (folder / "tokenizer.json").exists():
             check_tokenizer(folder)
     except RunError as error:

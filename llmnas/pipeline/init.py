@@ -37,12 +37,12 @@ class Written:
     summary: str
 
 
-def parse_count(text: str) -> int:
-    """800000, 800k, 1.5M, 2B -> the number; a `UserError` for anything else."""
+def parse_count(text: str, option: str = "--max-params", of: str = "parameters") -> int:
+    """800000, 800k, 1.5M, 2B -> the number; a `UserError` that names the option for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMB]?)", text.strip().replace("_", "").replace(",", "").upper())
     count = round(float(match[1]) * _UNITS[match[2]]) if match else 0
     if count < 1:
-        raise UserError(f"--max-params {text}: must be a number of parameters, for instance 800000, 1.5M or 2B")
+        raise UserError(f"{option} {text}: must be a number of {of}, for instance 800000, 1.5M or 2B")
     return count
 
 

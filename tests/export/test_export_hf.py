@@ -206,12 +206,8 @@ def test_a_bad_model_leaves_the_old_export_as_it_was(copy_of, model):
     assert sum(path.is_dir() for path in copy_of.parent.iterdir()) == 1
 
 
-def test_force_replaces_an_export(copy_of, model, monkeypatch):
-    def in_this_process(checkpoint, expected, folder):
-        reference = load_file(expected)
-        return check_model(checkpoint, reference["tokens"], reference["logits"])
-
-    monkeypatch.setattr(hf, "_verify", in_this_process)  # two other tests start the fresh one
+def test_force_replaces_an_export(copy_of, model, in_this_process):
+    in_this_process(hf)
     (copy_of / "stale.txt").write_text("of the old export")
     half = copy.deepcopy(model).bfloat16()
     report = export_hf(half, copy_of, tokenizer_path=None, card=CARD, force=True)

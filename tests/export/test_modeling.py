@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from safetensors.torch import load_file, save_file
 from strategies import random_tokens, scrambled, spaces_with_members
 
-from llmnas.export import Card, export_hf
+from llmnas.export import Card, export_hf, hf
 from llmnas.export.generate import generate
 from llmnas.export.hf import write_checkpoint
 from llmnas.export.modeling_llmnas import LlmnasForCausalLM
@@ -224,8 +224,9 @@ def test_imports_are_rewritten_wherever_they_stand():
     )
 
 
-def test_export_is_verified_and_generates(zoo, tokenizer_path, tmp_path):
-    """The whole way: own tier chosen, loaded in a fresh process, and `llmnas generate` runs no code from the folder."""
+def test_export_is_verified_and_generates(tokenizer_path, tmp_path, in_this_process):
+    """Own tier chosen, verified by the code in the folder; and `llmnas generate` runs no code from the folder."""
+    in_this_process(hf)
     model = scrambled(FixedShape(replace(BASE, vocab_size=300), ZOO)).eval()
     report = export_hf(model, tmp_path / "out", tokenizer_path=tokenizer_path, card=CARD)
     assert (report.class_name, report.tier, report.difference) == ("LlmnasForCausalLM", 3, 0)

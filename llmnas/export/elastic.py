@@ -1,0 +1,143 @@
+"""One checkpoint, every budget: a supernet's weights once, and the table of its sub-networks."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import GenerationConfig
+
+from llmnas.errors import UserError
+from llmnas.export.card import Card, table
+from llmnas.export.config import ABOUT_FILE
+from llmnas.export.folder import EOS_ID, check_folder, check_tokenizer_file, staged, verify_fresh, write_tokenizer
+from llmnas.export.modeling_llmnas import LlmnasForCausalLM
+from llmnas.export.own import CLASS_NAME, own_config, own_weights, write_code
+from llmnas.export.subnetworks import LatencyTable, Subnetwork
+from llmnas.export.verify import OTHER
+from llmnas.files import write_json, write_text
+from llmnas.supernet import Transformer
+
+_VERIFIED = 8  # sub-networks whose logits are compared, spread over the table
+
+
+@dataclass(frozen=True)
+class ElasticReport:
+    """What was written.
+
+    Attributes:
+        folder: where it lies.
+        subnetworks: the table, best loss first.
+        latency: what was measured on this device.
+        difference: largest difference of a logit in a fresh process, relative to the largest logit.
+    """
+
+    folder: Path
+    subnetworks: tuple[Subnetwork, ...]
+    latency: LatencyTable
+    difference: float
+
+
+def export_elastic(
+    supernet: Transformer,
+    subnetworks: Sequence[Subnetwork],
+    folder: Path,
+    *,
+    tokenizer_path: Path | None,
+    card: Card,
+    context: int,
+    seconds: float = 2.0,
+    force: bool = False,
+) -> ElasticReport:
+    """Write a supernet and its Pareto sub-networks as one transformers checkpoint, verified before it appears.
+
+    Args:
+        supernet: float32 on the CPU.
+        subnetworks: what a budget may pick, in any order.
+        folder: what to make.
+        tokenizer_path: a `tokenizer.json` whose entry 0 is the end of text, or None.
+        card: what the model card says.
+        context: tokens of the text at which latencies are measured.
+        seconds: about how long to measure them.
+        force: replace an earlier export.
+
+    Raises:
+        UserError: no sub-network, `folder` is there already, or the tokenizer does not fit.
+        RunError: the files could not be written, or do not give the sub-networks' logits.
+    """
+    check_folder(folder, force)
+    if not subnetworks:
+        raise UserError(f"{folder}: no sub-network to write; search first")
+    if tokenizer_path is not None:
+        check_tokenizer_file(tokenizer_path, supernet.base.vocab_size)
+    ordered = tuple(sorted(subnetworks, key=lambda one: (one.metrics["val_loss"], one.metrics["params"])))
+    eos_id = None if tokenizer_path is None else EOS_ID
+    config = own_config(supernet, eos_id, subnetworks=[one.to_dict() for one in ordered])
+    latency = LlmnasForCausalLM(config, supernet).measure_latency(context, seconds)
+    config.latency_tables = [latency.to_dict()]
+    with staged(folder, force) as checkpoint:
+        config.save_pretrained(checkpoint)
+        GenerationConfig(bos_token_id=eos_id, eos_token_id=eos_id, pad_token_id=eos_id).save_pretrained(checkpoint)
+        save_file(own_weights(supernet), checkpoint / "model.safetensors", metadata={"format": "pt"})
+        shutil.copymode(checkpoint / "config.json", checkpoint / "model.safetensors")
+        write_code(checkpoint)
+        if tokenizer_path is not None:
+            write_tokenizer(tokenizer_path, checkpoint, supernet.base.max_seq)
+        write_json(checkpoint / ABOUT_FILE, _about(supernet, ordered))
+        write_text(checkpoint / "README.md", _card(card, supernet, ordered, latency))
+        expected = checkpoint.with_name("expected.safetensors")
+        save_file(_expected(supernet, ordered), expected)
+        difference = verify_fresh(checkpoint, expected, folder)
+    return ElasticReport(folder, ordered, latency, difference)
+
+
+def _about(supernet: Transformer, table_: Sequence[Subnetwork]) -> dict[str, object]:
+    return {
+        "architecture": supernet.envelope.to_dict(),
+        "base": asdict(replace(supernet.base, rope_dim=supernet.rope_dim)),
+        "export": {"class": CLASS_NAME, "tier": 3, "elastic": len(table_)},
+    }
+
+
+@torch.no_grad()
+def _expected(supernet: Transformer, table_: Sequence[Subnetwork]) -> dict[str, Tensor]:
+    """Fixed random tokens and the logits of sub-networks from the smallest to the best."""
+    base = supernet.base
+    seed = torch.Generator().manual_seed(0)
+    tokens = torch.randint(base.vocab_size, (2, min(base.max_seq, 64)), generator=seed)
+    places = {round(i * (len(table_) - 1) / max(_VERIFIED - 1, 1)) for i in range(_VERIFIED)}
+    logits = {f"{OTHER}{i}": supernet(tokens, table_[i].arch) for i in sorted(places)}
+    return {"tokens": tokens, "logits": supernet(tokens, table_[0].arch), **logits}
+
+
+def _card(card: Card, supernet: Transformer, ordered: Sequence[Subnetwork], latency: LatencyTable) -> str:
+    """The model card as Markdown with the front matter that the Hugging Face Hub reads."""
+    device = ", ".join(f"{name} {value}" for name, value in latency.fingerprint.items())
+    rows = [
+        (one.id, f"{one.metrics['val_loss']:.4f}", f"{int(one.metrics['params']):,}", one.arch.hidden_size,
+         one.arch.depth, f"{int(one.metrics['memory_bytes']):,}", f"{latency.ms[one.id]:.3g}")
+        for one in ordered
+    ]  # fmt: skip
+    stored = sum(weight.numel() for weight in supernet.parameters())
+    return (
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\n"
+        "tags:\n- llmnas\n- neural-architecture-search\n- elastic\n---\n\n"
+        f"# {card.name}\n\n{len(ordered)} language models in one set of weights ({stored:,} parameters): a budget "
+        "picks one when the model runs, and switching copies nothing.\n\n"
+        "```python\nfrom transformers import AutoModelForCausalLM\n\n"
+        'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder", trust_remote_code=True)\n'
+        "model.measure_latency()              # on another device than the table's\n"
+        "model.set_budget(latency_ms=15)      # or params=..., memory_bytes=..., or several\n"
+        'model.generate(ids, budget={"params": 1_000_000})  # for one call\n```\n\n'
+        "## Sub-networks\n\n"
+        + table(("id", "val loss", "parameters", "hidden", "layers", "memory (bytes)", "ms a token"), rows)
+        + f"\n\nMilliseconds a generated token at a text of {latency.context} tokens, measured on: {device}. Memory is "
+        "that of the sub-network alone, weights and cache; this file holds all weights. Losses are those of the "
+        "shared weights: a network trained by itself is usually better.\n\n"
+        f"## Training\n\nData: {card.data}. Seed: {card.seed}.\n" + "".join(f"\n{note}\n" for note in card.notes)
+    )

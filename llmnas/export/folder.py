@@ -1,0 +1,113 @@
+"""An exported folder appears whole and verified, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+from tokenizers import Tokenizer
+
+from llmnas.errors import RunError, UserError
+from llmnas.export.config import ABOUT_FILE
+from llmnas.files import read_json, sync_dir, write_json
+
+EOS_ID = 0  # tokenizers of this project have the end of text first
+
+
+@contextlib.contextmanager
+def staged(folder: Path, force: bool) -> Iterator[Path]:
+    """An empty folder beside `folder`, renamed to it when the block ends without an error.
+
+    Its parent is deleted afterwards, so what the block puts there (`checkpoint.with_name`) is temporary.
+
+    Args:
+        folder: what to make.
+        force: replace an earlier export.
+
+    Raises:
+        UserError: `folder` is there already.
+        RunError: the files could not be written.
+    """
+    check_folder(folder, force)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as staging:
+            checkpoint = Path(staging, "checkpoint")
+            checkpoint.mkdir()
+            yield checkpoint
+            for path in (*checkpoint.iterdir(), checkpoint):
+                sync_dir(path)  # it opens and fsyncs, files too
+            if force and folder.exists():
+                folder.rename(Path(staging, "replaced"))
+            checkpoint.rename(folder)
+            sync_dir(folder.parent)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{folder}: cannot write the export: {error}") from None
+
+
+def check_folder(folder: Path, force: bool) -> None:
+    """Refuse a folder that is there, unless it is an export to be replaced; `UserError`."""
+    if not os.path.lexists(folder):
+        return
+    if not force:
+        raise UserError(f"{folder}: is there already; name another folder, or use force to replace an earlier export")
+    if not (folder / ABOUT_FILE).is_file():
+        raise UserError(f"{folder}: is there and has no {ABOUT_FILE}; force replaces only an earlier export")
+
+
+def check_tokenizer_file(path: Path, vocab_size: int) -> None:
+    """Refuse a file that is no tokenizer of this vocabulary with the end of text as entry 0; `UserError`."""
+    read_json(path)  # says "no such file" and "damaged JSON" in our words
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # noqa: BLE001 (tokenizers raises nothing more precise)
+        raise UserError(f"{path}: not a tokenizer ({error})") from None
+    if tokenizer.get_vocab_size() != vocab_size:
+        raise UserError(
+            f"{path}: has {tokenizer.get_vocab_size()} entries, the model's vocabulary {vocab_size}; they must be equal"
+        )
+    special = tokenizer.get_added_tokens_decoder().get(EOS_ID)
+    if special is None or not special.special:
+        raise UserError(f"{path}: entry {EOS_ID} must be a special token that ends a document")
+
+
+def write_tokenizer(source: Path, folder: Path, max_seq: int) -> None:
+    """Copy `tokenizer.json` and say how to use it.
+
+    `split_special_tokens`: "<|endoftext|>" in a text is plain characters, as in training.
+    """
+    shutil.copyfile(source, folder / "tokenizer.json")
+    end = Tokenizer.from_file(str(source)).id_to_token(EOS_ID)
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": end,
+        "eos_token": end,
+        "pad_token": end,
+        "split_special_tokens": True,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": max_seq,
+        "padding_side": "left",
+    }
+    write_json(folder / "tokenizer_config.json", settings)
+
+
+def verify_fresh(checkpoint: Path, expected: Path, folder: Path) -> float:
+    """Run `llmnas.export.verify` in a fresh process without a network; returns the relative difference."""
+    done = subprocess.run(
+        [sys.executable, "-m", "llmnas.export.verify", str(checkpoint), str(expected)],
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(checkpoint.with_name("modules"))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise RunError(f"{folder}: not written, the export does not verify: {reason}")
+    return float(done.stdout.split()[-1])
