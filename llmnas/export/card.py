@@ -40,6 +40,7 @@ class Stored:
         parameters: in the file.
         own_parameters: of the architecture itself.
         tokenizer: whether one lies beside the weights.
+        reason: why no stock class holds the network, where none does.
     """
 
     class_name: str
@@ -47,6 +48,7 @@ class Stored:
     parameters: int
     own_parameters: int
     tokenizer: bool
+    reason: str | None = None
 
     @property
     def tier(self) -> int:
@@ -56,6 +58,7 @@ class Stored:
 
 def render(card: Card, arch: Architecture, max_seq: int, vocab_size: int, stored: Stored) -> str:
     """The card as Markdown with the front matter that the Hugging Face Hub reads."""
+    plain = all(_kinds(spec) == ("dense", "attention", "1") for _, spec in arch.kept)
     parts = [
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\n"
         "tags:\n- llmnas\n- neural-architecture-search\n---",
@@ -68,9 +71,9 @@ def render(card: Card, arch: Architecture, max_seq: int, vocab_size: int, stored
         "## Architecture",
         f"Hidden size {arch.hidden_size}, {arch.depth} layers:",
         table(
-            ("layer", "KV heads", "query heads", "head dim", "FFN size", *(() if stored.shape else _KINDS)),
+            ("layer", "KV heads", "query heads", "head dim", "FFN size", *(() if plain else _KINDS)),
             [
-                (i, s.kv_heads, s.q_heads, s.head_dim, s.ffn_size, *(() if stored.shape else _kinds(s)))
+                (i, s.kv_heads, s.q_heads, s.head_dim, s.ffn_size, *(() if plain else _kinds(s)))
                 for i, (_, s) in enumerate(arch.kept)
             ],
         ),
@@ -116,10 +119,11 @@ def _loading(stored: Stored) -> str:
 def _storage(stored: Stored) -> str:
     if stored.shape is None:
         return (
-            "Tier 3: no stock class has these layers, so the code that computes them lies beside the weights "
-            "(`modeling_llmnas.py` and what it imports; llmnas need not be installed). transformers loads it with "
-            "`trust_remote_code=True` and generates with it; llama.cpp and vLLM do not know it. Low-bit weights are "
-            "stored as code times scale with the scale beside them, so that saving again never quantises again."
+            f"Tier 3: no stock class computes this network ({stored.reason}), so the code that computes it lies beside "
+            "the weights (`modeling_llmnas.py` and what it imports; llmnas need not be installed). transformers loads "
+            "it with `trust_remote_code=True` and generates with it; llama.cpp and vLLM do not know it. Low-bit "
+            "weights are stored as code times scale with the scale beside them, so that saving again never quantises "
+            "again."
         )
     spec, extra = stored.shape.spec, stored.parameters - stored.own_parameters
     price = f"{stored.parameters:,} parameters for {stored.own_parameters:,} ({extra / stored.own_parameters:+.1%})"
@@ -127,11 +131,18 @@ def _storage(stored: Stored) -> str:
         return (
             "Tier 2: stock classes have one size for all layers, so every layer is padded with zeros (and copies of "
             f"KV heads where that is cheaper) to {spec.kv_heads} KV heads, {spec.q_heads} query heads, head dim "
-            f"{spec.head_dim}, FFN size {spec.ffn_size}. The logits are unchanged. The price: {price} are stored "
-            "and computed with."
+            f"{spec.head_dim}, FFN size {spec.ffn_size}{_experts(stored.shape)}. The logits are "
+            f"unchanged. The price: {price} are stored and computed with."
         )
     text = "Tier 1: stored with exactly these sizes."
     return f"{text} {price}: the class has a bias on the output projection, here zero." if extra else text
+
+
+def _experts(shape: StockShape) -> str:
+    if shape.experts is None:
+        return ""
+    grid = shape.experts
+    return f", experts {grid.top_k} of {grid.experts} of size {grid.ffn_size} (repeated where a layer has fewer)"
 
 
 def _metrics(card: Card) -> list[str]:

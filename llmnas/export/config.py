@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
+from llmnas.export.experts import StockExperts
 from llmnas.export.shape import StockShape
 from llmnas.space import Architecture, BaseModel
 
@@ -15,6 +16,8 @@ CLASS_NAMES = {
     "mistral": "MistralForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "seed_oss": "SeedOssForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "mixtral": "MixtralForCausalLM",
 }
 
 
@@ -34,8 +37,11 @@ def stock_config(base: BaseModel, arch: Architecture, kind: str, shape: StockSha
         eos_id: the token that ends and begins documents, or None without a tokenizer.
     """
     spec = shape.spec
-    if kind == "mistral":
-        own: dict[str, Any] = {"sliding_window": None}
+    own: dict[str, Any]
+    if shape.experts:
+        own = _expert_keys(base, arch, shape.experts)
+    elif kind == "mistral":
+        own = {"sliding_window": None}
     elif kind == "seed_oss":
         own = {"attention_bias": True, "attention_dropout": 0.0, "residual_dropout": 0.0}
     else:
@@ -51,7 +57,7 @@ def stock_config(base: BaseModel, arch: Architecture, kind: str, shape: StockSha
         num_attention_heads=spec.q_heads,
         num_key_value_heads=spec.kv_heads,
         head_dim=spec.head_dim,
-        intermediate_size=spec.ffn_size,
+        intermediate_size=shape.experts.ffn_size if kind == "mixtral" and shape.experts else spec.ffn_size,
         max_position_embeddings=base.max_seq,
         rms_norm_eps=base.norm_eps,
         rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
@@ -61,3 +67,19 @@ def stock_config(base: BaseModel, arch: Architecture, kind: str, shape: StockSha
         pad_token_id=None,
         **own,
     )
+
+
+def _expert_keys(base: BaseModel, arch: Architecture, experts: StockExperts) -> dict[str, Any]:
+    """What the config says of experts: Qwen3MoE names its layers without any, Mixtral has none of those."""
+    keys: dict[str, Any] = {"num_experts_per_tok": experts.top_k, "num_local_experts": experts.experts}
+    if experts.kind == "mixtral":
+        return keys | {"sliding_window": None}
+    dense = [i for i, (_, spec) in enumerate(arch.kept) if not experts.has_router(spec)]
+    return keys | {
+        "moe_intermediate_size": experts.ffn_size,
+        "mlp_only_layers": dense,
+        "decoder_sparse_step": 1,
+        "norm_topk_prob": base.norm_top_k,
+        "attention_bias": base.qkv_bias,
+        "use_sliding_window": False,
+    }

@@ -16,7 +16,7 @@ from llmnas.export.card import Card, Stored, render
 from llmnas.export.config import ABOUT_FILE, CLASS_NAMES, has_output_bias, stock_config
 from llmnas.export.folder import EOS_ID, check_folder, check_tokenizer_file, staged, verify_fresh, write_tokenizer
 from llmnas.export.own import CLASS_NAME, is_buffer, own_config, own_weights, write_code
-from llmnas.export.shape import has_stock_kinds, stock_class, stock_shape
+from llmnas.export.shape import stock_class, stock_shape, why_not_stock
 from llmnas.export.weights import stock_weights
 from llmnas.files import read_json, write_json, write_text
 from llmnas.supernet import Transformer
@@ -89,7 +89,8 @@ def write_checkpoint(model: Transformer, folder: Path, tokenizer_path: Path | No
     base, arch = replace(model.base, rope_dim=model.rope_dim), model.envelope
     eos_id = None if tokenizer_path is None else EOS_ID
     config_path = folder / "config.json"
-    if has_stock_kinds(arch):
+    reason = stock_reason(model)
+    if reason is None:
         kind, shape = stock_class(base, arch), stock_shape(base, arch)
         class_name, weights = CLASS_NAMES[kind], stock_weights(model, shape, o_bias=has_output_bias(kind, base))
         stock_config(base, arch, kind, shape, eos_id).save_pretrained(folder)
@@ -111,6 +112,7 @@ def write_checkpoint(model: Transformer, folder: Path, tokenizer_path: Path | No
         parameters=sum(weight.numel() for name, weight in weights.items() if not is_buffer(name)),
         own_parameters=count_params(arch, base).total,
         tokenizer=tokenizer_path is not None,
+        reason=reason and reason.removeprefix("export: "),
     )
     write_json(
         folder / ABOUT_FILE,
@@ -123,3 +125,12 @@ def write_checkpoint(model: Transformer, folder: Path, tokenizer_path: Path | No
     )
     write_text(folder / "README.md", render(card, arch, base.max_seq, base.vocab_size, stored))
     return stored
+
+
+def stock_reason(model: Transformer) -> str | None:
+    """Why no stock class computes what `model` does, weights included; None where one does."""
+    for i, (_, spec) in enumerate(model.envelope.kept):
+        balance = model.state_dict().get(f"layers.{i}.ffn.balance")
+        if spec.top_k < spec.experts and balance is not None and bool((balance != balance[0]).any()):
+            return f"export: layer {i} chooses experts with a trained balance bias, which no stock class has"
+    return why_not_stock(replace(model.base, rope_dim=model.rope_dim), model.envelope)

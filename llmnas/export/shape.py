@@ -1,7 +1,7 @@
 """Which stock model holds an architecture: its class, its one size for all layers, its rotary base.
 
-Stock classes know one set of sizes for all layers. Everything here is exact: nothing is
-approximated, only zeros (and copies of KV heads) are added, and as few as possible.
+Stock classes know one set of sizes for all layers. Everything here is exact: nothing is approximated, only
+zeros (and copies of KV heads and of experts) are added, and as few as possible.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmnas.errors import UserError
+from llmnas.export.experts import StockExperts, stock_experts
 from llmnas.nn.rope import pair_order
 from llmnas.space import Architecture, BaseModel, LayerSpec
+
+_HEADS = ("kv_heads", "queries_per_group", "head_dim")
 
 
 @dataclass(frozen=True)
@@ -20,13 +23,15 @@ class StockShape:
     """Sizes of a stock model that computes what an architecture computes.
 
     Attributes:
-        spec: the sizes that every layer has.
+        spec: the heads that every layer has, and the FFN size of every layer without a router.
+        experts: of every layer with a router; None where no layer has one.
         rope_theta: base of its rotary frequencies, rope_theta^(-2 j / spec.head_dim) for pair j.
         rope_pairs: at which j each stored pair of channels goes; a layer of n pairs uses the leading n.
         exact: no layer is padded.
     """
 
     spec: LayerSpec
+    experts: StockExperts | None
     rope_theta: float
     rope_pairs: tuple[int, ...]
     exact: bool
@@ -37,28 +42,30 @@ class StockShape:
         return 1 if self.exact else 2
 
 
-def has_stock_kinds(arch: Architecture) -> bool:
-    """Whether every layer is one that a stock class computes: dense attention without experts."""
-    return all((spec.weights, spec.mixer, spec.experts) == ("dense", "attention", 1) for _, spec in arch.kept)
-
-
-def require_stock_kinds(arch: Architecture) -> None:
-    """Refuse layers that no stock class computes.
-
-    Raises:
-        UserError: low-bit weights, an MLGRU, no mixer, or experts; with the layer.
-    """
-    for i, spec in arch.kept:
-        if (spec.weights, spec.mixer, spec.experts) != ("dense", "attention", 1):
-            raise UserError(
-                f"export: layer {i} has {spec.weights} weights, mixer {spec.mixer} and {spec.experts} experts; stock "
-                "checkpoints hold dense attention layers without experts"
-            )
+def why_not_stock(base: BaseModel, arch: Architecture) -> str | None:
+    """Why no stock class computes `arch`; None where one does."""
+    try:
+        stock_shape(base, arch)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def stock_shape(base: BaseModel, arch: Architecture) -> StockShape:
-    """The cheapest uniform sizes that hold every layer of `arch`."""
-    require_stock_kinds(arch)
+    """The cheapest uniform sizes that hold every layer of `arch`.
+
+    A layer without a mixer stands as attention whose every projection is zero.
+
+    Raises:
+        UserError: low-bit weights, an MLGRU, or mixtures that no stock class has; with the layer.
+    """
+    for i, spec in arch.kept:
+        if spec.weights != "dense" or spec.mixer == "mlgru":
+            raise UserError(
+                f"export: layer {i} has {spec.weights} weights and mixer {spec.mixer}; stock classes in float32 hold "
+                "dense weights with attention or no mixer"
+            )
+    experts = stock_experts(base, arch)
     specs = [spec for _, spec in arch.kept]
     kv_heads, queries = _head_grid(specs)
     widest = max(spec.head_dim for spec in specs)
@@ -70,9 +77,20 @@ def stock_shape(base: BaseModel, arch: Architecture) -> StockShape:
     stride = math.gcd(*used) or 1
     pairs = tuple(i // stride for i in used)
     head_dim = 2 * (max(pairs) + 1)
-    spec = LayerSpec(kv_heads, queries, head_dim, max(spec.ffn_size for spec in specs))
+    ffn_size = max((spec.ffn_size for spec in specs if not (experts and experts.has_router(spec))), default=1)
+    spec = LayerSpec(kv_heads, queries, head_dim, ffn_size)
     theta = base.rope_theta ** (stride * head_dim / rope_dim)
-    return StockShape(spec, theta, pairs, exact=set(specs) == {spec})
+    exact = all(_as_it_is(own, spec, experts) for own in specs)
+    return StockShape(spec, experts, theta, pairs, exact)
+
+
+def _as_it_is(own: LayerSpec, stock: LayerSpec, experts: StockExperts | None) -> bool:
+    """Whether a layer is stored without padding."""
+    if own.mixer == "none" or any(getattr(own, name) != getattr(stock, name) for name in _HEADS):
+        return False
+    if experts and experts.has_router(own):
+        return experts.holds(own)
+    return own.ffn_size == stock.ffn_size
 
 
 def copies(spec: LayerSpec, queries_per_group: int) -> int:
@@ -95,15 +113,18 @@ def _head_grid(specs: Sequence[LayerSpec]) -> tuple[int, int]:
 
 
 def stock_class(base: BaseModel, arch: Architecture) -> str:
-    """The transformers model type ("llama", "mistral", "seed_oss" or "qwen3") that computes `arch`.
+    """The transformers model type (a key of `CLASS_NAMES`) that computes `arch`.
 
     Llama wherever it can, since every engine reads it; it insists on hidden_size % q_heads == 0.
     Mistral is the same mathematics without that and without biases, Seed-OSS with them. Qwen3 has the
     QK norm. (Qwen2 has our biases too, but transformers 5 gives that model type Qwen's own
     pre-tokenizer whatever `tokenizer.json` says, and engines ignore its head_dim.)
     """
+    shape = stock_shape(base, arch)
+    if shape.experts:
+        return shape.experts.kind
     if base.qk_norm:
         return "qwen3"
-    if arch.hidden_size % stock_shape(base, arch).spec.q_heads == 0:
+    if arch.hidden_size % shape.spec.q_heads == 0:
         return "llama"
     return "seed_oss" if base.qkv_bias else "mistral"

@@ -15,9 +15,14 @@ from llmnas.export.shape import StockShape, copies
 from llmnas.space import LayerSpec
 from llmnas.supernet import Transformer
 
+_SWIGLU = ("gate", "up", "down")
+_MIXTRAL = ("w1", "w3", "w2")  # its names on disk for the same three
+
 
 def stock_weights(model: Transformer, shape: StockShape, *, o_bias: bool) -> dict[str, Tensor]:
-    """All parameters under transformers' names (Llama, Mistral, Qwen2 and Qwen3 share them).
+    """All parameters under the names that published checkpoints have on disk.
+
+    Experts lie one by one there; transformers 5 stacks them while it loads.
 
     Args:
         model: a stand-alone network on the CPU; read only.
@@ -35,22 +40,53 @@ def stock_weights(model: Transformer, shape: StockShape, *, o_bias: bool) -> dic
     for i, (_, spec) in enumerate(model.envelope.kept):
         prefix = f"layers.{i}."
         layer = {name.removeprefix(prefix): weight for name, weight in own.items() if name.startswith(prefix)}
-        stock = _norms_and_ffn(layer, shape) | _attention(layer, spec, shape)
+        if spec.mixer == "none":
+            layer |= _no_mixer(layer, qk_norm=model.base.qk_norm, qkv_bias=model.base.qkv_bias)
+        stock = {
+            "input_layernorm.weight": layer["mixer_norm"],
+            "post_attention_layernorm.weight": layer["ffn_norm"],
+        }
+        stock |= _feed_forward(layer, spec, shape) | _attention(layer, spec, shape)
         if o_bias:
             stock["self_attn.o_proj.bias"] = torch.zeros(model.envelope.hidden_size)
         weights |= {f"model.{prefix}{name}": weight for name, weight in stock.items()}
     return {name: weight.contiguous() for name, weight in weights.items()}
 
 
-def _norms_and_ffn(layer: dict[str, Tensor], shape: StockShape) -> dict[str, Tensor]:
-    """A padded FFN channel gives silu(0) * 0 = 0."""
-    return {
-        "input_layernorm.weight": layer["mixer_norm"],
-        "post_attention_layernorm.weight": layer["ffn_norm"],
-        "mlp.gate_proj.weight": _pad(layer["ffn.gate"], 0, shape.spec.ffn_size),
-        "mlp.up_proj.weight": _pad(layer["ffn.up"], 0, shape.spec.ffn_size),
-        "mlp.down_proj.weight": _pad(layer["ffn.down"], 1, shape.spec.ffn_size),
-    }
+def _no_mixer(layer: dict[str, Tensor], *, qk_norm: bool, qkv_bias: bool) -> dict[str, Tensor]:
+    """One head that reads and writes nothing, under the names of an attention layer."""
+    hidden_size = layer["ffn_norm"].shape[0]
+    nothing = layer["ffn_norm"].new_zeros
+    one: dict[str, tuple[int, ...]] = {"q": (1, 1, 2), "k": (1, 2), "v": (1, 2)}
+    found = {f"attention.{name}": nothing(*size, hidden_size) for name, size in one.items()}
+    found |= {"mixer_norm": torch.ones_like(layer["ffn_norm"]), "attention.o": nothing(hidden_size, *one["q"])}
+    if qkv_bias:
+        found |= {f"attention.{name}_bias": nothing(*size) for name, size in one.items()}
+    if qk_norm:
+        found |= {f"attention.{name}_norm": nothing(2) for name in "qk"}
+    return found
+
+
+def _feed_forward(layer: dict[str, Tensor], spec: LayerSpec, shape: StockShape) -> dict[str, Tensor]:
+    """A padded channel gives silu(0) * 0 = 0; how experts are repeated is said in `experts`."""
+    grid = shape.experts
+    if grid is None or not grid.has_router(spec):
+        size = shape.spec.ffn_size
+        return {f"mlp.{name}_proj.weight": _pad(layer[f"ffn.{name}"], name == "down", size) for name in _SWIGLU}
+    if spec.experts == 1:  # equal experts, whichever are chosen: their weights sum to one
+        stacked = {name: layer[f"ffn.{name}"].expand(grid.experts, -1, -1) for name in _SWIGLU}
+        router = layer["ffn_norm"].new_zeros(grid.experts, layer["ffn_norm"].shape[0])
+    else:
+        copies_of_each = grid.experts // spec.experts
+        stacked = {name: layer[f"ffn.{name}"].repeat_interleave(copies_of_each, 0) for name in _SWIGLU}
+        router = layer["ffn.router"].repeat_interleave(copies_of_each, 0)
+    room, names = ("mlp", _SWIGLU) if grid.kind == "qwen3_moe" else ("block_sparse_moe", _MIXTRAL)
+    found = {f"{room}.gate.weight": router}
+    for name, theirs in zip(_SWIGLU, names, strict=True):
+        for e, weight in enumerate(_pad(stacked[name], 1 + (name == "down"), grid.ffn_size)):
+            suffix = theirs if grid.kind == "mixtral" else f"{theirs}_proj"
+            found[f"{room}.experts.{e}.{suffix}.weight"] = weight
+    return found
 
 
 def _attention(layer: dict[str, Tensor], spec: LayerSpec, shape: StockShape) -> dict[str, Tensor]:

@@ -103,7 +103,7 @@ def test_the_class_depends_on_the_padded_heads():
     assert stock_class(BaseModel(vocab_size=8), arch) == "mistral"
 
 
-@pytest.mark.parametrize("kind", [{"weights": "ternary"}, {"mixer": "none"}, {"mixer": "mlgru"}, {"experts": 4}])
+@pytest.mark.parametrize("kind", [{"weights": "ternary"}, {"weights": "binary"}, {"mixer": "mlgru"}])
 def test_layers_that_no_stock_class_has_are_refused_by_number(kind):
     arch = Architecture(16, (LayerSpec(1, 1, 4, 8), LayerSpec(1, 1, 4, 8, **kind)))
     with pytest.raises(UserError, match="layer 1 has"):
