@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llmnas.nn.ternary import sign_product
+from llmnas.nn.ternary import activation_codes, activation_scales, sign_product, ternary_product
 from llmnas.triton_kernels import reference
 
 GROUP, WORD = reference.GROUP, 32
@@ -29,8 +29,8 @@ class Codes:
     """Tokens as an integer product sees them: codes / scales.
 
     Attributes:
-        codes: int8 [M, K].
-        scales: fp32 [M].
+        codes: [M, K] integers: int8 for a kernel, of the tokens' dtype where torch multiplies them.
+        scales: [M].
         link: [..., K] of the tokens' dtype: carries shape and gradient, its values are never read.
     """
 
@@ -54,15 +54,25 @@ def _rows(x: Tensor) -> Tensor:
     return rows if rows.stride(-1) == 1 or rows.shape[-1] == 1 else rows.contiguous()
 
 
-def quantise(x: Tensor) -> Codes:
-    """Tokens [..., K] to int8, one scale each; on a GPU differentiable straight through, on the CPU for inference."""
-    if takes_triton(x):
+def fits_ternary(x: Tensor) -> bool:
+    """Whether the Triton kernels of ternary layers take these tokens."""
+    return takes_triton(x) and x.shape[-1] % GROUP == 0 and x.dtype != torch.float64
+
+
+def quantise(x: Tensor, *, packed: bool) -> Codes:
+    """Tokens [..., K] to integers, one scale each, differentiable straight through; `packed`: for `packed_linear`."""
+    if fits_ternary(x):
         from llmnas.triton_kernels import ternary_linear as kernel
 
         found = kernel.quantise(_rows(x))
         return Codes(found.codes, found.scales, found.link.view(x.shape))
-    codes, scales = reference.act_quant(_rows(x.detach()))
-    return Codes(codes, scales, x.detach())
+    rows = _rows(x.detach())
+    if not packed:
+        scales = activation_scales(rows)
+        return Codes(activation_codes(rows, scales), scales[:, 0], x)
+    from llmnas.nn import packed_cpu  # numba takes a second to import, and only packed weights need it
+
+    return Codes(*packed_cpu.quantise(rows.float()), x)
 
 
 def norm_quantise(x: Tensor, gain: Tensor, eps: float) -> Codes:
@@ -142,7 +152,7 @@ def packed_linear(x: Codes, weight: PackedTernary) -> Tensor:
 
 
 def _packed_cpu(x: Codes, weight: PackedTernary) -> Tensor:
-    from llmnas.nn import packed_cpu  # numba takes a second to import, and only packed weights need it
+    from llmnas.nn import packed_cpu
 
     codes, k = weight.codes, x.codes.shape[-1]
     _whole_groups("in_features of x", k)
@@ -165,10 +175,10 @@ def check_codes(codes: Tensor) -> None:
 
 
 def ternary_linear(x: Codes, weight: Tensor, gamma: Tensor) -> Tensor:
-    """Ternary linear layer for training on a GPU, straight-through gradients into the tokens and `weight`.
+    """Ternary linear layer for training, straight-through gradients into the tokens and `weight`.
 
     Args:
-        x: from `quantise` or a fused norm, tokens [..., K], K a multiple of 64.
+        x: from `quantise` (not for a packed weight) or a fused norm, tokens [..., K].
         weight: latent [N, K], perhaps a leading slice.
         gamma: one number, the scale of the full weight; no gradient.
 
@@ -178,10 +188,13 @@ def ternary_linear(x: Codes, weight: Tensor, gamma: Tensor) -> Tensor:
     Raises:
         ValueError: sizes, dtypes or devices do not fit.
     """
-    from llmnas.triton_kernels import ternary_linear as kernel
+    link, gamma = x.link.reshape(x.codes.shape), gamma.detach().flatten()
+    if x.codes.is_floating_point():
+        y = ternary_product(link, x.codes, x.scales, weight, gamma)
+    else:
+        from llmnas.triton_kernels import ternary_linear as kernel
 
-    tokens = kernel.Quantised(x.codes, x.scales, x.link.reshape(x.codes.shape))
-    y = kernel.ternary_linear(tokens, weight, gamma.detach().flatten().float(), weight.shape[0])
+        y = kernel.ternary_linear(kernel.Quantised(x.codes, x.scales, link), weight, gamma.float(), weight.shape[0])
     return y.view(*x.shape[:-1], weight.shape[0])
 
 

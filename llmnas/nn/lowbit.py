@@ -1,10 +1,10 @@
 """Linear layers whose weights are dense, ternary or binary: how tokens go in, and the product.
 
 One rule for every projection of a block. Tokens are prepared once for all projections that read them (`inputs`, or the
-fused forms that normalise too) and multiplied by leading blocks of weights (`project`). Ternary tokens are `Codes`
-where the product is one of integers: on Triton, and wherever the weight is packed to 2 bits. Elsewhere they are
-fake-quantised values and the product an ordinary one: on the CPU fp32 is fastest for training. What a kernel cannot
-take (a number of features that is no multiple of its group) is fake-quantised on a GPU too: the same values.
+fused forms that normalise too) and multiplied by leading blocks of weights (`project`). Low-bit products are sums of
+integers that are scaled afterwards, whoever computes them (Triton, packed bytes on the CPU, or torch's fp32 product,
+the CPU's fastest for training and the way out for sizes that no kernel takes), so all give the same bits.
+The one exception: what comes out of a gate before binary weights is fake-quantised to int8.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def inputs(x: Tokens, kind: Weights, weight: Tensor, *, signed: bool = True) -> 
     """
     if not isinstance(x, Tensor):
         return x
-    if is_packed(weight) or (kind == "ternary" and _fits(x)):
-        return kernels.quantise(x)
+    if kind == "ternary":
+        return kernels.quantise(x, packed=is_packed(weight))
     if kind == "binary" and signed:
         return Signs(x)
     return read_input(x, kind, signed=signed)
@@ -67,20 +67,16 @@ def inputs(x: Tokens, kind: Weights, weight: Tensor, *, signed: bool = True) -> 
 
 def normed(x: Tensor, gain: Tensor, eps: float, kind: Weights) -> Tokens:
     """RMSNorm, and for ternary weights on Triton the quantisation with it in one pass; x: [..., K]."""
-    if kind == "ternary" and _fits(x):
+    if kind == "ternary" and kernels.fits_ternary(x):
         return kernels.norm_quantise(x, gain[: x.shape[-1]], eps)
     return rms_norm(x, gain, eps)
 
 
 def swiglu_inputs(gate: Tensor, up: Tensor, gain: Tensor, eps: float, kind: Weights, weight: Tensor) -> Tokens:
     """silu(gate) up, normalised, as a low-bit down projection sees it; gate, up: [..., K]."""
-    if kind == "ternary" and _fits(gate):
+    if kind == "ternary" and kernels.fits_ternary(gate):
         return kernels.swiglu_norm_quantise(gate, up, gain[: gate.shape[-1]], eps)
     return inputs(rms_norm(F.silu(gate) * up, gain, eps), kind, weight, signed=False)
-
-
-def _fits(x: Tensor) -> bool:
-    return kernels.takes_triton(x) and x.shape[-1] % kernels.GROUP == 0 and x.dtype != torch.float64
 
 
 def project(

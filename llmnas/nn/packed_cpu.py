@@ -1,14 +1,16 @@
 """Packed ternary weights times quantised tokens on the CPU: 2 bits a weight are all that is read from memory.
 
 Integers as on the GPU (`triton_kernels/ternary_matmul.py`), so the result is the same to the last bit. The four
-planes of the groups meet four planes of the token, prepared once; then the inner loop runs over neighbouring bytes
-and LLVM makes vector code of it. With codes T + 1 the product is sum(code q) - sum(q). Few tokens read the bytes
-directly; many tokens unpack a block of rows, small enough for the cache, for the ordinary fp32 product.
+planes of the groups meet four planes of the token, prepared once. With codes T + 1 the product is sum(code q) - sum(q),
+and one instruction of AVX-512 VNNI (vpdpbusd) adds 64 such products of unsigned by signed bytes. A processor without it
+gets a loop that LLVM makes vector code of for few tokens, and for many tokens a block of rows unpacked, small enough
+for the cache, and the ordinary fp32 product.
 Letters: M tokens, K inputs, N outputs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
@@ -16,11 +18,73 @@ from typing import Any
 import numba
 import numpy as np
 import torch
+from llvmlite import binding, ir
+from numba.core import cgutils
+from numba.extending import intrinsic
 from torch import Tensor
 
 DIRECT_TOKENS = 16
 ROWS_A_BLOCK = 64
+TOKENS_A_BLOCK = 64
 EXACT_INPUTS = 1 << 17  # 127 x 2^17 < 2^24: fp32 sums of so many products are exact
+_FEATURES = binding.get_host_cpu_features()
+HAS_VNNI = bool(_FEATURES.get("avx512vnni") and _FEATURES.get("avx512vl") and _FEATURES.get("avx512bw"))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _dot_planes(_typing: Any, packed: Any, planes: Any, width: Any) -> Any:
+    """sum (T + 1) q of one row: addresses of `width` packed bytes and of the token's 4 width bytes -> int32.
+
+    `width` is a multiple of 16. Needs AVX-512 VNNI.
+    """
+    wide = ir.IntType(64)
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        row, token = (builder.inttoptr(at, ir.IntType(8).as_pointer()) for at in arguments[:2])
+        size = arguments[2]
+        whole = builder.and_(size, ir.Constant(wide, -64))
+        most = _dot_blocks(builder, row, token, size, 64, ir.Constant(wide, 0), whole)
+        return builder.add(most, _dot_blocks(builder, row, token, size, 16, whole, size))
+
+    return numba.types.int32(packed, planes, width), generate
+
+
+def _dot_blocks(builder: Any, row: Any, token: Any, size: Any, lanes: int, start: Any, stop: Any) -> Any:
+    """The part of the sum from byte `start` to byte `stop`, `lanes` bytes at once."""
+    byte, short, word, wide = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+    bytes_, shorts, sums = ir.VectorType(byte, lanes), ir.VectorType(short, lanes // 2), ir.VectorType(word, lanes // 4)
+    dot = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(sums, [sums] * 3), f"llvm.x86.avx512.vpdpbusd.{8 * lanes}"
+    )
+    zeros = ir.Constant(sums, [0] * (lanes // 4))
+    totals = [cgutils.alloca_once_value(builder, zeros) for _ in range(4)]
+    with cgutils.for_range_slice(builder, start, stop, ir.Constant(wide, lanes)) as (at, _):
+        packed = builder.load(builder.bitcast(builder.gep(row, [at]), shorts.as_pointer()), align=1)
+        for plane, total in enumerate(totals):
+            shifted = builder.lshr(packed, ir.Constant(shorts, [2 * plane] * (lanes // 2)))
+            code = builder.and_(builder.bitcast(shifted, bytes_), ir.Constant(bytes_, [3] * lanes))
+            place = builder.add(at, builder.mul(ir.Constant(wide, plane), size))
+            q = builder.load(builder.bitcast(builder.gep(token, [place]), sums.as_pointer()), align=1)
+            builder.store(builder.call(dot, [builder.load(total), builder.bitcast(code, sums), q]), total)
+    found = zeros
+    for total in totals:
+        found = builder.add(found, builder.load(total))
+    add = ir.FunctionType(word, [sums])
+    name = f"llvm.vector.reduce.add.v{lanes // 4}i32"
+    return builder.call(cgutils.get_or_insert_function(builder.module, add, name), [found])
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _rows_vnni(packed: Any, stride: int, width: int, planes: Any, minus: Any, first: int, last: int, out: Any) -> None:
+    """out[m, n] = sum T[n, k] q[m, k] for rows first..last; planes: int8 [M, 4 width], minus: [M] sums of q."""
+    base, tokens = packed.ctypes.data, planes.ctypes.data
+    for begin in range(0, len(minus), TOKENS_A_BLOCK):
+        end = min(begin + TOKENS_A_BLOCK, len(minus))
+        for n in range(first, last):
+            row = np.int64(base + n * stride)
+            for m in range(begin, end):
+                found = _dot_planes(row, np.int64(tokens + m * 4 * width), np.int64(width))
+                out[m, n] = np.float32(found - minus[m])
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
@@ -50,6 +114,43 @@ def _unpack(packed: Any, stride: int, width: int, first: int, last: int, out: An
                 into[i] = np.float32(((np.int32(row[i]) >> shift) & np.int32(3)) - np.int32(1))
 
 
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _to_planes(codes: Any, planes: Any, minus: Any) -> None:
+    """Token features in the order of the planes: [groups, 4, 16] -> [4, groups, 16]; and their sums."""
+    tokens, k = codes.shape
+    width = k // 4
+    for m in range(tokens):
+        total = np.int32(0)
+        for group in range(k // 64):
+            for plane in range(4):
+                for j in range(16):
+                    value = codes[m, group * 64 + plane * 16 + j]
+                    planes[m, plane * width + group * 16 + j] = value
+                    total += np.int32(value)
+        minus[m] = total
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _quantise(x: Any, codes: Any, scales: Any) -> None:
+    """`reference.act_quant`, the same roundings: x fp32 [M, K]."""
+    for m in range(len(x)):
+        row, most = x[m], np.float32(1e-5)
+        for k in range(len(row)):
+            most = max(most, abs(row[k]))
+        # as torch divides a number by a tensor
+        scale = np.float32(np.float32(1.0) / most) * np.float32(127.0)
+        scales[m] = scale
+        for k in range(len(row)):
+            codes[m, k] = np.int8(np.rint(row[k] * scale))
+
+
+def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
+    """fp32 tokens [M, K] with neighbouring features to int8 codes [M, K] and scales [M]."""
+    codes, scales = torch.empty(x.shape, dtype=torch.int8), torch.empty(len(x))
+    _quantise(x.numpy(), codes.numpy(), scales.numpy())
+    return codes, scales
+
+
 def matmul(codes: Tensor, packed: Tensor) -> Tensor:
     """The sums of products, exact, as fp32 [M, N].
 
@@ -60,31 +161,48 @@ def matmul(codes: Tensor, packed: Tensor) -> Tensor:
         packed: uint8 [N, K / 4]; a leading slice is fine, it is not copied.
     """
     (m, k), (n, width) = codes.shape, packed.shape
-    y = torch.zeros(m, n)
+    y = torch.empty(m, n)
     if not (m and n):
         return y
-    # token features in the order of the planes: [groups, 4, 16] -> [4, groups, 16]
-    planes = codes.reshape(m, k // 64, 4, 16).transpose(1, 2).reshape(m, k)
+    planes, minus = torch.empty(m, k, dtype=torch.int8), torch.empty(m, dtype=torch.int32)
+    _to_planes(codes.numpy(), planes.numpy(), minus.numpy())
     flat = packed.as_strided(((n - 1) * packed.stride(0) + width,), (1,)).numpy()
     workers = min(torch.get_num_threads(), n) if m * n * k >= 1 << 20 else 1
-    bounds = [n * i // workers for i in range(workers + 1)]
-    share = _few_tokens if m <= DIRECT_TOKENS else _many_tokens
-    work = [(planes, flat, packed.stride(0), width, lo, hi, y) for lo, hi in pairwise(bounds)]
+    share = way(m)
     if workers == 1:
-        share(*work[0])
-    else:
-        with ThreadPoolExecutor(workers) as pool:
-            for done in [pool.submit(share, *one) for one in work]:
-                done.result()
+        share(planes, minus, flat, packed.stride(0), width, 0, n, y)
+        return y
+    bounds = [n * i // workers for i in range(workers + 1)]
+    with ThreadPoolExecutor(workers) as pool:
+        work = [(planes, minus, flat, packed.stride(0), width, lo, hi, y) for lo, hi in pairwise(bounds)]
+        for done in [pool.submit(share, *one) for one in work]:
+            done.result()
     return y
 
 
-def _few_tokens(planes: Tensor, flat: Any, stride: int, width: int, first: int, last: int, y: Tensor) -> None:
-    for token, minus, out in zip(planes.numpy(), planes.sum(1, dtype=torch.int32).numpy(), y.numpy(), strict=True):
-        _rows(flat, stride, width, token, minus, first, last, out)
+def way(tokens: int) -> Callable[..., None]:
+    """How this processor multiplies so many tokens."""
+    if HAS_VNNI:
+        return _bytes_at_once
+    return _few_tokens if tokens <= DIRECT_TOKENS else _many_tokens
 
 
-def _many_tokens(planes: Tensor, flat: Any, stride: int, width: int, first: int, last: int, y: Tensor) -> None:
+def _bytes_at_once(
+    planes: Tensor, minus: Tensor, flat: Any, stride: int, width: int, first: int, last: int, y: Tensor
+) -> None:
+    _rows_vnni(flat, stride, width, planes.numpy(), minus.numpy(), first, last, y.numpy())
+
+
+def _few_tokens(
+    planes: Tensor, minus: Tensor, flat: Any, stride: int, width: int, first: int, last: int, y: Tensor
+) -> None:
+    for token, less, out in zip(planes.numpy(), minus.numpy(), y.numpy(), strict=True):
+        _rows(flat, stride, width, token, less, first, last, out)
+
+
+def _many_tokens(
+    planes: Tensor, _minus: Tensor, flat: Any, stride: int, width: int, first: int, last: int, y: Tensor
+) -> None:
     block, tokens = torch.empty(min(ROWS_A_BLOCK, last - first), 4, width), planes.float()
     for lo in range(first, last, ROWS_A_BLOCK):
         hi = min(lo + ROWS_A_BLOCK, last)

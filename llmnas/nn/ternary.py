@@ -77,6 +77,45 @@ def sign_product(x: Tensor, weight: Tensor, alpha: Tensor) -> Tensor:
     return result
 
 
+class TernaryProduct(torch.autograd.Function):
+    """y[m, n] = (gamma / s_m) (q_m . T_n) for integers q and codes T, straight-through gradients.
+
+    Integers are summed before anything is scaled. Such a sum is exact in fp32 (up to 2^17 inputs), so the product does
+    not depend on how many tokens are multiplied at once, nor on whether the weights are packed.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, link: Tensor, q: Tensor, scales: Tensor, weight: Tensor, gamma: Tensor) -> Tensor:  # noqa: ARG004
+        """link [M, K] takes the gradient of q / s; q [M, K], scales [M], weight [N, K], gamma one number -> [M, N]."""
+        trits, step = codes(weight, gamma, "ternary"), (gamma / scales)[:, None]
+        ctx.save_for_backward(q, step, trits, gamma)
+        return F.linear(q, trits).mul_(step)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, Tensor | None, None]:
+        """Gradients of the tokens and of the weight."""
+        q, step, trits, gamma = ctx.saved_tensors
+        dx = grad @ (trits * gamma) if ctx.needs_input_grad[0] else None
+        dw = ((grad * step).T @ q) / gamma if ctx.needs_input_grad[3] else None
+        return dx, None, None, dw, None
+
+
+def ternary_product(link: Tensor, q: Tensor, scales: Tensor, weight: Tensor, gamma: Tensor) -> Tensor:
+    """Quantised tokens times a block of a ternary weight, see `TernaryProduct.forward`."""
+    result: Tensor = TernaryProduct.apply(link, q, scales, weight, gamma)  # type: ignore[no-untyped-call]
+    return result
+
+
+def activation_scales(x: Tensor) -> Tensor:
+    """[..., K] -> s [..., 1] of int8 tokens."""
+    return 127 / x.abs().amax(-1, keepdim=True).clamp_min(_LEAST)
+
+
+def activation_codes(x: Tensor, scales: Tensor) -> Tensor:
+    """Integers of the tokens, in their dtype."""
+    return (x * scales).round_().clamp_(-128, 127)
+
+
 def magnitude(weight: Tensor, kind: Weights, out_dims: int, matrices: int = 0) -> Tensor:
     """The scale of a weight's codes, detached, with the reduced axes kept at size 1.
 
@@ -147,5 +186,5 @@ def read_input(x: Tensor, kind: Weights, *, signed: bool = True) -> Tensor:
     if kind == "binary" and signed:
         beta = plain.abs().mean(-1, keepdim=True)
         return straight_through(x, torch.where(plain >= 0, beta, -beta))
-    scale = 127 / plain.abs().amax(-1, keepdim=True).clamp_min(_LEAST)
-    return straight_through(x, (plain * scale).round_().clamp_(-128, 127).div_(scale))
+    scales = activation_scales(plain)
+    return straight_through(x, activation_codes(plain, scales).div_(scales))

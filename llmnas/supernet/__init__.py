@@ -5,6 +5,7 @@ from llmnas.nn.loss import Losses, Teacher
 from llmnas.nn.moe import Experts
 from llmnas.supernet.extract import extract, stand_alone_shape
 from llmnas.supernet.model import Transformer
+from llmnas.supernet.packed import load_packed, pack, packable, save_packed
 from llmnas.supernet.weights import load_weights, save_weights
 
 __all__ = [
@@ -13,7 +14,11 @@ __all__ = [
     "Teacher",
     "Transformer",
     "extract",
+    "load_packed",
     "load_weights",
+    "pack",
+    "packable",
+    "save_packed",
     "save_weights",
     "stand_alone_shape",
     "token_losses",

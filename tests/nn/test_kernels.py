@@ -18,9 +18,18 @@ def packed(n, k):
 
 
 def product(x, weight):
-    return kernels.packed_linear(kernels.quantise(x), weight)
+    return kernels.packed_linear(kernels.quantise(x, packed=True), weight)
 
 
+@pytest.fixture(params=[True, False], ids=["vnni", "any processor"])
+def processor(request, monkeypatch):
+    """The two ways of the CPU; the first only where the processor has it."""
+    if request.param and not packed_cpu.HAS_VNNI:
+        pytest.skip("this processor has no AVX-512 VNNI")
+    monkeypatch.setattr(packed_cpu, "HAS_VNNI", request.param)
+
+
+@pytest.mark.usefixtures("processor")
 @pytest.mark.parametrize("m", [1, 3, packed_cpu.DIRECT_TOKENS, packed_cpu.DIRECT_TOKENS + 1, 40])
 @pytest.mark.parametrize(("n", "k"), [(1, 64), (7, 192), (500, 704), (727, 64)])
 def test_packed_product_is_exact(m, n, k):
@@ -28,6 +37,48 @@ def test_packed_product_is_exact(m, n, k):
     x = torch.randn(m, k)
     codes, scales = reference.act_quant(x)
     assert torch.equal(product(x, weight), reference.ternary_matmul(codes, scales, weight.codes, weight.gamma))
+
+
+@pytest.mark.parametrize("shape", [(1, 64), (7, 63), (0, 64), (3, 4096)])
+def test_tokens_are_quantised_as_the_twin_does(shape):
+    x = torch.randn(shape) * torch.logspace(-6, 3, max(shape[0], 1))[: shape[0], None]
+    codes, scales = packed_cpu.quantise(x)
+    want, want_scales = reference.act_quant(x)
+    assert torch.equal(codes, want)
+    assert torch.equal(scales, want_scales)
+
+
+@pytest.mark.usefixtures("processor")
+def test_largest_sums_do_not_wrap():
+    weight = kernels.PackedTernary(reference.pack2(torch.ones(1, 1 << 16, dtype=torch.int8)), torch.tensor(1.0))
+    assert product(-127 * torch.ones(1, 1 << 16), weight).item() == -127 * 65536
+
+
+@pytest.mark.usefixtures("processor")
+def test_nothing_is_read_or_written_outside(monkeypatch):
+    """Tensors between guard regions: loud codes around the weight, outputs that must stay."""
+    n, k = 5, 192
+    weight = reference.pack2(torch.randint(-1, 2, (n, k), dtype=torch.int8))
+    buffer = torch.full((64 + n * k // 4 + 64,), 0xFF, dtype=torch.uint8)
+    inside = buffer[64 : 64 + n * k // 4].view(n, k // 4)
+    inside.copy_(weight)
+    buffers, real = [], torch.empty
+
+    def guarded(*shape, dtype=torch.float32):
+        shape = torch.Size(shape[0] if isinstance(shape[0], tuple) else shape)
+        whole = real(shape.numel() + 128, dtype=dtype).fill_(77)
+        buffers.append(whole)
+        return whole[64 : 64 + shape.numel()].view(shape)
+
+    x = torch.randn(3, k)
+    want = reference.ternary_matmul(*reference.act_quant(x), weight, torch.tensor(1.0))
+    monkeypatch.setattr(torch, "empty", guarded)
+    assert torch.equal(product(x, kernels.PackedTernary(inside, torch.tensor(1.0))), want)
+    assert len(buffers) >= 4
+    for whole in buffers:
+        assert (whole[:64] == 77).all()
+        assert (whole[-64:] == 77).all()
+    assert (buffer[:64] == 0xFF).all()
 
 
 def test_packed_layer_is_the_fake_quantised_layer_in_double_precision():

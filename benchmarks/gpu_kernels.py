@@ -1,0 +1,210 @@
+"""Every kernel on a GPU: checked against float64, timed against what a lab would use instead, in one call.
+
+    python benchmarks/gpu_kernels.py [--minutes 8] [--out benchmarks/results/gpu_kernels.csv]
+
+First each kernel is compared with its plain torch twin computed in float64. Then it is timed
+(`triton.testing.do_bench`: CUDA events, L2 flushed between calls) beside cuBLAS bf16, torch, and Liger, gemlite and fla
+where they are installed. The share of the roofline is the least time that the bytes or the operations take, at the
+bandwidth and the matrix rate measured on this very device, over the time taken. Where time is short the cases that
+are left are named and left out. Without a GPU it says so and exits 3.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib.util
+import io
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmnas.files import write_text
+
+RESULTS = Path(__file__).parent / "results" / "gpu_kernels.csv"
+NO_GPU = 3
+COLUMNS = (
+    "device", "kernel", "m", "n", "k", "ms", "bytes", "operations", "gb_per_s", "roofline_share", "baseline",
+    "baseline_ms", "speedup", "max_error", "allowed_error",
+)  # fmt: skip
+SHAPES = ((2048, 2048), (4096, 4096), (8192, 8192), (11008, 4096), (28672, 8192))
+DECODE, PREFILL = (1, 4, 16), (512, 4096)
+SCANS = ((8, 2048, 2048), (1, 8192, 4096))
+ROWS = ((4096, 4096), (4096, 8192))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel at one size: m tokens, k inputs, n outputs (a scan: m time steps in all, k channels)."""
+
+    kernel: str
+    m: int
+    n: int
+    k: int
+    batch: int = 1
+
+
+@dataclass(frozen=True)
+class Device:
+    """What was measured of the device."""
+
+    name: str
+    bytes_per_second: float
+    operations_per_second: float  # dense bf16
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a case has to do at least."""
+
+    bytes: int
+    operations: int
+    rate: float = 1.0  # of its operations over dense bf16's, on tensor cores
+
+
+def cases() -> Iterator[Case]:
+    """All of them, what the aims are about first: decoding, reading, the scan, then the element-wise ones."""
+    for m in DECODE:
+        for n, k in SHAPES:
+            yield Case("ternary_matmul", m, n, k)
+            if m == 1:
+                yield Case("xnor_matmul", m, n, k)
+    for m in PREFILL:
+        for n, k in SHAPES:
+            yield Case("ternary_matmul", m, n, k)
+    for batch, time_steps, width in SCANS:
+        yield Case("scan_forward", batch * time_steps, 1, width, batch)
+        yield Case("scan_backward", batch * time_steps, 1, width, batch)
+    for m, k in ROWS:
+        for kernel in ("act_quant", "rmsnorm_quant", "swiglu_norm_quant", "rmsnorm_backward", "swiglu_norm_backward"):
+            yield Case(kernel, m, 1, k)
+    for n, k in SHAPES[:3]:
+        yield Case("pack2", 1, n, k)
+        yield Case("pack3", 1, n, k)
+        yield Case("grad_input", 4096, n, k)
+        yield Case("grad_weight", 4096, n, k)
+        yield Case("xnor_matmul", 4096, n, k)
+
+
+def work(case: Case) -> Work:
+    """Bytes that must cross memory once (bf16 tokens, fp32 latent weights and states) and operations of products."""
+    m, n, k = case.m, case.n, case.k
+    product = 2 * m * n * k
+    return {
+        "ternary_matmul": Work(m * k + 4 * m + n * k // 4 + 2 * m * n, product, 2.0),
+        "xnor_matmul": Work(m * k // 8 + n * k // 8 + 4 * (m + n) + 2 * m * n, product, 2.0),
+        "scan_forward": Work(3 * 4 * m * k, 0),
+        "scan_backward": Work(5 * 4 * m * k, 0),
+        "act_quant": Work(3 * m * k + 4 * m, 0),
+        "rmsnorm_quant": Work(3 * m * k + 8 * m + 4 * k, 0),
+        "swiglu_norm_quant": Work(5 * m * k + 8 * m + 4 * k, 0),
+        "rmsnorm_backward": Work(6 * m * k + 4 * m + 8 * k, 0),
+        "swiglu_norm_backward": Work(10 * m * k + 4 * m + 8 * k, 0),
+        "pack2": Work(4 * n * k + n * k // 4, 0),
+        "pack3": Work(4 * n * k + 16 * n * -(-k // 80), 0),
+        "grad_input": Work(2 * m * n + n * k // 4 + 2 * m * k, product),
+        "grad_weight": Work(2 * m * n + m * k + 4 * n * k, product),
+    }[case.kernel]
+
+
+def least_seconds(case: Case, device: Device) -> float:
+    """The roofline: the longer of moving the bytes and of doing the operations."""
+    todo = work(case)
+    return max(todo.bytes / device.bytes_per_second, todo.operations / (todo.rate * device.operations_per_second))
+
+
+def row(
+    case: Case, device: Device, ms: float, baseline: tuple[str, float] | None, error: float, allowed: float
+) -> dict[str, Any]:
+    """One line of the table."""
+    todo = work(case)
+    return {
+        "device": device.name, "kernel": case.kernel, "m": case.m, "n": case.n, "k": case.k, "ms": round(ms, 5),
+        "bytes": todo.bytes, "operations": todo.operations, "gb_per_s": round(todo.bytes / ms / 1e6, 1),
+        "roofline_share": round(1e3 * least_seconds(case, device) / ms, 3),
+        "baseline": baseline[0] if baseline else "", "baseline_ms": round(baseline[1], 5) if baseline else "",
+        "speedup": round(baseline[1] / ms, 2) if baseline else "", "max_error": f"{error:.2e}",
+        "allowed_error": f"{allowed:.2e}",
+    }  # fmt: skip
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as CSV."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A case with its tensors: the call to time, what it gave and should have given, and the alternatives."""
+
+    call: Callable[[], Any]
+    found: tuple[Tensor, ...]
+    wanted: tuple[Tensor, ...]  # float64, from the same tensors
+    tolerance: float  # of the largest wanted value
+    baselines: dict[str, Callable[[], Any]]
+
+
+def error_of(ready: Ready) -> tuple[float, float]:
+    """(largest difference over all outputs as a share of the output's largest value, what is allowed)."""
+    shares = [
+        float((found.double() - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
+        for found, wanted in zip(ready.found, ready.wanted, strict=True)
+    ]
+    return max(shares), ready.tolerance
+
+
+def installed(name: str) -> bool:
+    """Whether a library of the baselines is there."""
+    return importlib.util.find_spec(name) is not None
+
+
+def main() -> int:
+    """Check, time, print and write; 1 where a kernel is wrong, 3 without a GPU."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=7.5, help="cases that do not fit are left out, and named")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("gpu_kernels.py: no GPU here: nothing was checked and nothing was measured", file=sys.stderr)
+        return NO_GPU
+    import gpu_cases  # needs Triton's driver
+
+    end = time.monotonic() + 60 * arguments.minutes
+    device = gpu_cases.measure_device()
+    print(f"{device.name}: {device.bytes_per_second / 1e9:.0f} GB/s copied, "
+          f"{device.operations_per_second / 1e12:.0f} TFLOP/s bf16", flush=True)  # fmt: skip
+    rows, wrong, left_out = [], [], []
+    for case in cases():
+        if time.monotonic() > end:
+            left_out.append(case)
+            continue
+        ready = gpu_cases.prepare(case)
+        error, allowed = error_of(ready)
+        times = {name: gpu_cases.milliseconds(call) for name, call in {"": ready.call, **ready.baselines}.items()}
+        own = times.pop("")
+        best = min(times.items(), key=lambda pair: pair[1]) if times else None
+        rows.append(row(case, device, own, best, error, allowed))
+        if not error <= allowed:
+            wrong.append(case)
+        print(", ".join(f"{name} {value}" for name, value in rows[-1].items() if name != "device"), flush=True)
+        del ready
+    write_text(arguments.out, table(rows))
+    print(f"wrote {arguments.out}")
+    for name, found in (("WRONG", wrong), ("left out for want of time", left_out)):
+        if found:
+            print(f"{name}: {', '.join(map(str, found))}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

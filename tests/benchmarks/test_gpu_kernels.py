@@ -1,0 +1,83 @@
+"""The GPU benchmark without a GPU: its cases, their costs by hand, its table, and that it says when it cannot run."""
+
+import csv
+import io
+import subprocess
+import sys
+
+import pytest
+import torch
+from test_benchmarks import ENVIRONMENT, FOLDER, load
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    return load("gpu_kernels")
+
+
+def test_without_a_gpu_it_says_so_and_exits_3(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    out = tmp_path / "gpu.csv"
+    command = [sys.executable, str(FOLDER / "gpu_kernels.py"), "--out", str(out)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "no GPU" in done.stderr
+    assert not out.exists()
+
+
+def test_the_cases_are_the_shapes_of_language_models(gpu):
+    cases = list(gpu.cases())
+    assert len(set(cases)) == len(cases)
+    ternary = {(case.m, case.n, case.k) for case in cases if case.kernel == "ternary_matmul"}
+    assert {m for m, _, _ in ternary} == {1, 4, 16, 512, 4096}
+    for shape in ((2048, 2048), (4096, 4096), (8192, 8192), (11008, 4096), (28672, 8192)):
+        assert all((m, *shape) in ternary for m in (1, 4, 16, 512, 4096))
+    assert all(gpu.work(case).bytes > 0 for case in cases)
+
+
+def test_every_kernel_that_is_compiled_is_timed(gpu):
+    """Unpacking and sign packing are parts of others' preparation, not of a step."""
+    from llmnas.triton_kernels.compiled import CASES
+
+    names = {
+        name.replace("ternary_gemm_m16", "ternary_matmul").replace("ternary_gemm", "ternary_matmul")
+        .replace("ternary_gemv_m4", "ternary_matmul").replace("ternary_gemv", "ternary_matmul")
+        .replace("xnor_count", "xnor_matmul").replace("xnor_gemm", "xnor_matmul")
+        for name in CASES
+    }  # fmt: skip
+    assert names - {case.kernel for case in gpu.cases()} == {"unpack2", "unpack3", "pack1"}
+
+
+def test_bytes_and_roofline_by_hand(gpu):
+    decode = gpu.Case("ternary_matmul", 1, 4096, 4096)
+    # int8 token, its scale, 2 bits a weight, bf16 outputs
+    assert gpu.work(decode) == gpu.Work(4096 + 4 + 4096 * 4096 // 4 + 2 * 4096, 2 * 4096 * 4096, 2.0)
+    device = gpu.Device("test", 1e12, 1e15)
+    # bound by memory: 4.2 MB at 1 TB/s
+    assert gpu.least_seconds(decode, device) == pytest.approx(4206596 / 1e12)
+    prefill = gpu.Case("ternary_matmul", 4096, 4096, 4096)
+    # bound by products, at twice the rate of bf16
+    assert gpu.least_seconds(prefill, device) == pytest.approx(2 * 4096**3 / 2e15)
+    scan = gpu.Case("scan_forward", 16384, 1, 2048, 8)
+    assert gpu.work(scan).bytes == 3 * 4 * 16384 * 2048
+
+
+def test_a_row_and_the_table(gpu):
+    device, case = gpu.Device("test", 1e12, 1e15), gpu.Case("ternary_matmul", 1, 4096, 4096)
+    line = gpu.row(case, device, 0.008, ("cuBLAS bf16", 0.04), 1e-3, 4e-3)
+    assert line["speedup"] == 5.0
+    assert line["roofline_share"] == pytest.approx(4206596 / 1e12 / 8e-6, abs=1e-3)
+    assert gpu.row(case, device, 0.008, None, 0.0, 0.0)["speedup"] == ""
+    found = list(csv.DictReader(io.StringIO(gpu.table([line]))))
+    assert list(found[0]) == list(gpu.COLUMNS)
+    assert found[0]["device"] == "test"
+
+
+def test_a_wrong_result_is_seen(gpu):
+    right = torch.tensor([1.0, -2.0])
+    ready = gpu.Ready(lambda: None, (right, right + 0.1), (right.double(), right.double()), 1e-3, {})
+    error, allowed = gpu.error_of(ready)
+    assert error == pytest.approx(0.05, rel=1e-4)
+    assert allowed == 1e-3
