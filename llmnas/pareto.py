@@ -34,6 +34,10 @@ _SCHEMA = (
 )
 
 
+PROPOSED = "proposed"
+"""A metric that marks what no search asked for (a proposal of `llmnas analyse`): a search goes on as without it."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What was measured of one architecture.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from llmnas.cli.app import ConfigPath, Resume, RunDir, Sets, app, console, open_context, require_fresh
+from llmnas.cli.app import ConfigPath, Objectives, Resume, RunDir, Sets, app, console, open_context, require_fresh
 from llmnas.config import load_config
+from llmnas.errors import UserError
 from llmnas.report.terminal import show
 
 
@@ -110,6 +112,38 @@ def compare(
         require_fresh(context.run.result("compare"), resume)
         shown = strategies_table(compare_strategies(context, table))
     show(console, shown)
+
+
+class Subject(StrEnum):
+    """What `analyse` looks at."""
+
+    experts = "experts"
+
+
+@app.command()
+def analyse(
+    subject: Annotated[
+        Subject, typer.Argument(metavar="experts", help="What to look at: experts (and their routers).")
+    ],
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The config of a run, or its run folder.")],
+    run_dir: RunDir = None,
+    set_: Sets = None,
+    resume: Resume = False,
+    objective: Objectives = None,
+) -> None:
+    """Turn what a trained supernet learnt into architectures: how many experts each layer needs."""
+    if config.is_dir():
+        if run_dir is not None:
+            raise UserError(f"--run-dir: {config} is a run folder already; give one of them")
+        config, run_dir = config / "config.yaml", config
+    with open_context(config, run_dir, set_, objective) as context:
+        assert subject is Subject.experts
+        from llmnas.pipeline.experts import analyse_experts, experts_tables
+
+        require_fresh(context.run.result("experts"), resume)
+        tables = experts_tables(analyse_experts(context))
+    for table in tables:
+        show(console, table)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -96,6 +97,12 @@ class Evaluator:
             "val_loss_error": error,
             **costs(arch, self.model.base, self.workload),
         }
+
+    def on(self, model: Transformer) -> Evaluator:
+        """The same windows and settings with another model of the same space."""
+        other = copy(self)
+        other.model = model
+        return other
 
     def losses(self, arch: Architecture | None, windows: np.ndarray) -> np.ndarray:
         """[count] losses of the windows given (None: of the largest network), recalibrated where that was asked for."""

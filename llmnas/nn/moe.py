@@ -68,7 +68,7 @@ class Experts(nn.Module):
         """x: [..., H] -> the same shape, and what the router did (None for a dense layer)."""
         tokens = x.flatten(0, -2)
         if spec.experts == 1:
-            return self._dense(tokens, spec).view_as(x), None
+            return self.one(tokens, spec).view_as(x), None
         chosen, weight, routing = self.route(tokens, spec)
         order = chosen.flatten().argsort(stable=True)
         ends = chosen.flatten().bincount(minlength=spec.experts).cumsum(0).to(torch.int32)
@@ -108,8 +108,11 @@ class Experts(nn.Module):
         logits = linear(tokens, self.router, spec.experts).float()
         return logits, logits.softmax(-1) if self.score == "softmax" else logits.sigmoid()
 
-    def _dense(self, tokens: Tensor, spec: LayerSpec) -> Tensor:
-        return F.linear(self.gated(tokens, spec), self._block("down", spec, tokens.shape[-1])[0])
+    def one(self, tokens: Tensor, spec: LayerSpec, expert: int = 0) -> Tensor:
+        """[N, H] -> what one expert alone makes of every token; `spec.experts` is not looked at."""
+        whole = replace(spec, experts=self.gate.shape[0])
+        down = self._block("down", whole, tokens.shape[-1])[expert]
+        return F.linear(self.gated(tokens, spec, expert), down)
 
     def gated(self, tokens: Tensor, spec: LayerSpec, expert: int = 0) -> Tensor:
         """[N, H] -> the channels of one expert as its `down` sees them, [N, F]; `spec.experts` is not looked at."""

@@ -15,6 +15,7 @@ from llmnas.pareto import Archive, Evaluation
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.decide import WINDOWS, contenders, decide
 from llmnas.pipeline.metrics import providers
+from llmnas.runs import RunFolder
 from llmnas.search import search
 from llmnas.space import Architecture
 from llmnas.train.engine import set_threads, start_processes
@@ -54,8 +55,7 @@ def search_supernet(context: Context, evaluations: int | None = None) -> Archive
         most, config.seed, archive_path=run.evaluations, options=dict(options.options),
         batch=options.batch, first=decoded(context), on_progress=progress,
     )  # fmt: skip
-    front = archive.front()
-    write_json(run.pareto, [_plain(evaluation) for evaluation in front])
+    front = write_front(run, archive)
     cpu_seconds = run.recorded("search").get("cpu_seconds")
     if measured:  # evaluations cost about the same each: those of this start stand for the ones before
         cpu_seconds = (time.process_time() - started) * len(archive) / len(measured)
@@ -80,6 +80,13 @@ def decoded(context: Context) -> list[Architecture]:
     if not path.exists():
         return []
     return [Architecture.from_dict(value) for value in read_json(path)["architectures"]]
+
+
+def write_front(run: RunFolder, archive: Archive) -> list[Evaluation]:
+    """Write `pareto.json` and return what is in it."""
+    front = archive.front()
+    write_json(run.pareto, [_plain(evaluation) for evaluation in front])
+    return front
 
 
 def _track(context: Context, archive: Archive) -> None:

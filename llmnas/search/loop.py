@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from llmnas.cost import Budget
 from llmnas.errors import UserError, explain
-from llmnas.pareto import Archive, Constraints, Objectives, check_constraints, check_objectives
+from llmnas.pareto import PROPOSED, Archive, Constraints, Evaluation, Objectives, check_constraints, check_objectives
 from llmnas.search.strategy import Options, Problem, Strategy
 from llmnas.space import Architecture, SearchSpace
 
@@ -159,7 +159,7 @@ def _run(
     def measure(archs: list[Architecture]) -> None:
         """Evaluate those that are new, up to the limit: only this stops there, never the asking, so that a longer
         search begins with this one."""
-        new = [arch for arch in archs if archive.get(arch) is None][: evaluations - len(archive)]
+        new = [arch for arch in archs if archive.get(arch) is None][: evaluations - _own(archive)]
         if new:
             archive.append(new, list(evaluate(new)))
             if on_progress is not None:
@@ -168,9 +168,9 @@ def _run(
     _require_replay(archive, list(order), 0)
     for i in range(0, len(order), batch):
         measure(list(order)[i : i + batch])
-    while len(archive) < evaluations:
+    while _own(archive) < evaluations:
         asked = searcher.ask(batch)
-        fresh = [arch for arch in dict.fromkeys(asked) if arch not in order]
+        fresh = [arch for arch in dict.fromkeys(asked) if arch not in order and not _proposed(archive.get(arch))]
         _require_replay(archive, fresh, len(order))
         order.update(dict.fromkeys(fresh))
         barren = 0 if fresh else barren + 1
@@ -182,13 +182,24 @@ def _run(
             )
             return
         measure(fresh)
-        if len(archive) < evaluations:
+        if _own(archive) < evaluations:
             searcher.tell([found for arch in asked if (found := archive.get(arch)) is not None])
+
+
+def _proposed(evaluation: Evaluation | None) -> bool:
+    """Whether the archive has it although no search asked for it."""
+    return evaluation is not None and PROPOSED in evaluation.metrics
+
+
+def _own(archive: Archive) -> int:
+    """How many evaluations the search itself asked for."""
+    return sum(not _proposed(evaluation) for evaluation in archive.evaluations)
 
 
 def _require_replay(archive: Archive, fresh: list[Architecture], start: int) -> None:
     """The architectures first asked for from position `start` on must be those stored there."""
-    for arch, stored in zip(fresh, archive.evaluations[start:], strict=False):
+    own = [evaluation for evaluation in archive.evaluations if not _proposed(evaluation)]
+    for arch, stored in zip(fresh, own[start:], strict=False):
         if arch != stored.arch:
             raise UserError(
                 f"{archive.path}: evaluation {stored.index} is of {stored.arch.id}, but this version of llmnas and its "

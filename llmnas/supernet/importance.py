@@ -172,13 +172,19 @@ def reorder(model: Transformer, scores: Importance) -> None:
         _permute(modules[name], {"K": _best(score)})
     for name, score in scores.channels.items():
         _reorder_channels(modules[name], score)
+    reorder_experts(model, scores)
+    _reorder_hidden(model, _best(scores.hidden))
+
+
+@torch.no_grad()
+def reorder_experts(model: Transformer, scores: Importance) -> None:
+    """Sort the experts of every layer by their score, best first, in place; nothing else moves."""
+    modules = dict(model.named_modules())
     for name, score in scores.experts.items():
         order = _best(score)
-        module = modules[name]
         for weight in ("gate", "up", "down", "router", "balance"):
-            tensor = _tensor(module, weight)
+            tensor = _tensor(modules[name], weight)
             tensor.copy_(tensor[order])
-    _reorder_hidden(model, _best(scores.hidden))
 
 
 def _tensor(module: nn.Module, name: str) -> Tensor:
