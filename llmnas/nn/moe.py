@@ -6,8 +6,9 @@ a token uses. Letters: N tokens, H hidden, E experts, K experts a token.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -42,8 +43,22 @@ class Routing(NamedTuple):
         return self.load.numel() * (self.load * self.importance).sum()
 
 
+class Exchange(Protocol):
+    """Runs experts that other processes hold: (rows [N, H] sorted by expert, counts [E], run) -> [N, H].
+
+    `run` does the same for the experts that this process holds, the leading ones of its weights.
+    """
+
+    def __call__(self, rows: Tensor, counts: Tensor, run: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Collective among the processes that hold the experts."""
+        ...
+
+
 class Experts(nn.Module):
-    """The experts of one layer; expert 0 alone is its dense feed-forward."""
+    """The experts of one layer; expert 0 alone is its dense feed-forward.
+
+    `exchange` is there while the experts are divided among processes (`llmnas/train/expert_parallel.py`).
+    """
 
     balance: Tensor
 
@@ -60,6 +75,7 @@ class Experts(nn.Module):
         low_bit = any(kind in kinds.weights for kind in LOW_BIT)
         self.inner_norm = nn.Parameter(torch.ones(ffn_size)) if low_bit else None
         add_scales(self, kinds, OUT_DIMS, matrices=1)
+        self.exchange: Exchange | None = None
         self.shared = FeedForward(base, hidden_size, largest.shared_size, kinds) if largest.shared_experts else None
         gated = base.shared_gate and self.shared is not None
         self.shared_gate = nn.Parameter(torch.empty(hidden_size)) if gated else None
@@ -68,13 +84,24 @@ class Experts(nn.Module):
         """x: [..., H] -> the same shape, and what the router did (None for a dense layer)."""
         tokens = x.flatten(0, -2)
         if spec.experts == 1:
-            return self.one(tokens, spec).view_as(x), None
+            everyone = torch.tensor([len(tokens)], device=x.device)
+            alone = self.one(tokens, spec) if self.exchange is None else self._run(tokens, everyone, spec)
+            return alone.view_as(x), None
         chosen, weight, routing = self.route(tokens, spec)
         order = chosen.flatten().argsort(stable=True)
-        ends = chosen.flatten().bincount(minlength=spec.experts).cumsum(0).to(torch.int32)
+        counts = chosen.flatten().bincount(minlength=spec.experts)
         source = order // spec.top_k
-        out = self._grouped(tokens[source], spec, ends) * weight.flatten()[order, None].to(x.dtype)
+        out = self._run(tokens[source], counts, spec) * weight.flatten()[order, None].to(x.dtype)
         return self._with_all(tokens, spec).index_add(0, source, out).view_as(x), routing
+
+    def _run(self, rows: Tensor, counts: Tensor, spec: LayerSpec) -> Tensor:
+        """Rows [N, H] sorted by expert, `counts` [E] of them each -> what their experts make of them."""
+
+        def held(rows: Tensor, counts: Tensor) -> Tensor:
+            own = replace(spec, experts=len(counts), top_k=1)
+            return self._grouped(rows, own, counts.cumsum(0).to(torch.int32))
+
+        return held(rows, counts) if self.exchange is None else self.exchange(rows, counts, held)
 
     def _with_all(self, tokens: Tensor, spec: LayerSpec) -> Tensor:
         """[N, H] -> what the shared experts say of every token; zeros where there are none."""

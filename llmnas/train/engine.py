@@ -29,6 +29,16 @@ from llmnas.supernet import Losses, Transformer
 from llmnas.supernet.init import initialise
 from llmnas.supernet.mixture import SoftArchitecture
 from llmnas.train.deepspeed_json import deepspeed_config
+from llmnas.train.expert_parallel import (
+    ExpertExchange,
+    clip,
+    divide,
+    load_experts,
+    require_divisible,
+    require_parts,
+    save_experts,
+    unite,
+)
 from llmnas.train.settings import TrainSettings
 from llmnas.train.stale import clear_stale_gradients, require_verified_version
 
@@ -36,6 +46,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import deepspeed
+    from deepspeed.utils import groups
     from deepspeed.utils import logger as deepspeed_logger
 
 deepspeed_logger.setLevel(logging.WARNING)
@@ -146,6 +157,7 @@ class Engine:
             require_verified_version()
         config = deepspeed_config(settings, processes.size)
         self.module = model
+        self._exchange = _divide_experts(model, settings.moe.expert_parallel, processes)
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=_optimizer(model, settings), config=config)
         if self.zero_stage == 0:
             self._engine.enable_backward_allreduce = False  # `step` reduces, to look at the gradients in between
@@ -189,13 +201,21 @@ class Engine:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         if self.processes.size > 1:
+            # told of experts that differ, DeepSpeed averages theirs over the processes that hold the same
+            self._engine.has_moe_layers = self._exchange is not None
             self._engine.buffered_allreduce_fallback()
-        norm = float(nn.utils.clip_grad_norm_(parameters, self.grad_clip))
+            self._engine.has_moe_layers = False
+        norm = float(clip(parameters, self.grad_clip, self._exchange))
         if not math.isfinite(norm):
             self._engine.module.zero_grad()
             return Step(applied=False, grad_norm=math.inf)
         self._engine.step()
         return Step(applied=True, grad_norm=norm)
+
+    @property
+    def everyone_runs(self) -> bool:
+        """Whether a forward is collective: weights are gathered, or tokens sent to experts elsewhere."""
+        return self.zero_stage == 3 or self._exchange is not None
 
     def mean(self, value: Tensor) -> float:
         """Average a scalar over the processes."""
@@ -233,6 +253,8 @@ class Engine:
     def release(self) -> None:
         """Take DeepSpeed off the model. At stage 3 the weights become whole again on rank 0 (in main memory, one
         parameter gathered at a time) and stay empty elsewhere; collective."""
+        if self._exchange is not None:
+            unite(self.module, self._exchange)
         if self.zero_stage < 3:
             return
         whole: dict[str, Tensor] = {}
@@ -259,11 +281,13 @@ class Engine:
             self._engine.save_checkpoint(str(folder), tag=tag, client_state=state, save_latest=False)
         except RuntimeError as error:  # torch's writer: a full disk is no OSError there
             raise RunError(f"{folder / tag}: the checkpoint cannot be written ({str(error).splitlines()[0]})") from None
+        if self._exchange is not None and self.processes.rank < self._exchange.size:
+            save_experts(self.module, self._engine.optimizer, self._exchange, folder / tag)
 
     def load(self, folder: Path, tag: str, *, universal: bool = False) -> None:
         """Restore what `save` wrote (or `universal.convert` made of it), without ever executing a pickle."""
-        groups = self._engine.optimizer.param_groups
-        decays = [group["weight_decay"] for group in groups]
+        require_parts(folder / tag, self._exchange.size if self._exchange else 1)
+        decays = [group["weight_decay"] for group in self._engine.optimizer.param_groups]
         self._engine._config.load_universal_checkpoint = universal
         with no_pickle():
             self._engine.load_checkpoint(str(folder), tag=tag)
@@ -275,6 +299,25 @@ class Engine:
                 state["step"] = state["step"].clone()
         for group, decay in zip(self._engine.optimizer.param_groups, decays, strict=True):
             group["weight_decay"] = decay
+        if self._exchange is not None:
+            load_experts(self.module, self._engine.optimizer, self._exchange, folder / tag)
+
+
+def _divide_experts(model: nn.Module, size: int, processes: Processes) -> ExpertExchange | None:
+    """Groups of `size` processes that hold the experts together, made by DeepSpeed; None where everyone holds all.
+
+    Raises:
+        UserError: a size that does not divide the processes, or experts that it does not divide.
+    """
+    if size == 1:
+        return None
+    require_divisible(model, size, processes.size)
+    name = f"ep_size_{size}"
+    if name not in groups._get_expert_parallel_group_dict():
+        groups._create_expert_and_data_parallel(size)
+    exchange = ExpertExchange(groups._get_expert_parallel_group(name), processes.rank % size, size)
+    divide(model, exchange, name)
+    return exchange
 
 
 @contextlib.contextmanager

@@ -142,12 +142,14 @@ class MoeSettings(_Strict):
         weight: of the balance loss.
         bias_rate: step of the bias, in units of a score.
         z_weight: of the routers' z-loss.
+        expert_parallel: processes that hold the experts together, each a part of them; 1: everyone holds all.
     """
 
     balance: Literal["loss", "bias", "none"] = "loss"
     weight: NonNegativeFloat = 0.01
     bias_rate: NonNegativeFloat = 1e-3
     z_weight: NonNegativeFloat = 1e-3
+    expert_parallel: PositiveInt = 1
 
 
 class TrainSettings(_Strict):
@@ -208,6 +210,15 @@ class TrainSettings(_Strict):
     def _master_weights_are_kept(self) -> Self:
         if self.dtype == "bf16" and self.zero_stage == 0:
             raise ValueError("dtype: bf16 needs zero_stage 1, 2 or 3: stage 0 keeps no fp32 copy of the weights")
+        return self
+
+    @model_validator(mode="after")
+    def _experts_can_be_divided(self) -> Self:
+        if self.moe.expert_parallel > 1 and self.zero_stage:
+            raise ValueError(
+                f"moe.expert_parallel = {self.moe.expert_parallel} needs zero_stage: 0 (the dense part whole on every "
+                f"process), got {self.zero_stage}; stages 1 to 3 divide experts themselves"
+            )
         return self
 
     @model_validator(mode="after")

@@ -84,7 +84,7 @@ def train(
         predictor.restore(load_learned(folder, first))
     agreement = Agreement(processes.size, identity)
     writer = processes.rank == 0
-    everyone = engine.zero_stage == 3
+    everyone = engine.everyone_runs
     skips = Skips(settings, folder)
     meter = Meter(engine, settings)
     cpu_started = time.process_time()
