@@ -15,6 +15,7 @@ both trained alone.
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -95,6 +96,10 @@ class Seed:
         piece: dict[str, Any] = read_json(path)
         return piece
 
+    def has(self, name: str) -> bool:
+        """Whether this piece is done."""
+        return (self.run.path / "study" / f"{name}.json").exists()
+
     def alone(self, label: str, arch: Architecture) -> dict[str, Any]:
         """One network trained alone: its loss and its sizes."""
 
@@ -174,20 +179,29 @@ def experts_only(scores: Importance) -> Importance:
     return Importance(hidden, {}, {}, {}, scores.experts)
 
 
-def one_seed(seed: Seed) -> None:
-    """Every piece of a seed, cheap ones first."""
+def trained_alone(seed: Seed) -> None:
+    """The networks of equal sizes."""
     prepare(seed.context)
-    alone = networks(seed.config.space)
-    for label, arch in alone.items():
+    for label, arch in networks(seed.config.space).items():
         seed.alone(label, arch)
+
+
+def searched(seed: Seed) -> None:
+    """The supernet, its two searches, what they chose, and the order of its experts."""
+    prepare(seed.context)
     seed.supernet()
     found = {kind: evaluations(seed.searched(kind)) for kind in ("whole", "dense")}
     for metric, bound in BOUNDS.items():
         for kind, rows in found.items():
             seed.alone(f"chosen {kind} {metric}", best_within(rows, metric, bound).arch)
-    fine = alone[f"fine {MIXED[-1]}"]
     seed.ordered("supernet", lambda: cut(seed.context.supernet(), seed.config.space))
-    seed.ordered("alone", lambda: load_alone(seed.context, fine, seed.run.stand_alone("study", fine.id, seed.seed)))
+    fine = networks(seed.config.space)[f"fine {MIXED[-1]}"]
+    if seed.has(f"alone-{fine.id}"):
+        place = seed.run.stand_alone("study", fine.id, seed.seed)
+        seed.ordered("alone", lambda: load_alone(seed.context, fine, place))
+
+
+PARTS = {"alone": trained_alone, "search": searched}
 
 
 def cut(supernet: Transformer, space: SearchSpace) -> Transformer:
@@ -208,44 +222,53 @@ def best_within(rows: Sequence[Evaluation], metric: str, bound: int) -> Evaluati
 def interval(differences: Sequence[float]) -> dict[str, Any]:
     """Mean of paired differences with its 95 % t interval."""
     values = np.array(differences)
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.inf
+    if len(values) < 2:
+        return {"each": values.tolist()}
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
     return {"mean": values.mean(), "low": values.mean() - half, "high": values.mean() + half, "each": values.tolist()}
 
 
 def summary(seeds: Sequence[Seed]) -> dict[str, Any]:
-    """Every number that the page quotes."""
-    alone = {name: [seed.alone(name, arch) for seed in seeds] for name, arch in networks(seeds[0].config.space).items()}
-    searches = [{kind: evaluations(seed.searched(kind)) for kind in ("whole", "dense")} for seed in seeds]
-    chosen = {
-        f"{kind} {metric}": [
-            seed.alone("", best_within(rows[kind], metric, bound).arch)
-            for seed, rows in zip(seeds, searches, strict=True)
-        ]
-        for metric, bound in BOUNDS.items()
-        for kind in ("whole", "dense")
-    }
+    """Every number that the page quotes, from the seeds that have come so far."""
+    shapes = networks(seeds[0].config.space)
+    ready = [seed for seed in seeds if all(seed.has(f"alone-{arch.id}") for arch in shapes.values())]
+    alone = {name: [seed.alone(name, arch) for seed in ready] for name, arch in shapes.items()}
     pairs = {}
-    for kind in ("moe", "fine"):
-        for f in MIXED:
-            for against, equal in ((f, "active"), (4 * f, "total")):
-                pairs[f"{kind} {f} - dense {against} (equal {equal})"] = paired(
-                    alone[f"{kind} {f}"], alone[f"dense {against}"]
-                )
-    pairs |= {
-        f"chosen, {metric} <= {bound:,}: whole space - dense part": paired(
-            chosen[f"whole {metric}"], chosen[f"dense {metric}"]
-        )
-        for metric, bound in BOUNDS.items()
-    }
+    for kind, f in itertools.product(("moe", "fine"), MIXED):
+        for against, equal in ((f, "active"), (4 * f, "total")):
+            difference = paired(alone[f"{kind} {f}"], alone[f"dense {against}"])
+            pairs[f"{kind} {f} - dense {against} (equal {equal})"] = difference
+    have = [seed for seed in seeds if seed.has("search-whole") and seed.has("search-dense")]
+    searches = [{kind: evaluations(seed.searched(kind)) for kind in ("whole", "dense")} for seed in have]
+    chosen: dict[str, list[dict[str, Any]]] = {}
+    for metric, bound in BOUNDS.items():
+        best = [
+            {kind: best_within(rows, metric, bound) for kind, rows in found.items()} for found in searches
+        ]  # fmt: skip
+        trained = [all(seed.has(f"alone-{e.arch.id}") for e in b.values()) for seed, b in zip(have, best, strict=True)]
+        for kind in ("whole", "dense"):
+            chosen[f"{kind} {metric}"] = [
+                {"supernet": b[kind].metrics["val_loss"], "experts": [s.experts for _, s in b[kind].arch.kept],
+                 **(seed.alone("", b[kind].arch) if done else {})}
+                for seed, b, done in zip(have, best, trained, strict=True)
+            ]  # fmt: skip
+        if any(trained):
+            ours, theirs = (
+                [run for run in chosen[f"{kind} {metric}"] if "params" in run] for kind in ("whole", "dense")
+            )  # fmt: skip
+            pairs[f"chosen, {metric} <= {bound:,}: whole space - dense part"] = paired(ours, theirs)
     return {
         "versions": {"torch": torch.__version__},
-        "seeds": len(seeds),
         "alone": alone,
         "chosen": chosen,
         "differences": pairs,
         "fronts": {metric: [front_experts(rows["whole"], metric) for rows in searches] for metric in BOUNDS},
         "order": {
-            label: [read_json(seed.run.path / "study" / f"order-{label}.json") for seed in seeds]
+            label: [
+                read_json(seed.run.path / "study" / f"order-{label}.json")
+                for seed in seeds
+                if seed.has(f"order-{label}")
+            ]
             for label in ("supernet", "alone")
         },
         "cpu_seconds": sum(
@@ -263,7 +286,8 @@ def front_experts(rows: Sequence[Evaluation], metric: str) -> dict[str, Any]:
     """How often each layer has experts: on the front of loss and one size, and among everything evaluated."""
 
     def share(of: Sequence[Evaluation]) -> list[float]:
-        return np.mean([[spec.experts > 1 for _, spec in e.arch.kept] for e in of], axis=0).tolist()
+        rows = np.array([[spec.experts > 1 for _, spec in e.arch.kept] for e in of])
+        return [float(value) for value in rows.mean(0)]
 
     best = front(rows, {"val_loss": "min", metric: "min"})
     points = [[e.metrics[metric], e.metrics["val_loss"], [s.experts for _, s in e.arch.kept]] for e in best]
@@ -273,14 +297,18 @@ def front_experts(rows: Sequence[Evaluation], metric: str) -> dict[str, Any]:
 def show(found: dict[str, Any]) -> None:
     """The differences and the losses as lines."""
     for name, runs in found["alone"].items():
+        if not runs:
+            continue
         losses = [run["val_loss"] for run in runs]
         print(f"{name:10} {runs[0]['params']:9,} {runs[0]['active']:9,}  {np.mean(losses):.4f} {np.round(losses, 4)}")
     for name, d in found["differences"].items():
-        print(f"{name}: {d['mean']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]")
+        print(name, {key: np.round(value, 4) for key, value in d.items()})
     for label, runs in found["order"].items():
         for run in runs:
             print(label, {key: np.round(value, 4) for key, value in run.items() if key != "cpu_seconds"})
     for metric, runs in found["fronts"].items():
+        if not runs:
+            continue
         print(
             metric, "front:", np.mean([r["front"] for r in runs], 0), "all:", np.mean([r["evaluated"] for r in runs], 0)
         )
@@ -293,12 +321,14 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/moe_study"))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--parts", nargs="*", choices=[*PARTS], default=[*PARTS], help="none: only gather")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with ExitStack() as stack:
         seeds = [Seed(args.folder, seed, stack) for seed in range(args.seeds)]
-        for seed in seeds:
-            one_seed(seed)
+        for part in args.parts:
+            for seed in seeds:
+                PARTS[part](seed)
         found = summary(seeds)
     if args.json:
         write_json(args.json, found)
