@@ -66,12 +66,21 @@ def test_readme_python(monkeypatch, capsys):
     assert lines[0].endswith("architectures")
 
 
-def test_readme_space_is_a_space(tmp_path):
+@pytest.mark.parametrize("name", ["docs/space.md", "docs/extending.md"])
+def test_python_of_a_page_runs(name, monkeypatch, capsys):
+    monkeypatch.chdir(tiny.ROOT)
+    for block in blocks(name, "python"):
+        exec(compile(block, name, "exec"), {"__name__": name})
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/space.md"])
+def test_the_space_of_a_page_is_a_space(name):
     import yaml
 
     from llmnas.space import SearchSpace
 
-    (block,) = blocks("README.md", "yaml")
+    (block,) = blocks(name, "yaml")
     assert SearchSpace.from_dict(yaml.safe_load(block)["space"]).size() > 1000
 
 

@@ -7,7 +7,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("llmnas", "triton_kernels", "tests", "benchmarks", "search_configs", "requirements", "docs", "launch", ".ci")
+FOLDERS = (
+    "llmnas",
+    "triton_kernels",
+    "tests",
+    "benchmarks",
+    "search_configs",
+    "requirements",
+    "docs",
+    "examples",
+    "launch",
+    ".ci",
+)
 LOOSE = ("Makefile", "pyproject.toml", "README.md", "CONTRIBUTING.md", ".pre-commit-config.yaml")
 SKIP = {".pyc", ".nbi", ".nbc", ".png", ".gz", ".npz", ".safetensors"}
 TEXTS = sorted(
