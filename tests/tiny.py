@@ -73,7 +73,7 @@ def write_corpus(folder, speeches=4):
 
 def write_config(folder, corpus, **changes):
     """`tiny.yaml` in `folder`; a change is given by section."""
-    values = {**CONFIG, **{k: {**CONFIG[k], **v} if isinstance(v, dict) else v for k, v in changes.items()}}
+    values = {**CONFIG, **{k: {**CONFIG.get(k, {}), **v} if isinstance(v, dict) else v for k, v in changes.items()}}
     values["data"] = {**values["data"], "source": str(corpus)}
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(values, sort_keys=False))

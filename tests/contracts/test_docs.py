@@ -47,6 +47,19 @@ def test_corpus_commands(llmnas, tmp_path, monkeypatch):
     assert (tmp_path / "runs" / "my" / "data" / "train.bin").exists()
 
 
+def test_adaptive_commands(llmnas, tmp_path, monkeypatch):
+    """On a tiny config in the place of the page's, which takes half an hour."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "search_configs").mkdir()
+    small = {"train": {"steps": 1}, "evaluations": 4}
+    config = tiny.write_config(tmp_path, tiny.write_corpus(tmp_path / "text"), name="ladder_cpu", ladder=small)
+    config.rename(tmp_path / "search_configs" / "ladder_cpu.yaml")
+    sets = ("--set", "speculate={evaluations: 4, prompts: 2, prompt_tokens: 8, new_tokens: 8, longest: 2}")
+    for command in verbs("docs/adaptive.md"):
+        done = llmnas(*command, *(sets if command[0] == "speculate" else ()))
+        assert done.code == 0, (command, done.err)
+
+
 @pytest.mark.full
 def test_readme_commands(llmnas, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
