@@ -46,7 +46,7 @@ def test_fields_that_make_no_difference_are_named():
     specs = (LayerSpec(2, 2, 8, 64), LayerSpec(2, 2, 8, 64, mixer="none", experts=2, top_k=2))
     given = [evaluation(0, val_loss=1.0)]
     given = [type(given[0])(Architecture(32, specs), {"val_loss": 1.0})]
-    assert packed(given)["unused"] == [["top_k"], ["kv_heads", "queries_per_group", "head_dim"]]
+    assert packed(given)["unused"] == [["top_k", "shared_experts"], ["kv_heads", "queries_per_group", "head_dim"]]
 
 
 def test_description_is_plain_json_whatever_the_numbers():
