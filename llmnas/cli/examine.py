@@ -102,7 +102,7 @@ def compare(
     set_: Sets = None,
     resume: Resume = False,
     table: Annotated[
-        Path | None, typer.Option("--table", help="An evaluations.sqlite; a predictor trained on it is searched.")
+        Path | None, typer.Option("--table", help="An evaluations.sqlite or a .csv.gz; a predictor of it is searched.")
     ] = None,
 ) -> None:
     """Run several strategies with several seeds and compare their hypervolumes."""
@@ -144,6 +144,37 @@ def analyse(
         tables = experts_tables(analyse_experts(context))
     for table in tables:
         show(console, table)
+
+
+@app.command()
+def extract(
+    config: ConfigPath,
+    run_dir: RunDir = None,
+    set_: Sets = None,
+    resume: Resume = False,
+    method: Annotated[str | None, typer.Option("--method", help="ofa (predictor) or mip (integer program).")] = None,
+    targets: Annotated[
+        list[str] | None,
+        typer.Option("--targets", metavar="METRIC=N,N", help="Upper limits: --targets latency_ms=10,20 (repeatable)."),
+    ] = None,
+) -> None:
+    """Take the best networks for a list of targets out of the trained supernet."""
+    sets = [*(set_ or []), *([f"extract.method={method}"] if method else []), *map(target_setting, targets or [])]
+    with open_context(config, run_dir, sets) as context:
+        from llmnas.pipeline.extract import extract as stage
+        from llmnas.pipeline.extract import extract_table
+
+        require_fresh(context.run.result("extract").with_name(f"{context.config.extract.method}.json"), resume)
+        table = extract_table(stage(context))
+    show(console, table)
+
+
+def target_setting(text: str) -> str:
+    """`latency_ms=10,20` as the setting of a config."""
+    name, _, limits = text.partition("=")
+    if not name.isidentifier() or not limits:
+        raise UserError(f"--targets {text}: must read metric=limit,limit, for instance latency_ms=10,20,40")
+    return f"extract.targets.{name}=[{limits}]"
 
 
 @app.command()

@@ -10,6 +10,7 @@ from llmnas.config.sections import (
     CompareConfig,
     CorrelateConfig,
     DataConfig,
+    ExtractConfig,
     HardwareConfig,
     LadderConfig,
     RetrainConfig,
@@ -42,6 +43,7 @@ class Config(Strict):
     speculate: SpeculateConfig = SpeculateConfig()
     hardware: HardwareConfig | None = None
     compare: CompareConfig = CompareConfig()
+    extract: ExtractConfig = ExtractConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")

@@ -162,6 +162,39 @@ class CompareConfig(Strict):
     evaluations: PositiveInt = 200
 
 
+class ExtractConfig(Strict):
+    """What `llmnas extract` takes out of one supernet: for every target (metric -> upper limits) the best network.
+
+    `ofa`: `samples` random networks are measured, a `predictor` learns from them (a fifth is held out to judge it),
+    and an evolution of `generations` times `population` searches its predictions. `mip`: every block is replaced in
+    the largest network of at most `cells` widths, and an integer program chooses; `checks` random networks say
+    whether block scores add up. `verify`: so many of the best predicted ones of each target are measured.
+    """
+
+    method: Literal["ofa", "mip"] = "ofa"
+    targets: dict[str, tuple[PositiveFloat, ...]] = {}
+    verify: PositiveInt = 4
+    samples: int = Field(200, ge=10)
+    predictor: Literal["gp", "ensemble"] = "gp"
+    population: int = Field(128, ge=8)
+    generations: PositiveInt = 20
+    cells: PositiveInt = 8
+    checks: int = Field(24, ge=3)
+
+    @model_validator(mode="after")
+    def _used(self) -> ExtractConfig:
+        own = {"ofa": {"samples", "predictor", "population", "generations"}, "mip": {"cells", "checks"}}
+        fields = type(self).model_fields
+        changed = {name for names in own.values() for name in names if getattr(self, name) != fields[name].default}
+        idle = sorted(changed - own[self.method])  # by value, not by what was written: a dumped config writes all
+        if idle:
+            raise ValueError(f"extract.{idle[0]} does nothing with method {self.method}")
+        empty = [name for name, limits in self.targets.items() if not limits or len(set(limits)) < len(limits)]
+        if empty:
+            raise ValueError(f"extract.targets.{empty[0]}: needs at least one limit and each once")
+        return self
+
+
 class TrackingConfig(Strict):
     """`wandb`: off, offline (no network), or online; metrics.jsonl is always written."""
 

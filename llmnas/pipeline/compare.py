@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from llmnas.cost import costs
 from llmnas.errors import UserError
@@ -13,6 +14,8 @@ from llmnas.evaluate.evaluator import Evaluator
 from llmnas.files import write_json
 from llmnas.pareto import Archive
 from llmnas.pipeline.context import Context
+from llmnas.pipeline.stores import Evaluate, remembered, store_of
+from llmnas.pipeline.table import read_table
 from llmnas.report.html import Table
 from llmnas.report.plots import Band, comparison_png
 from llmnas.search import search
@@ -20,14 +23,14 @@ from llmnas.search.compare import Comparison, compare
 from llmnas.search.predictor import Predictor, split
 from llmnas.space import Architecture
 
-Evaluate = Callable[[Sequence[Architecture]], list[dict[str, float]]]
+_ROWS = 2000  # of a table: a Gaussian process is cubic in them
 
 
 def compare_strategies(context: Context, table: Path | None = None) -> dict[str, Any]:
     """Write `compare/result.json` and `compare/hypervolume.png`: every strategy's hypervolume against evaluations.
 
     All strategies and seeds share one store of evaluations, so no architecture is evaluated twice, and what was
-    interrupted goes on. With a `table` (the `evaluations.sqlite` of a search of this space) nothing is evaluated:
+    interrupted goes on. With a `table` (a search's `evaluations.sqlite`, or a `.csv.gz`) nothing is evaluated:
     a predictor that is trained on it stands for the supernet, and the result says how good it is.
     """
     config, run = context.config, context.run
@@ -85,26 +88,9 @@ def _measured(context: Context) -> tuple[Archive, Evaluate]:
         config.budget.workload,
         context.calibration(),
     )
-    objectives, constraints = dict(config.search.objectives), dict(config.search.constraints)
-    store = Archive(
-        context.run.result("compare").with_name("evaluations.sqlite"), objectives, constraints,
-        {"supernet": context.identity, "windows": config.search.windows, "sample": config.search.sample},
-    )  # fmt: skip
+    path = context.run.result("compare").with_name("evaluations.sqlite")
+    store = store_of(context, path, dict(config.search.objectives), dict(config.search.constraints))
     return store, remembered(store, evaluator)
-
-
-def remembered(store: Archive, evaluate: Callable[[Sequence[Architecture]], Sequence[Mapping[str, float]]]) -> Evaluate:
-    """`evaluate` that asks only for what the store does not hold, and stores it."""
-    wanted = (*store.objectives, *store.constraints)
-
-    def answer(archs: Sequence[Architecture]) -> list[dict[str, float]]:
-        new = [arch for arch in dict.fromkeys(archs) if store.get(arch) is None]
-        if new:
-            store.append(new, list(evaluate(new)))
-        rows = [store.get(arch) for arch in archs]
-        return [dict.fromkeys(wanted, math.nan) | row.metrics for row in rows if row is not None]
-
-    return answer
 
 
 def table_surrogate(context: Context, path: Path) -> tuple[Evaluate, dict[str, Any]]:
@@ -115,12 +101,9 @@ def table_surrogate(context: Context, path: Path) -> tuple[Evaluate, dict[str, A
     """
     config = context.config
     space, seed = config.space, config.seed
-    archive = Archive.load(path)
-    rows = [e for e in archive.evaluations if e.failure is None][:2000]
-    archive.close()
-    strange = [e.arch.id for e in rows if not space.contains(e.arch)]
-    if strange:
-        raise UserError(f"{path}: {strange[0]} and {len(strange) - 1} more rows are of another search space")
+    rows = read_table(path, space)
+    if len(rows) > _ROWS:
+        rows = [rows[i] for i in np.linspace(0, len(rows) - 1, _ROWS).round().astype(int)]
     wanted = list(dict.fromkeys((*config.search.objectives, *config.search.constraints)))
     workload = config.budget.workload
     closed = costs(space.smallest(), space.base, workload)

@@ -112,9 +112,7 @@ def _own_provider(name: str, function: OwnMetric, base: BaseModel) -> Provider:
 
 def _latency(config: Config, run: RunFolder, metric: str) -> Provider:
     options, base, workload = config.hardware or HardwareConfig(), config.space.base, config.budget.workload
-    phase: Phase = options.phase
-    if metric != "latency_ms":
-        phase = "prefill" if metric == "prefill_latency_ms" else "decode"
+    phase = latency_phase(config, metric)
     what = f"{phase}, batch {workload.batch}, context {workload.tokens(base)}"
     if options.device != "this":
         device = gpu(options.device)
@@ -135,6 +133,12 @@ def _latency(config: Config, run: RunFolder, metric: str) -> Provider:
     if isinstance(predictor, Corrected):
         source += f", corrected on {options.correction} networks (left-out error {predictor.error:.1%})"
     return Provider(metric, lambda archs: [predictor.latency_ms(arch) for arch in archs], source)
+
+
+def latency_phase(config: Config, metric: str) -> Phase:
+    """Of a latency metric; that of `latency_ms` is chosen by the config."""
+    chosen: dict[str, Phase] = {"prefill_latency_ms": "prefill", "decode_latency_ms": "decode"}
+    return chosen.get(metric, (config.hardware or HardwareConfig()).phase)
 
 
 def latency_table(config: Config, run: RunFolder, phase: Phase, workload: Workload) -> tuple[BlockTable, str]:

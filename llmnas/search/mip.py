@@ -160,6 +160,8 @@ def solve(
     only: Callable[[Cell], bool] = lambda _: True,
     count: int = 1,
     time_limit: float = 60.0,
+    *,
+    strict: bool = True,
 ) -> list[Solution]:
     """The `count` best architectures of the space by the sum of block scores within the limits, best first.
 
@@ -168,6 +170,7 @@ def solve(
             compare with those of another only where `score` was made so: choose the cell by `only` otherwise.
         only: which cells (hidden size, shared sizes) take part.
         time_limit: seconds for one program.
+        strict: an error where no architecture meets the limits; otherwise an empty list.
 
     Raises:
         UserError: no architecture meets the limits.
@@ -181,7 +184,7 @@ def solve(
             if solution is None:
                 break
             found.append(solution)
-    if not found:
+    if not found and strict:
         names = ", ".join(f"{limit.low:,.6g} <= {limit.name} <= {limit.high:,.6g}" for limit in limits)
         raise UserError(f"mip: no architecture of the chosen cells meets {names or 'the depth policy'}")
     return sorted(found, key=lambda solution: solution.score)[:count]
@@ -309,17 +312,21 @@ class Additivity(NamedTuple):
 
 
 def additivity(score: Score, parent_value: float, archs: Sequence[Architecture], values: Sequence[float]) -> Additivity:
-    """Compare the parent's value plus block scores with measured values of whole networks.
+    """Compare the parent's value plus block scores with measured values of whole networks; see `judged`."""
+    return judged([parent_value + sum(score(i, spec) for i, spec in enumerate(arch.layers)) for arch in archs], values)
+
+
+def judged(predicted: Sequence[float], measured: Sequence[float]) -> Additivity:
+    """Compare what block scores predict of whole networks with what these measure.
 
     Raises:
         UserError: fewer than three networks.
     """
-    if len(archs) < 3 or len(archs) != len(values):
-        raise UserError(f"mip: additivity needs at least three networks with a value each, got {len(archs)}")
-    predicted = np.array([parent_value + sum(score(i, spec) for i, spec in enumerate(arch.layers)) for arch in archs])
-    actual = np.asarray(values, dtype=float)
-    error = predicted - actual
+    if len(predicted) < 3 or len(predicted) != len(measured):
+        raise UserError(f"mip: additivity needs at least three networks with a value each, got {len(predicted)}")
+    actual = np.asarray(measured, dtype=float)
+    error = np.asarray(predicted, dtype=float) - actual
     tau = float(stats.kendalltau(predicted, actual).statistic)
     spread, bias = float(actual.std()), float(error.mean())
     holds = tau >= _TAU and float(error.std()) <= _SHARE * spread
-    return Additivity(len(archs), tau, bias, float(np.sqrt(np.mean(error**2))), spread, holds)
+    return Additivity(len(actual), tau, bias, float(np.sqrt(np.mean(error**2))), spread, holds)

@@ -13,8 +13,9 @@ from toy_problem import REFERENCE, SPACE, TWO, measure, params, val_loss
 from llmnas.config import Config
 from llmnas.errors import UserError
 from llmnas.pareto import Archive
-from llmnas.pipeline.compare import compare_strategies, remembered, strategies_table
+from llmnas.pipeline.compare import compare_strategies, strategies_table
 from llmnas.pipeline.context import Context
+from llmnas.pipeline.stores import remembered
 from llmnas.runs import RunFolder
 from llmnas.search import search
 from llmnas.search.compare import checkpoints, common_reference, compare
