@@ -49,6 +49,11 @@ class RunFolder:
         return self.path / "supernet" / "checkpoints"
 
     @property
+    def initial(self) -> Path:
+        """The weights of a pretrained model that the supernet starts from, reordered; the teacher of later stages."""
+        return self.path / "supernet" / "initial.safetensors"
+
+    @property
     def supernet(self) -> Path:
         """The trained supernet's weights."""
         return self.path / "supernet" / "model.safetensors"

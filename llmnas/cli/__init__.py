@@ -6,15 +6,15 @@ import sys
 
 import typer
 
-from llmnas.cli import begin, examine, stages
+from llmnas.cli import begin, compress, examine, stages
 from llmnas.cli.app import app
 from llmnas.process import run_process
 
-__all__ = ["app", "begin", "examine", "main", "stages"]
+__all__ = ["app", "begin", "compress", "examine", "main", "stages"]
 
 _GROUPS = {
     "Begin": ("init", "doctor"),
-    "Everything at once": ("run",),
+    "Everything at once": ("run", "compress"),
     "One stage alone": ("prepare", "train", "search", "retrain", "export", "report"),
     "Use and examine": ("generate", "correlate", "ladder", "speculate", "compare", "extract", "analyse", "plan"),
 }

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from llmnas.config import load_config
+from llmnas.config import Config, load_config
 from llmnas.errors import UserError
 from llmnas.runs import RunFolder
 from llmnas.tracking import Tracker
 
 if TYPE_CHECKING:
     from llmnas.pipeline.context import Context
+    from llmnas.pipeline.metrics import OwnMetric
 
 app = typer.Typer(
     name="llmnas",
@@ -57,17 +59,27 @@ def open_context(
     claim: bool = True,
 ) -> Iterator[Context]:
     """The run that a verb works on; `claim` binds its folder to the config."""
-    from llmnas.pipeline.context import Context
     from llmnas.pipeline.metrics import own_metric, with_own
 
     own = [own_metric(text) for text in objectives or []]
     config = with_own(load_config(config_path, sets or []), own)
+    with open_run(config, run_dir, {name: function for name, _, function in own}, claim=claim) as context:
+        yield context
+
+
+@contextlib.contextmanager
+def open_run(
+    config: Config, run_dir: Path | None, own: Mapping[str, OwnMetric] = MappingProxyType({}), *, claim: bool = True
+) -> Iterator[Context]:
+    """The run of a config; `claim` binds its folder to it, `own` are metrics of the user's."""
+    from llmnas.pipeline.context import Context
+
     # trials of one W&B sweep share a config name, not a folder
     trial = os.environ.get("WANDB_RUN_ID", "") if "WANDB_SWEEP_ID" in os.environ else ""
     run = RunFolder(run_dir or Path("runs") / config.name / trial)
     values = config.model_dump(mode="json")
     with Tracker(run.path, config.tracking.wandb, config.tracking.project, values) as tracker:
-        context = Context(config, run, tracker, {name: function for name, _, function in own})
+        context = Context(config, run, tracker, own)
         if claim and FIRST_RANK:
             context.claim()
         yield context

@@ -59,6 +59,10 @@ def train(
     run_dir: RunDir = None,
     set_: Sets = None,
     resume: Resume = False,
+    init_from: Annotated[
+        str | None,
+        typer.Option("--init-from", metavar="DIR", help="A pretrained model to start from, with its tokenizer."),
+    ] = None,
     prepare_first: Annotated[bool, typer.Option("--prepare", help="Prepare the data first where needed.")] = False,
     method: Annotated[
         Literal["sampled", "darts"],
@@ -66,6 +70,8 @@ def train(
     ] = "sampled",
 ) -> None:
     """Train the supernet (also under: deepspeed --no_local_rank --module llmnas.cli train CONFIG)."""
+    if init_from is not None:
+        set_ = [f"train.init_from={init_from}", f"data.tokenizer={init_from}", *(set_ or [])]
     if method == "darts":
         _train_darts(config, run_dir, set_, resume=resume, prepare_first=prepare_first)
         return

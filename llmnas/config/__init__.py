@@ -1,7 +1,16 @@
 """Every knob of a run: a config that is malformed cannot exist."""
 
-from llmnas.config.load import differences, load_config
+from llmnas.config.load import differences, load_config, make_config
 from llmnas.config.run import Config
 from llmnas.config.sections import HARDWARE_METRICS, METRICS, HardwareConfig, SearchConfig
 
-__all__ = ["HARDWARE_METRICS", "METRICS", "Config", "HardwareConfig", "SearchConfig", "differences", "load_config"]
+__all__ = [
+    "HARDWARE_METRICS",
+    "METRICS",
+    "Config",
+    "HardwareConfig",
+    "SearchConfig",
+    "differences",
+    "load_config",
+    "make_config",
+]

@@ -36,13 +36,17 @@ def load_config(path: Path, overrides: list[str]) -> Config:
     Raises:
         UserError: one line with file, key, what is wrong and what is allowed.
     """
-    values = read_yaml(path)
+    return make_config(read_yaml(path), overrides, str(path))
+
+
+def make_config(values: dict[str, Any], overrides: list[str], where: str) -> Config:
+    """The config of plain values with `key.key=value` overrides; an error begins with `where`."""
     for assignment in overrides:
         _set(values, assignment)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise explain(str(path), error) from None
+        raise explain(where, error) from None
 
 
 def differences(old: Any, new: Any, key: str = "") -> list[str]:

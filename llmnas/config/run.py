@@ -25,6 +25,9 @@ from llmnas.space import SearchSpace
 from llmnas.space.restrict import restricted
 from llmnas.train.settings import DartsSettings, TrainSettings
 
+_OF_THE_SUPERNET = {"sampler", "distill", "shared_batch", "init_from", "calibration"}
+"""Settings of `train` that later trainings of one network do not take over."""
+
 
 class Config(Strict):
     """One run from text to exported model."""
@@ -61,11 +64,38 @@ class Config(Strict):
             self._check_only(self.darts)
         if self.hardware:
             self.hardware.require_use({*self.search.objectives, *self.search.constraints})
-        self.stage_settings("retrain", self.retrain.train)
-        self.stage_settings("correlate", self.correlate.train)
-        self.stage_settings("ladder", self.ladder.train)
+        stages = {"retrain": self.retrain.train, "correlate": self.correlate.train, "ladder": self.ladder.train}
+        trainings = {"train": self.train} | {name: self.stage_settings(name, own) for name, own in stages.items()}
+        self._pretrained_fits(trainings)
         self.stage_settings("correlate", {**self.correlate.train, **self.correlate.adapt})
         return self
+
+    def _pretrained_fits(self, trainings: dict[str, TrainSettings]) -> None:
+        if self.retrain.pruned and not self.train.init_from:
+            raise ValueError("retrain.pruned needs train.init_from, the pretrained model that is cut down")
+        if self.train.init_from and not self.data.tokenizer:
+            raise ValueError(
+                f"train.init_from needs the model's own tokenizer: set data.tokenizer to {self.train.init_from}"
+            )
+        for name in ("retrain", "correlate", "ladder"):
+            if trainings[name].init_from:
+                raise ValueError(f"{name}.train.init_from: only the supernet starts from a pretrained model")
+        for name, settings in trainings.items():
+            if settings.distill.source == "original" and not self.train.init_from:
+                raise ValueError(f"{name}: distill.source: original needs train.init_from, the model that teaches")
+        if (
+            trainings["correlate"].distill.blocks
+            or trainings["ladder"].distill.blocks
+            or (trainings["retrain"].distill.blocks and self._foreign())
+        ):
+            raise ValueError(
+                "distill.blocks compares networks that were cut out of the supernet, layer by layer: with it set "
+                "retrain.inherit: true, retrain.hand_designed: [] and retrain.random_baseline: 0"
+            )
+
+    def _foreign(self) -> bool:
+        """Whether retraining trains networks whose channels are not those of the supernet."""
+        return bool(self.retrain.hand_designed or self.retrain.random_baseline or not self.retrain.inherit)
 
     def _check_only(self, darts: DartsSettings) -> None:
         try:
@@ -75,7 +105,7 @@ class Config(Strict):
 
     def stage_settings(self, stage: str, overrides: dict[str, Any]) -> TrainSettings:
         """The run's training settings with a stage's overrides, for one network at a time."""
-        values = {**self.train.model_dump(exclude={"sampler", "distill", "shared_batch"}), **overrides}
+        values = {**self.train.model_dump(exclude=_OF_THE_SUPERNET), **overrides}
         try:
             return TrainSettings.model_validate(values)
         except ValidationError as error:

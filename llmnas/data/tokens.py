@@ -58,6 +58,7 @@ class TokenInfo(Model):
     documents: PositiveInt
     text_bytes: NonNegativeInt  # UTF-8 bytes of the text: what bits per byte are counted against
     vocab_size: PositiveInt
+    eos_id: NonNegativeInt = 0  # ends each document
     shards: tuple[Shard, ...]
 
     @model_validator(mode="after")
@@ -215,6 +216,7 @@ def token_writer(
         documents=writer.documents,
         text_bytes=text_bytes,
         vocab_size=vocab_size,
+        eos_id=eos_id,
         shards=tuple(writer.shards),
     )
     write_json(_sidecar(path), info.model_dump(mode="json"))

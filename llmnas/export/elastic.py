@@ -52,6 +52,7 @@ def export_elastic(
     card: Card,
     context: int,
     seconds: float = 2.0,
+    eos_id: int = EOS_ID,
     force: bool = False,
 ) -> ElasticReport:
     """Write a supernet and its Pareto sub-networks as one transformers checkpoint, verified before it appears.
@@ -60,10 +61,11 @@ def export_elastic(
         supernet: float32 on the CPU.
         subnetworks: what a budget may pick, in any order.
         folder: what to make.
-        tokenizer_path: a `tokenizer.json` whose entry 0 is the end of text, or None.
+        tokenizer_path: a `tokenizer.json`, or None.
         card: what the model card says.
         context: tokens of the text at which latencies are measured.
         seconds: about how long to measure them.
+        eos_id: the tokenizer's entry that ends a text.
         force: replace an earlier export.
 
     Raises:
@@ -74,20 +76,20 @@ def export_elastic(
     if not subnetworks:
         raise UserError(f"{folder}: no sub-network to write; search first")
     if tokenizer_path is not None:
-        check_tokenizer_file(tokenizer_path, supernet.base.vocab_size)
+        check_tokenizer_file(tokenizer_path, supernet.base.vocab_size, eos_id)
     ordered = tuple(sorted(subnetworks, key=lambda one: (one.metrics["val_loss"], one.metrics["params"])))
-    eos_id = None if tokenizer_path is None else EOS_ID
-    config = own_config(supernet, eos_id, subnetworks=[one.to_dict() for one in ordered])
+    end = None if tokenizer_path is None else eos_id
+    config = own_config(supernet, end, subnetworks=[one.to_dict() for one in ordered])
     latency = LlmnasForCausalLM(config, supernet).measure_latency(context, seconds)
     config.latency_tables = [latency.to_dict()]
     with staged(folder, force) as checkpoint:
         config.save_pretrained(checkpoint)
-        GenerationConfig(bos_token_id=eos_id, eos_token_id=eos_id, pad_token_id=eos_id).save_pretrained(checkpoint)
+        GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end).save_pretrained(checkpoint)
         save_file(own_weights(supernet), checkpoint / "model.safetensors", metadata={"format": "pt"})
         shutil.copymode(checkpoint / "config.json", checkpoint / "model.safetensors")
         write_code(checkpoint)
         if tokenizer_path is not None:
-            write_tokenizer(tokenizer_path, checkpoint, supernet.base.max_seq)
+            write_tokenizer(tokenizer_path, checkpoint, supernet.base.max_seq, eos_id)
         write_json(checkpoint / ABOUT_FILE, _about(supernet, ordered))
         write_text(checkpoint / "README.md", _card(card, supernet, ordered, latency))
         expected = checkpoint.with_name("expected.safetensors")

@@ -62,29 +62,46 @@ def check_folder(folder: Path, force: bool) -> None:
         raise UserError(f"{folder}: is there and has no {ABOUT_FILE}; force replaces only an earlier export")
 
 
-def check_tokenizer_file(path: Path, vocab_size: int) -> None:
-    """Refuse a file that is no tokenizer of this vocabulary with the end of text as entry 0; `UserError`."""
+COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+"""What a pretrained model's `tokenizer.json` comes with: kept as it is."""
+
+
+def check_tokenizer_file(path: Path, vocab_size: int, eos_id: int = EOS_ID) -> None:
+    """Refuse a file that is no tokenizer of this vocabulary with the end of text as entry `eos_id`; `UserError`.
+
+    A pretrained model may have more rows than its tokenizer has entries.
+    """
     read_json(path)  # says "no such file" and "damaged JSON" in our words
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # noqa: BLE001 (tokenizers raises nothing more precise)
         raise UserError(f"{path}: not a tokenizer ({error})") from None
-    if tokenizer.get_vocab_size() != vocab_size:
+    rows_left = vocab_size - tokenizer.get_vocab_size()
+    if rows_left < 0 or (rows_left and not _companions(path)):
         raise UserError(
             f"{path}: has {tokenizer.get_vocab_size()} entries, the model's vocabulary {vocab_size}; they must be equal"
         )
-    special = tokenizer.get_added_tokens_decoder().get(EOS_ID)
+    special = tokenizer.get_added_tokens_decoder().get(eos_id)
     if special is None or not special.special:
-        raise UserError(f"{path}: entry {EOS_ID} must be a special token that ends a document")
+        raise UserError(f"{path}: entry {eos_id} must be a special token that ends a document")
 
 
-def write_tokenizer(source: Path, folder: Path, max_seq: int) -> None:
-    """Copy `tokenizer.json` and say how to use it.
+def _companions(tokenizer_path: Path) -> list[Path]:
+    return [path for name in COMPANIONS if (path := tokenizer_path.with_name(name)).is_file()]
+
+
+def write_tokenizer(source: Path, folder: Path, max_seq: int, eos_id: int = EOS_ID) -> None:
+    """Copy `tokenizer.json` with what it came with; where it came alone, say how to use it.
 
     `split_special_tokens`: "<|endoftext|>" in a text is plain characters, as in training.
     """
     shutil.copyfile(source, folder / "tokenizer.json")
-    end = Tokenizer.from_file(str(source)).id_to_token(EOS_ID)
+    companions = _companions(source)
+    for path in companions:
+        shutil.copyfile(path, folder / path.name)
+    if companions:
+        return
+    end = Tokenizer.from_file(str(source)).id_to_token(eos_id)
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": end,

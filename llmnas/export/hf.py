@@ -44,7 +44,13 @@ class ExportReport:
 
 
 def export_hf(
-    model: Transformer, folder: Path, *, tokenizer_path: Path | None, card: Card, force: bool = False
+    model: Transformer,
+    folder: Path,
+    *,
+    tokenizer_path: Path | None,
+    card: Card,
+    eos_id: int = EOS_ID,
+    force: bool = False,
 ) -> ExportReport:
     """Write a stand-alone model as a transformers checkpoint, in float32.
 
@@ -54,7 +60,9 @@ def export_hf(
     Args:
         model: from `extract`, or trained by itself.
         folder: what to make.
-        tokenizer_path: a `tokenizer.json` whose entry 0 is the end of text, or None.
+        tokenizer_path: a `tokenizer.json`, or None; what came with it from a pretrained model and lies beside it
+            (`tokenizer_config.json`, ...) is kept.
+        eos_id: its entry that ends a text. A pretrained model's may have fewer entries than the model has rows.
         card: what the model card says.
         force: replace an earlier export.
 
@@ -64,11 +72,11 @@ def export_hf(
     """
     check_folder(folder, force)
     if tokenizer_path is not None:
-        check_tokenizer_file(tokenizer_path, model.base.vocab_size)
+        check_tokenizer_file(tokenizer_path, model.base.vocab_size, eos_id)
     model = copy.deepcopy(model).float().cpu()
     with staged(folder, force) as checkpoint:
         expected = checkpoint.with_name("expected.safetensors")
-        stored = write_checkpoint(model, checkpoint, tokenizer_path, card)
+        stored = write_checkpoint(model, checkpoint, tokenizer_path, card, eos_id)
         write_expected(model, expected)
         difference = verify_fresh(checkpoint, expected, folder)
     return ExportReport(folder, stored.class_name, stored.tier, stored.parameters, stored.own_parameters, difference)
@@ -84,28 +92,30 @@ def write_expected(model: Transformer, path: Path) -> None:
     save_file({"tokens": tokens, "logits": logits.contiguous()}, path)
 
 
-def write_checkpoint(model: Transformer, folder: Path, tokenizer_path: Path | None, card: Card) -> Stored:
+def write_checkpoint(
+    model: Transformer, folder: Path, tokenizer_path: Path | None, card: Card, eos_id: int = EOS_ID
+) -> Stored:
     """Write all files of an export into the empty `folder`, unverified; `model` is float32 on the CPU."""
     base, arch = replace(model.base, rope_dim=model.rope_dim), model.envelope
-    eos_id = None if tokenizer_path is None else EOS_ID
+    end = None if tokenizer_path is None else eos_id
     config_path = folder / "config.json"
     reason = stock_reason(model)
     if reason is None:
         kind, shape = stock_class(base, arch), stock_shape(base, arch)
         class_name, weights = CLASS_NAMES[kind], stock_weights(model, shape, o_bias=has_output_bias(kind, base))
-        stock_config(base, arch, kind, shape, eos_id).save_pretrained(folder)
+        stock_config(base, arch, kind, shape, end).save_pretrained(folder)
         # transformers 5 reads rope_parameters; transformers 4 and engines built on it read the key at the top
         write_json(config_path, read_json(config_path) | {"rope_theta": shape.rope_theta})
     else:
         shape, class_name, weights = None, CLASS_NAME, own_weights(model)
-        own_config(model, eos_id).save_pretrained(folder)
+        own_config(model, end).save_pretrained(folder)
         write_code(folder)
-    GenerationConfig(bos_token_id=eos_id, eos_token_id=eos_id, pad_token_id=eos_id).save_pretrained(folder)
+    GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end).save_pretrained(folder)
     weights_path = folder / "model.safetensors"
     save_file(weights, weights_path, metadata={"format": "pt"})
     shutil.copymode(config_path, weights_path)  # safetensors lets nobody but the owner read it
     if tokenizer_path is not None:
-        write_tokenizer(tokenizer_path, folder, base.max_seq)
+        write_tokenizer(tokenizer_path, folder, base.max_seq, eos_id)
     stored = Stored(
         class_name=class_name,
         shape=shape,

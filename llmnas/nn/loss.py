@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from llmnas.nn.cross_entropy import linear_cross_entropy
 from llmnas.nn.moe import Routing
+
+BlockLoss = Literal["mse", "cosine"]
 
 
 class Teacher(NamedTuple):
@@ -74,9 +76,14 @@ def losses(
         loss = torch.lerp(cross_entropy, top_k_divergence(log_probs, teacher), teacher_weight)
     own = None
     if emit_teacher:
-        top = log_probs.detach().topk(emit_teacher)
-        own = Teacher(top.indices, top.values.exp())
+        own = most_likely(log_probs.detach(), emit_teacher)
     return Losses(loss, cross_entropy.detach(), own)
+
+
+def most_likely(log_probs: Tensor, entries: int) -> Teacher:
+    """The `entries` most likely tokens of every row of [N, V]; all of them where there are fewer."""
+    top = log_probs.topk(min(entries, log_probs.shape[-1]))
+    return Teacher(top.indices, top.values.exp())
 
 
 def top_k_divergence(log_probs: Tensor, teacher: Teacher) -> Tensor:
@@ -95,3 +102,19 @@ def top_k_divergence(log_probs: Tensor, teacher: Teacher) -> Tensor:
     # log(1 - sum q): the clamp keeps the gradient finite where the kept tokens have all the mass
     q_rest = torch.log1p(-kept.exp().sum(-1).clamp_max(1 - 1e-6))
     return (torch.xlogy(p, p) - p * kept).sum(-1).add(torch.xlogy(p_rest, p_rest) - p_rest * q_rest).mean()
+
+
+def block_distance(student: Tensor, teacher: Tensor, kind: BlockLoss) -> Tensor:
+    """How far a residual stream is from a teacher's, mean over tokens; the teacher's leading channels are the aim.
+
+    `mse`: |s - t|^2 / |t|^2, so that layers of every scale count alike (Bercovich et al. 2024, section 3.1, normalise
+    likewise). `cosine`: 1 - cos(s, t).
+
+    Args:
+        student: [batch, seq, hidden].
+        teacher: [batch, seq, at least hidden]; no gradient flows into it.
+    """
+    s, t = student.float(), teacher.detach()[..., : student.shape[-1]].float()
+    if kind == "cosine":
+        return (1 - F.cosine_similarity(s, t, dim=-1)).mean()
+    return ((s - t).square().sum(-1) / t.square().sum(-1).clamp_min(1e-12)).mean()

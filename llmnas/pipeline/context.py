@@ -52,6 +52,11 @@ class Context:
         path = self.run.require(self.run.tokens(split), "prepare")
         return TokenFile.open(path)
 
+    def sequences(self, seq_len: int, seed: int) -> Sequences:
+        """The training tokens in the order of a seed."""
+        file = self.tokens("train")
+        return Sequences(file.tokens, seq_len, seed, file.info.eos_id)
+
     def windows(self, count: int) -> tuple[np.ndarray, float]:
         """(validation windows [count, seq + 1], bytes of text a token)."""
         file = self.tokens("validation")

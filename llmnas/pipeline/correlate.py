@@ -69,7 +69,7 @@ def adapted_runs(context: Context, archs: list[Architecture]) -> list[dict[str, 
     found = []
     for i, arch in enumerate(archs):
         folder = context.run.stand_alone("correlate", f"{arch.id}-adapted", 0)
-        found.append(train_alone(context, arch, settings, 0, folder, f"adapt {i + 1}/{len(archs)}", inherit=True))
+        found.append(train_alone(context, arch, settings, 0, folder, f"adapt {i + 1}/{len(archs)}", "supernet"))
     return found
 
 
@@ -93,7 +93,7 @@ def correlate(context: Context) -> dict[str, Any]:
         [
             train_alone(
                 context, arch, settings, seed, run.stand_alone("correlate", arch.id, seed),
-                f"correlate {i + 1}/{len(archs)}", inherit=False,
+                f"correlate {i + 1}/{len(archs)}", "scratch",
             )
             for i, arch in enumerate(archs)
         ]

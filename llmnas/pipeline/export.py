@@ -30,7 +30,10 @@ def export(context: Context, *, force: bool = False) -> ExportReport:
         seed=best["seed"],
         trained_tokens=best["tokens"],
     )
-    report = export_hf(model, run.export(arch.id), tokenizer_path=run.tokenizer, card=card, force=force)
+    report = export_hf(
+        model, run.export(arch.id), tokenizer_path=run.tokenizer, card=card, force=force,
+        eos_id=context.tokens("train").info.eos_id,
+    )  # fmt: skip
     run.record(
         "export", folder=str(report.folder.relative_to(run.path)), model_class=report.class_name, of=best["identity"]
     )

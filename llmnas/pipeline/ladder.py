@@ -87,7 +87,7 @@ def alone(context: Context, arch: Architecture, windows: np.ndarray) -> list[flo
         folder = context.run.stand_alone("ladder", f"depth{arch.depth}-lr{lr:g}", seed)
         note = f"depth {arch.depth} alone, lr {lr:g}, seed {seed}"
         tried = settings.model_copy(update={"lr": lr})
-        train_alone(context, arch, tried, seed, folder, note, inherit=False)
+        train_alone(context, arch, tried, seed, folder, note, "scratch")
         return {"lr": lr, "loss": float(window_losses(load_alone(context, arch, folder), compact, windows).mean())}
 
     if not options.seeds:

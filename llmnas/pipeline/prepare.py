@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 from tokenizers import Tokenizer
 
@@ -15,18 +16,22 @@ from llmnas.data import (
     EOS_ID,
     SIDES,
     Corpus,
+    ModelTokenizer,
     Side,
     Split,
     encode_texts,
     open_corpus,
+    read_model_tokenizer,
+    require_same_tokenizer,
     save_tokenizer,
     split_documents,
     token_writer,
     train_tokenizer,
 )
+from llmnas.data.pretrained import COMPANIONS
 from llmnas.data.split import digest
 from llmnas.errors import RunError, UserError
-from llmnas.files import sha256
+from llmnas.files import sha256, write_text
 from llmnas.pipeline.context import Context
 
 TOKENIZER_BYTES = 1 << 28
@@ -39,18 +44,42 @@ def prepare(context: Context) -> None:
     # what describes a token file is written after it: with both, nothing was cut off
     if run.tokenizer.exists() and all(run.tokens(side).with_suffix(".json").exists() for side in SIDES):
         return
+    model = own_tokenizer(context)
     corpus = open_corpus(config.data.source)
     split = split_documents(corpus, config.data.validation, config.seed)
     vocab_size = config.space.base.vocab_size
-    note = f"{sum(split.documents.values()):,} documents, a vocabulary of {vocab_size}"
-    context.tracker.progress("tokenizer", 0, 1, note)
-    tokenizer = train_tokenizer(_training_texts(corpus, split), vocab_size)
-    save_tokenizer(tokenizer, run.tokenizer)
-    context.tracker.progress("tokenizer", 1, 1, note)
-    tokens = _write(context, corpus, split, tokenizer)
+    count = sum(split.documents.values())
+    if model is None:
+        note = f"{count:,} documents, a vocabulary of {vocab_size}"
+        context.tracker.progress("tokenizer", 0, 1, note)
+        tokenizer, eos_id = train_tokenizer(_training_texts(corpus, split), vocab_size), EOS_ID
+        save_tokenizer(tokenizer, run.tokenizer)
+        context.tracker.progress("tokenizer", 1, 1, note)
+    else:
+        context.tracker.progress("tokenizer", 1, 1, f"{count:,} documents, tokenizer {model.path}")
+        tokenizer, eos_id = model.tokenizer, model.eos_id
+        for file in (model.path, *(model.path.with_name(name) for name in COMPANIONS)):
+            if file.is_file():
+                write_text(run.tokenizer.with_name(file.name), file.read_text(encoding="utf-8"))
+    tokens = _write(context, corpus, split, tokenizer, eos_id)
     facts = {f"{side}_documents": split.documents[side] for side in SIDES}
     facts |= {f"{side}_tokens": tokens[side] for side in SIDES} | {f"{s}_bytes": split.text_bytes[s] for s in SIDES}
     run.record("prepare", tokenizer_sha256=sha256(run.tokenizer), **facts)
+
+
+def own_tokenizer(context: Context) -> ModelTokenizer | None:
+    """The tokenizer of a pretrained model that the config names, if any.
+
+    Raises:
+        UserError: it does not fit the vocabulary, or is another than that of the model that training starts from.
+    """
+    config = context.config
+    if config.data.tokenizer is None:
+        return None
+    found = read_model_tokenizer(Path(config.data.tokenizer), config.space.base.vocab_size)
+    if config.train.init_from:
+        require_same_tokenizer(found, Path(config.train.init_from))
+    return found
 
 
 def _training_texts(corpus: Corpus, split: Split) -> Iterator[str]:
@@ -60,7 +89,7 @@ def _training_texts(corpus: Corpus, split: Split) -> Iterator[str]:
     return (text for text in texts if split.side(text) == "train" and digest(text) % share == 0)
 
 
-def _write(context: Context, corpus: Corpus, split: Split, tokenizer: Tokenizer) -> dict[Side, int]:
+def _write(context: Context, corpus: Corpus, split: Split, tokenizer: Tokenizer, eos_id: int) -> dict[Side, int]:
     """Both token files in one pass over the corpus; returns their tokens."""
     config, run = context.config, context.run
     vocab_size = config.space.base.vocab_size
@@ -74,7 +103,7 @@ def _write(context: Context, corpus: Corpus, split: Split, tokenizer: Tokenizer)
     total = sum(split.documents.values())
     with ExitStack() as stack:
         writers = {
-            side: stack.enter_context(token_writer(run.tokens(side), vocab_size, EOS_ID, split.text_bytes[side]))
+            side: stack.enter_context(token_writer(run.tokens(side), vocab_size, eos_id, split.text_bytes[side]))
             for side in SIDES
         }
         for done, ids in enumerate(encode_texts(tokenizer, texts()), start=1):

@@ -15,7 +15,8 @@ from llmnas.files import write_json
 from llmnas.pareto import Archive
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.decide import chosen
-from llmnas.pipeline.stand_alone import train_alone
+from llmnas.pipeline.pruned import layer_scores, pruned
+from llmnas.pipeline.stand_alone import Start, train_alone
 from llmnas.rng import generator
 from llmnas.space import Architecture
 from llmnas.train.settings import TrainSettings
@@ -38,6 +39,8 @@ def retrain(context: Context) -> dict[str, Any]:
     networks: dict[str, Architecture] = {"found": found.arch}
     for family in config.retrain.hand_designed:
         networks[family] = hand_designed(family, config.space.base, head_dim, params, EQUAL)
+    for recipe in config.retrain.pruned:
+        networks[recipe] = pruned(recipe, config.space, params, layer_scores(context))
     drawn = random_runs(context, found.arch, params)
     if drawn:
         best = min(drawn, key=lambda r: r["val_loss"])
@@ -104,7 +107,12 @@ def _train(
     tuned = seed == options.seeds  # several learning rates share this seed: a folder each
     label = f"{name}-{arch.id}-lr{settings.lr:g}" if tuned else f"{name}-{arch.id}"
     folder = context.run.stand_alone("retrain", label, seed)
-    return train_alone(context, arch, settings, seed, folder, note, inherit=options.inherit and name == "found")
+    start: Start = "scratch"
+    if name in options.pruned:
+        start = "pretrained"
+    elif name == "found" and options.inherit:
+        start = "supernet"
+    return train_alone(context, arch, settings, seed, folder, note, start)
 
 
 def verdict(comparison: dict[str, Any]) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from llmnas.cost import count_params
-from llmnas.data import Sequences
 from llmnas.evaluate.quality import quality, window_losses
 from llmnas.files import read_json, write_json
 from llmnas.pipeline.context import Context
+from llmnas.pipeline.warm import original
 from llmnas.rng import torch_seed
 from llmnas.runs import identity
 from llmnas.space import Architecture
@@ -20,11 +20,17 @@ from llmnas.train.sampling import OneNetwork
 from llmnas.train.settings import TrainSettings
 from llmnas.train.trainer import train
 
+Start = Literal["scratch", "supernet", "pretrained"]
+"""Where a network's weights come from: a seed, the trained supernet, or the pretrained model that it started from."""
 
-def build(context: Context, arch: Architecture, seed: int, *, inherit: bool) -> Transformer:
-    """The network with fresh weights, or with those of the supernet."""
-    if inherit:
+
+def build(context: Context, arch: Architecture, seed: int, start: Start) -> Transformer:
+    """The network with the weights that it starts from."""
+    if start == "supernet":
         return extract(context.supernet(), arch)
+    if start == "pretrained":
+        path = context.run.require(context.run.initial, "train")
+        return extract(load_weights(Transformer(context.config.space, seed=None), path), arch)
     shape = stand_alone_shape(context.config.space.base, rope_dim(context, arch), arch)
     return Transformer(shape, torch_seed(seed, "init"))
 
@@ -37,22 +43,22 @@ def rope_dim(context: Context, arch: Architecture) -> int:
 
 
 def train_alone(
-    context: Context, arch: Architecture, settings: TrainSettings, seed: int, folder: Path, note: str, *, inherit: bool
+    context: Context, arch: Architecture, settings: TrainSettings, seed: int, folder: Path, note: str, start: Start
 ) -> dict[str, Any]:
     """Train, evaluate on all validation windows, store; a stored result of the same settings is returned.
 
     Seeds decide initial weights and order of the data, so runs of one seed are paired.
     """
     config = context.config
-    own = _identity(context, arch, settings, seed, inherit=inherit)
+    own = _identity(context, arch, settings, seed, start)
     stored = folder / "result.json"
     if stored.exists():
         result: dict[str, Any] = read_json(stored)
         if result["identity"] == own:
             return result
-    model = build(context, arch, seed, inherit=inherit)
+    model = build(context, arch, seed, start)
     network = model.envelope
-    sequences = Sequences(context.tokens("train").tokens, settings.seq_len, config.seed + 1 + seed)
+    sequences = context.sequences(settings.seq_len, config.seed + 1 + seed)
 
     def log(step: int, metrics: dict[str, float]) -> None:
         context.tracker.progress(note, step, settings.steps, f"loss {metrics.get('train_loss', float('nan')):.3f}")
@@ -60,12 +66,13 @@ def train_alone(
     outcome = train(
         model, OneNetwork(network), sequences, settings, start_processes(),
         folder=folder / f"checkpoints-{own}", identity=own, log=log,
+        guide=original(context, settings, arch),
     )  # fmt: skip
     windows, bytes_per_token = context.windows(config.search.windows)
     losses = window_losses(model, None, windows)
     save_weights(model, folder / "model.safetensors")
     result = {
-        "identity": own, "id": arch.id, "architecture": arch.to_dict(), "seed": seed, "inherit": inherit,
+        "identity": own, "id": arch.id, "architecture": arch.to_dict(), "seed": seed, "start": start,
         "params": count_params(arch, config.space.base).total, "tokens": outcome.tokens, "lr": settings.lr,
         "cpu_seconds": outcome.cpu_seconds, **quality(float(losses.mean()), bytes_per_token),
     }  # fmt: skip
@@ -77,16 +84,17 @@ _WATCHING = {"log_every", "eval_every", "eval_sequences", "save_every", "keep"}
 """Settings that look at a training and leave its result as it is."""
 
 
-def _identity(context: Context, arch: Architecture, settings: TrainSettings, seed: int, *, inherit: bool) -> str:
+def _identity(context: Context, arch: Architecture, settings: TrainSettings, seed: int, start: Start) -> str:
     """Of what the result depends on: without inherited weights, nothing of how the supernet was trained."""
     values = context.config.model_dump(mode="json")
     shape = stand_alone_shape(context.config.space.base, rope_dim(context, arch), arch)
     depends = [values["seed"], values["data"], values["search"]["windows"], asdict(shape)]
     return identity(
-        *depends, settings.model_dump(mode="json", exclude=_WATCHING), seed, context.identity if inherit else None
-    )
+        *depends, settings.model_dump(mode="json", exclude=_WATCHING), seed, start,
+        context.identity if start != "scratch" else None,
+    )  # fmt: skip
 
 
 def load_alone(context: Context, arch: Architecture, folder: Path) -> Transformer:
     """The stored network of `train_alone`."""
-    return load_weights(build(context, arch, 0, inherit=False), folder / "model.safetensors")
+    return load_weights(build(context, arch, 0, "scratch"), folder / "model.safetensors")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from llmnas.cost import BudgetSampler
-from llmnas.data import Sequences
 from llmnas.errors import UserError
 from llmnas.evaluate.quality import window_losses
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.prepare import prepare
+from llmnas.pipeline.warm import original, write_initial
 from llmnas.rng import generator, torch_seed
 from llmnas.supernet import Transformer, save_weights
 from llmnas.train.engine import build, start_processes, wait_for_all
@@ -35,9 +35,14 @@ def train_supernet(context: Context, *, prepare_first: bool = False) -> Outcome 
             prepare(context)
         wait_for_all(processes)
     settings, space = config.train, config.space
-    sequences = Sequences(context.tokens("train").tokens, settings.seq_len, config.seed)
+    if processes.rank == 0:
+        write_initial(context)
+    wait_for_all(processes)
+    sequences = context.sequences(settings.seq_len, config.seed)
     sampler = SupernetSampler(space, config.budget, settings.sampler, config.seed)
-    model = build(space, torch_seed(config.seed, "init"), settings, processes)
+    model = build(
+        space, torch_seed(config.seed, "init"), settings, processes, run.initial if settings.init_from else None
+    )
     windows, _ = context.windows(settings.eval_sequences)
     drawn = BudgetSampler(space, config.budget).sample_many(generator(config.seed, "watched"), _RANDOM_NETWORKS)
 
@@ -60,6 +65,7 @@ def train_supernet(context: Context, *, prepare_first: bool = False) -> Outcome 
     outcome = train(
         model, sampler, sequences, settings, processes,
         folder=run.checkpoints, identity=context.identity, log=log, evaluate=evaluate,
+        guide=original(context, settings),
     )  # fmt: skip
     if processes.rank == 0:
         save_weights(model, run.supernet)

@@ -6,7 +6,7 @@ from llmnas.nn.moe import Experts
 from llmnas.supernet.extract import extract, stand_alone_shape
 from llmnas.supernet.model import Transformer
 from llmnas.supernet.packed import load_packed, pack, packable, save_packed
-from llmnas.supernet.weights import load_weights, save_weights
+from llmnas.supernet.weights import fill_weights, load_weights, save_weights
 
 __all__ = [
     "Experts",
@@ -14,6 +14,7 @@ __all__ = [
     "Teacher",
     "Transformer",
     "extract",
+    "fill_weights",
     "load_packed",
     "load_weights",
     "pack",

@@ -5,6 +5,8 @@ The active architecture is an argument of `forward`; the module holds no state a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
@@ -12,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from llmnas.nn.block import Block
 from llmnas.nn.cache import Cache, layer_cache
-from llmnas.nn.loss import Losses, Teacher, losses
+from llmnas.nn.loss import BlockLoss, Losses, Teacher, block_distance, losses
 from llmnas.nn.moe import Routing
 from llmnas.nn.norm import rms_norm
 from llmnas.nn.rope import frequencies, rotations
@@ -55,6 +57,9 @@ class Transformer(nn.Module):
         teacher: Teacher | None = None,
         teacher_weight: float = 0.5,
         emit_teacher: int = 0,
+        block_aims: Mapping[int, Tensor] | None = None,
+        block_weight: float = 0.0,
+        block_loss: BlockLoss = "mse",
         balance_weight: float = 0.0,
         z_weight: float = 0.0,
         documents: Tensor | None = None,
@@ -70,6 +75,9 @@ class Transformer(nn.Module):
             teacher: a distribution over the same positions to learn from, besides `targets`.
             teacher_weight: its share of the loss.
             emit_teacher: entries of the own distribution to return with the losses.
+            block_aims: by layer, what the residual stream after it should be, [batch, seq, at least hidden].
+            block_weight: of the mean distance to them, added to the loss.
+            block_loss: that distance, see `block_distance`.
             balance_weight: of the experts' balance loss, mean over layers with a router.
             z_weight: of the routers' z-loss (Zoph et al. 2022, eq. 5), likewise.
             documents: [batch, cached + seq] document numbers that no layer must cross, of all tokens read so far.
@@ -80,11 +88,15 @@ class Transformer(nn.Module):
             Logits [batch, seq, vocab] without targets, else `Losses`.
         """
         arch = arch or self.envelope
-        hidden, routings = self.run(tokens, arch, documents, cache, checkpoint_blocks)
+        outputs: dict[int, Tensor] | None = {} if block_aims else None
+        hidden, routings = self.run(tokens, arch, documents, cache, checkpoint_blocks, outputs)
         head = self.head_weight(arch)
         if targets is None:
             return F.linear(hidden, head)
         found = losses(hidden, head, targets, teacher, teacher_weight, emit_teacher)
+        if block_aims and outputs is not None:
+            distances = [block_distance(outputs[i], aim, block_loss) for i, aim in block_aims.items()]
+            found = found._replace(loss=found.loss + block_weight * torch.stack(distances).mean())
         if not routings:
             return found
         extra = [balance_weight * r.balance_loss() + z_weight * r.z for r in routings.values()]
@@ -111,8 +123,11 @@ class Transformer(nn.Module):
         documents: Tensor | None = None,
         cache: Cache | None = None,
         checkpoint_blocks: bool = False,
+        outputs: dict[int, Tensor] | None = None,
     ) -> tuple[Tensor, dict[int, Routing]]:
         """[batch, seq] int64 -> [batch, seq, hidden] after the final norm, and what the routers did, by layer.
+
+        `outputs`, where given, receives the residual stream after every kept layer, by layer.
 
         Raises:
             ValueError: the weights cannot serve the architecture.
@@ -131,6 +146,8 @@ class Transformer(nn.Module):
                 x, routing = checkpoint(block, x, spec, rotation, documents, use_reentrant=False)
             else:
                 x, routing = block(x, spec, rotation, documents, cache.layers[i] if cache else None)
+            if outputs is not None:
+                outputs[i] = x
             if routing is not None:
                 routings[i] = routing
         if cache:

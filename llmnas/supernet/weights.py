@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
+from torch import nn
 
 from llmnas.errors import UserError
 from llmnas.files import atomic_open
@@ -40,3 +43,33 @@ def load_weights(model: Transformer, path: Path) -> Transformer:
         for name, value in model.state_dict().items():
             value.copy_(weights[name])
     return model
+
+
+@torch.no_grad()
+def fill_weights(
+    model: Transformer, path: Path, opened: Callable[[nn.Parameter], contextlib.AbstractContextManager[None]]
+) -> None:
+    """Read every parameter in place, one at a time: the model is never whole in memory beside its file.
+
+    Args:
+        opened: entered around each parameter, which is whole only while it is open (ZeRO-3).
+
+    Raises:
+        UserError: a damaged file, or weights of another shape.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            stored = set(file.keys())
+            for name, weight in model.named_parameters():
+                if name not in stored:
+                    raise UserError(f"{path}: of another search space: it has no {name}")
+                value = file.get_tensor(name)
+                with opened(weight):
+                    if weight.numel() and weight.shape != value.shape:
+                        raise UserError(f"{path}: of another search space: {name} is {value.shape}, not {weight.shape}")
+                    weight.copy_(value)
+            for name, buffer in model.named_buffers():
+                if name in stored:
+                    buffer.copy_(file.get_tensor(name))
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged weights ({error}); delete it and train again with --resume") from None

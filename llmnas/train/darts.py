@@ -34,7 +34,16 @@ from llmnas.train.settings import DartsSettings, TrainSettings
 from llmnas.train.spectrum import dominant_eigenvalue
 from llmnas.train.trainer import Log
 
-_UNUSED = ("sampler", "distill", "moe", "shared_batch", "document_mask", "micro_batch", "checkpoint_blocks")
+_UNUSED = (
+    "init_from",
+    "sampler",
+    "distill",
+    "moe",
+    "shared_batch",
+    "document_mask",
+    "micro_batch",
+    "checkpoint_blocks",
+)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from llmnas.errors import RunError, UserError
 from llmnas.space import Architecture, Shape
-from llmnas.supernet import Losses, Transformer
+from llmnas.supernet import Losses, Transformer, fill_weights, load_weights
 from llmnas.supernet.init import initialise
 from llmnas.supernet.mixture import SoftArchitecture
 from llmnas.train.deepspeed_json import deepspeed_config
@@ -118,19 +118,24 @@ def gathered(parameters: list[nn.Parameter], *, write: bool = False) -> Iterator
         yield
 
 
-def build(shape: Shape, seed: int, settings: TrainSettings, processes: Processes) -> Transformer:
-    """The model with the initial weights of `seed`, which do not depend on the ZeRO stage.
+def build(
+    shape: Shape, seed: int, settings: TrainSettings, processes: Processes, weights: Path | None = None
+) -> Transformer:
+    """The model with the initial weights of `seed` (or those of a file), which do not depend on the ZeRO stage.
 
     At stage 3 every process holds only its share from the start: blocks are built without values,
     partitioned as soon as each is there, then filled one parameter at a time. No process ever holds more
     than the largest module whole.
     """
     if settings.zero_stage < 3:
-        return Transformer(shape, seed)
+        return Transformer(shape, seed) if weights is None else load_weights(Transformer(shape, seed=None), weights)
     require_verified_version()
     with deepspeed.zero.Init(config_dict_or_path=deepspeed_config(settings, processes.size)):
         model = Transformer(shape, seed=None)
-    initialise(model, model.envelope.depth, seed, opened=lambda weight: gathered([weight], write=True))
+    if weights is None:
+        initialise(model, model.envelope.depth, seed, opened=lambda weight: gathered([weight], write=True))
+    else:
+        fill_weights(model, weights, opened=lambda weight: gathered([weight], write=True))
     return model
 
 

@@ -105,15 +105,33 @@ class SamplerSettings(_Strict):
 
 
 class DistillSettings(_Strict):
-    """In-place distillation (Yu et al. 2020, BigNAS): the largest network teaches the others of its step.
+    """Learning from another network's distribution, and from what its blocks put out.
 
     Attributes:
-        weight: share of the teacher in the loss; 0 switches distillation off.
+        source: `largest` is in-place distillation (Yu et al. 2020, BigNAS), the largest network teaches the others
+            of its step; `original` is the pretrained model that training started from, frozen.
+        weight: share of the teacher's distribution in the loss, the rest is the text's.
         top_k: how many of the teacher's most likely tokens are kept.
+        blocks: weight of the distance between block outputs, added to the loss (Minitron, Muralidharan et al.
+            2024, section 3; Puzzle, Bercovich et al. 2024, section 3.1); only with `original`.
+        block_loss: that distance, `mse` relative to the teacher's mean square or `cosine`.
     """
 
+    source: Literal["largest", "original"] = "largest"
     weight: float = Field(0.0, ge=0, le=1)
     top_k: PositiveInt = 32
+    blocks: NonNegativeFloat = 0.0
+    block_loss: Literal["mse", "cosine"] = "mse"
+
+    @model_validator(mode="after")
+    def _what_is_given_is_used(self) -> Self:
+        if self.blocks and self.source != "original":
+            raise ValueError("distill.blocks needs source: original, the frozen model whose blocks are the aim")
+        if self.block_loss != "mse" and not self.blocks:
+            raise ValueError("distill.block_loss does nothing without distill.blocks > 0")
+        if self.source == "original" and not (self.weight or self.blocks):
+            raise ValueError("distill.source: original does nothing without distill.weight or distill.blocks > 0")
+        return self
 
 
 class SecondPhase(_Strict):
@@ -176,6 +194,8 @@ class TrainSettings(_Strict):
         save_every: steps between checkpoints; the last `keep` stay.
         skip_limit: steps in a row whose update may be skipped because a gradient is not finite.
         threads: CPU threads a process; 0 shares the cores of the machine among the local processes.
+        init_from: folder of a pretrained model to start the supernet from; None starts from random weights.
+        calibration: training sequences on which the importance of its parts is measured.
     """
 
     steps: PositiveInt
@@ -205,6 +225,8 @@ class TrainSettings(_Strict):
     keep: PositiveInt = 2
     skip_limit: PositiveInt = 10
     threads: NonNegativeInt = 0
+    init_from: str | None = None
+    calibration: PositiveInt = 64
 
     @model_validator(mode="after")
     def _master_weights_are_kept(self) -> Self:
@@ -223,11 +245,18 @@ class TrainSettings(_Strict):
 
     @model_validator(mode="after")
     def _teacher_is_there(self) -> Self:
-        if self.distill.weight and (self.sampler.kind != "sandwich" or not self.shared_batch):
+        in_place = self.distill.weight and self.distill.source == "largest"
+        if in_place and (self.sampler.kind != "sandwich" or not self.shared_batch):
             raise ValueError(
                 "distill.weight > 0 needs sampler.kind: sandwich (the largest network is the teacher) "
                 "and shared_batch: true (it teaches on the tokens it has seen)"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _calibration_is_used(self) -> Self:
+        if self.calibration != type(self).model_fields["calibration"].default and not self.init_from:
+            raise ValueError("calibration does nothing without init_from: only a pretrained model is reordered")
         return self
 
 

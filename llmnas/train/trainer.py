@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmnas.data import EOS_ID, Sequences
+from llmnas.data import Sequences
 from llmnas.errors import Preempted
 from llmnas.space import Architecture
 from llmnas.supernet import Losses, Teacher, Transformer
 from llmnas.train.agreement import Agreement
 from llmnas.train.balance import Balance
 from llmnas.train.checkpoint import load_checkpoint, load_learned, newest, save_checkpoint
+from llmnas.train.distill import Guide, Signal
 from llmnas.train.engine import Engine, Processes, Step, set_threads
 from llmnas.train.health import Meter, Skips
 from llmnas.train.preemption import Preemption
@@ -58,6 +59,7 @@ def train(
     identity: str = "",
     log: Log | None = None,
     evaluate: Evaluate | None = None,
+    guide: Guide | None = None,
 ) -> Outcome:
     """Train `model` in place, from the newest checkpoint in `folder` where there is one; collective.
 
@@ -70,11 +72,15 @@ def train(
         log: called with (steps done, metrics) on rank 0.
         evaluate: metrics of the model every `eval_every` steps, logged on rank 0. At stage 3 every rank
             calls it (blocks are gathered as they run), else rank 0 alone.
+        guide: the frozen model that teaches where `settings.distill.source` is `original`.
 
     Raises:
+        ValueError: a guide that the settings do not use, or none where they need one.
         RunError: too many steps in a row without a finite gradient, or ranks that disagree.
         Preempted: SIGTERM came; a checkpoint of the step boundary is in `folder`.
     """
+    if (guide is not None) != (settings.distill.source == "original"):
+        raise ValueError(f"distill.source: {settings.distill.source}, guide: {guide}")
     set_threads(settings, processes)
     engine = Engine(model, settings, processes)
     balance = Balance(model, settings.moe)
@@ -100,7 +106,7 @@ def train(
                 if folder and saved < step and not skips.in_a_row:
                     save_checkpoint(engine, folder, step, settings.keep, identity, learned())
                 raise Preempted(f"SIGTERM at step {step}: {newest(folder)}; start again with --resume")
-            losses, result = train_step(engine, networks, sequences, settings, step, balance)
+            losses, result = train_step(engine, networks, sequences, settings, step, balance, guide)
             if predictor:
                 predictor.observe(networks, engine.means(losses).cpu().numpy())
             routing = balance.end_step(engine.average)
@@ -134,6 +140,7 @@ def train_step(
     settings: TrainSettings,
     step: int,
     balance: Balance,
+    guide: Guide | None = None,
 ) -> tuple[Tensor, Step]:
     """One optimizer step over several networks; returns their cross entropies ([networks], detached) and what it did.
 
@@ -145,18 +152,23 @@ def train_step(
     entropies = torch.zeros(len(networks), device=engine.device)
     for i, arch in enumerate(networks):
         first = first_sequence(step, i, settings) + engine.processes.rank * engine.local_batch
-        teaches = i == 0 and settings.distill.weight > 0
+        teaches = i == 0 and settings.distill.weight > 0 and guide is None
         for piece in range(pieces):
             batch = torch.from_numpy(sequences.batch(first + piece * size, size)).to(engine.device)
             tokens, targets = batch[:, :-1], batch[:, 1:]
+            documents = document_numbers(tokens, sequences.eos_id) if settings.document_mask else None
+            aim = guide(tokens, arch, documents) if guide else Signal(teachers[piece])
             out: Losses = engine.forward(
                 tokens,
                 arch,
                 targets=targets,
-                teacher=teachers[piece],
+                teacher=aim.teacher,
                 teacher_weight=settings.distill.weight,
                 emit_teacher=settings.distill.top_k if teaches else 0,
-                documents=document_numbers(tokens) if settings.document_mask else None,
+                block_aims=aim.blocks,
+                block_weight=settings.distill.blocks,
+                block_loss=settings.distill.block_loss,
+                documents=documents,
                 checkpoint_blocks=settings.checkpoint_blocks,
                 **balance.loss_weights(),
             )
@@ -167,7 +179,7 @@ def train_step(
     return entropies, engine.step(learning_rate(step, settings), weight_decay(step, settings))
 
 
-def document_numbers(tokens: Tensor) -> Tensor:
+def document_numbers(tokens: Tensor, eos_id: int) -> Tensor:
     """[batch, seq] -> how many documents ended before each token of the row."""
-    ends = tokens == EOS_ID
+    ends = tokens == eos_id
     return ends.cumsum(1) - ends.long()

@@ -39,6 +39,15 @@ class Pretrained:
     weights: dict[str, Tensor]
 
 
+def read_shape(folder: Path, rope_order: RopeOrder = "leading") -> tuple[BaseModel, Architecture]:
+    """What `config.json` says of a model, without its weights.
+
+    Raises:
+        UserError: another family, or a feature that this project's layers do not have.
+    """
+    return _shape(read_json(folder / "config.json"), folder / "config.json", rope_order)
+
+
 def read_pretrained(folder: Path, rope_order: RopeOrder = "leading") -> Pretrained:
     """Read a dense Llama, Mistral, Qwen2, Qwen3 or Seed-OSS checkpoint.
 
@@ -49,8 +58,7 @@ def read_pretrained(folder: Path, rope_order: RopeOrder = "leading") -> Pretrain
     Raises:
         UserError: another family, a feature that this project's layers do not have, or damaged files.
     """
-    config = read_json(folder / "config.json")
-    base, arch = _shape(config, folder / "config.json", rope_order)
+    base, arch = read_shape(folder, rope_order)
     stock = _read_weights(folder)
     (_, spec), dim = arch.kept[0], arch.kept[0][1].head_dim
     halves = torch.tensor(pair_order(dim // 2, rope_order))

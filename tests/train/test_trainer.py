@@ -117,7 +117,7 @@ def test_a_stand_alone_network_trains_as_it_would_inside_the_supernet():
 
 def test_documents_are_numbered_by_the_ends_before_them():
     tokens = torch.tensor([[5, EOS_ID, 6, EOS_ID, EOS_ID, 7], [1, 2, 3, 4, 5, EOS_ID]])
-    assert document_numbers(tokens).tolist() == [[0, 0, 1, 1, 2, 3], [0, 0, 0, 0, 0, 0]]
+    assert document_numbers(tokens, EOS_ID).tolist() == [[0, 0, 1, 1, 2, 3], [0, 0, 0, 0, 0, 0]]
 
 
 def test_document_mask_keeps_attention_within_documents():

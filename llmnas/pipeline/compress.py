@@ -1,0 +1,176 @@
+"""A pretrained model and a budget become a config, and what `llmnas compress` shows at its end.
+
+The rules (every one may be changed with `--set`):
+- the largest network is the model; hidden size and FFN go down to half and a quarter of it in steps, KV heads and
+  queries a group to half, and up to half of the layers between the first and the last may go. The head size stays;
+- sizes are the same in every layer, so that the result is a stock checkpoint of exactly its size; `--per-layer`
+  lets every layer choose its own KV heads and FFN, and then a stock checkpoint pads them with zeros;
+- the supernet is trained for a short time on the text, with the frozen model as teacher of the logits, at a
+  learning rate that falls with size: 1e-3 below 10 million parameters, 3e-4 below a billion, else 1e-4;
+- the winner is healed alone, with logits and block outputs of the model as aims.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from llmnas.config import Config
+from llmnas.cost import count_params
+from llmnas.data import open_corpus, read_model_tokenizer
+from llmnas.errors import UserError
+from llmnas.evaluate.measure import measure_latency, this_device
+from llmnas.evaluate.quality import quality, window_losses
+from llmnas.files import read_json
+from llmnas.pareto import Archive
+from llmnas.pipeline.context import Context
+from llmnas.pipeline.decide import chosen
+from llmnas.report.html import Table
+from llmnas.supernet import Transformer, load_weights
+from llmnas.train.warmstart import read_shape
+
+_CHECK_SECONDS = 2.0
+_CONTEXT = 512
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for; exactly one of the two budgets is given."""
+
+    model: Path
+    corpus: str
+    max_params: int | None = None
+    latency_ms: float | None = None
+    per_layer: bool = False
+    baselines: bool = False
+
+
+def compress_values(request: Request) -> dict[str, Any]:
+    """The config of a compression, as plain values.
+
+    Raises:
+        UserError: no such folder, a model that cannot be read, or not exactly one budget.
+    """
+    if (request.max_params is None) == (request.latency_ms is None):
+        raise UserError("compress: give one budget, --max-params N or --latency-ms X")
+    if not request.model.is_dir():
+        raise UserError(f"{request.model}: no such folder; give the Hugging Face folder of a model on this machine")
+    base, whole = read_shape(request.model)
+    params = count_params(whole, base).total
+    seq_len = min(128 if params < 10**7 else 256, base.max_seq)
+    lr = 1e-3 if params < 10**7 else 3e-4 if params < 10**9 else 1e-4
+    teach = {"source": "original", "weight": 0.5, "top_k": 64}
+    values: dict[str, Any] = {
+        "name": f"compress-{''.join(c if c.isalnum() or c in '._-' else '-' for c in request.model.resolve().name)}",
+        "data": {"source": request.corpus, "tokenizer": str(request.model)},
+        "space": space_values(request.model, per_layer=request.per_layer),
+        "budget": {"workload": {"context": min(base.max_seq, _CONTEXT)}},
+        "train": {
+            "steps": 300, "batch_size": 8, "seq_len": seq_len, "lr": lr, "init_from": str(request.model),
+            "distill": teach, "sampler": {"kind": "single", "largest": "budget"},
+        },
+        "search": {"objectives": {"val_loss": "min", "params": "min"}, "evaluations": 100},
+        "retrain": {
+            "train": {"steps": 300, "distill": teach | {"blocks": 0.1}}, "seeds": 1, "inherit": True,
+            "hand_designed": [], "pruned": ["last_layers", "depth", "width"] if request.baselines else [],
+        },
+    }  # fmt: skip
+    if request.max_params is not None:
+        values["budget"]["max_params"] = request.max_params
+    else:
+        values["search"]["objectives"] = {"val_loss": "min", "decode_latency_ms": "min"}
+        values["search"]["constraints"] = {"decode_latency_ms": request.latency_ms}
+        values["hardware"] = {"device": "this", "method": "table"}
+    return values
+
+
+def space_values(model: Path, *, per_layer: bool) -> dict[str, Any]:
+    """The space whose largest network is the model; see the rules of this module."""
+    base, whole = read_shape(model)
+    (_, spec), depth = whole.kept[0], whole.depth
+
+    def parts(size: int, shares: tuple[float, ...], multiple: int) -> list[int]:
+        return sorted({min(size, max(1, math.ceil(size * share / multiple) * multiple)) for share in shares} | {size})
+
+    least = max(1, math.ceil(depth / 2))
+    depths = sorted({round(least + (depth - least) * i / 4) for i in range(5)})
+    return {
+        "base": asdict(base),
+        "layers": depth,
+        "hidden_size": parts(whole.hidden_size, (0.5, 0.625, 0.75, 0.875), 8),
+        "depth": {"choices": depths, "policy": "keep_ends" if least > 1 else "any"},
+        "kv_heads": {"choices": parts(spec.kv_heads, (0.5,), 1), "per_layer": per_layer},
+        "queries_per_group": parts(spec.queries_per_group, (0.5,), 1),
+        "head_dim": spec.head_dim,
+        "ffn_size": {
+            "choices": parts(spec.ffn_size, (0.25, 0.375, 0.5, 0.625, 0.75, 0.875), 4),
+            "per_layer": per_layer,
+        },
+    }
+
+
+def check_before(config: Config) -> None:
+    """Refuse what would end the run later, before its folder is made.
+
+    Raises:
+        UserError: no text, a tokenizer that does not fit, or a budget that the model meets as it is or that nothing
+            meets (with the range of the space).
+    """
+    open_corpus(config.data.source)
+    read_model_tokenizer(Path(config.data.tokenizer or ""), config.space.base.vocab_size)
+    space, base = config.space, config.space.base
+    ends = (space.smallest(), space.envelope)
+    limit, unit = config.budget.max_params, "parameters"
+    low, high = (float(count_params(arch, base).total) for arch in ends)
+    if limit is not None:
+        _require_between("--max-params", limit, low, high, ",.0f", unit)
+    latency = config.search.constraints.get("decode_latency_ms")
+    if isinstance(latency, int | float):
+        bench = this_device(config.hardware.threads if config.hardware else 1)
+        timings = measure_latency(ends, base, "decode", config.budget.workload, bench, _CHECK_SECONDS)
+        _require_between("--latency-ms", latency, timings[0].ms, timings[1].ms, ".3g", "ms a token on this machine")
+
+
+def _require_between(option: str, limit: float, low: float, high: float, form: str, unit: str) -> None:
+    if limit >= high:
+        raise UserError(f"{option} {limit:{form}}: the model has {high:{form}} {unit} already; ask for less")
+    if limit < low:
+        raise UserError(f"{option} {limit:{form}}: below the smallest network of the space, {low:{form}} {unit}")
+
+
+def compress_table(context: Context) -> Table:
+    """The model, what was found, before and after healing, and the baselines that were asked for."""
+    config, run = context.config, context.run
+    windows, bytes_per_token = context.windows(config.search.windows)
+    model = load_weights(Transformer(config.space, seed=None), run.initial).eval()
+    whole = quality(float(window_losses(model, None, windows).mean()), bytes_per_token)
+    archive = Archive.load(run.evaluations)
+    found = chosen(context, archive)
+    archive.close()
+    of_model = count_params(config.space.envelope, config.space.base).total
+    cut = window_losses(model, found.arch, windows).mean()
+    named = {
+        "the model": (of_model, whole["val_loss"]),
+        "found, cut out of the model": (int(found.metrics["params"]), float(cut)),
+        "found, in the trained supernet": (int(found.metrics["params"]), found.metrics["val_loss"]),
+    }
+    result = read_json(run.result("retrain"))
+    titles = {
+        "found": "found, healed", "last_layers": "last layers dropped, healed",
+        "depth": "least important layers dropped, healed", "width": "all layers narrower, healed",
+    }  # fmt: skip
+    for name, runs in result["runs"].items():
+        named[titles.get(name, name)] = (runs[0]["params"], sum(r["val_loss"] for r in runs) / len(runs))
+    rows = [
+        (name, f"{params:,}", f"{params / of_model:.0%}", f"{loss:.4f}", f"{math.exp(loss):.2f}")
+        for name, (params, loss) in named.items()
+    ]
+    tokens = read_json(run.result("retrain"))["runs"]["found"][0]["tokens"]
+    spent = run.recorded("train").get("tokens", 0)
+    note = (
+        f"Validation text of {config.data.source}. Healed: {tokens:,} tokens each, the model as teacher; the found one "
+        f"starts from the supernet, which saw {spent:,} tokens before, the others from the model."
+    )
+    return Table("Compressed", ("network", "parameters", "of the model", "val loss (nats)", "perplexity"), rows, note)

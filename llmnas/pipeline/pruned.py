@@ -1,0 +1,70 @@
+"""Cutting a pretrained model down to a size by recipe: what a found architecture has to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+
+from llmnas.cost import count_params
+from llmnas.errors import UserError
+from llmnas.files import read_json, write_json
+from llmnas.pipeline.context import Context
+from llmnas.space import Architecture, Shape
+from llmnas.supernet import Transformer, load_weights
+from llmnas.supernet.importance import layer_importance
+
+Recipe = Literal["last_layers", "depth", "width"]
+
+
+def pruned(recipe: Recipe, space: Shape, params: int, scores: Sequence[float]) -> Architecture:
+    """The largest network of a recipe with at most `params` parameters, listed layer by layer of the supernet.
+
+    - `last_layers`: the last layers are dropped;
+    - `depth`: the least important ones are (Minitron's depth pruning, Muralidharan et al. 2024, section 2.3);
+    - `width`: hidden size and FFN of every layer shrink by one factor, heads stay (its width pruning, section 2.4).
+
+    Whole layers are coarse steps: what is left of the count goes into nothing, and the table says the count.
+
+    Args:
+        scores: importance of every layer of the largest network.
+
+    Raises:
+        UserError: even its smallest network is larger.
+    """
+    whole = space.envelope
+    if recipe == "width":
+        candidates = [_narrower(whole, hidden) for hidden in range(whole.hidden_size, 7, -8)]
+    else:
+        order = sorted(range(len(scores)), key=lambda i: i if recipe == "last_layers" else -scores[i])
+        candidates = [
+            replace(whole, layers=tuple(s if i in order[:depth] else None for i, s in enumerate(whole.layers)))
+            for depth in range(len(whole.layers), 0, -1)
+        ]
+    for arch in candidates:
+        if count_params(arch, space.base).total <= params:
+            return arch
+    raise UserError(f"retrain.pruned: {recipe}: no such network has at most {params:,} parameters")
+
+
+def _narrower(whole: Architecture, hidden_size: int) -> Architecture:
+    factor = hidden_size / whole.hidden_size
+    layers = tuple(spec and replace(spec, ffn_size=max(1, round(spec.ffn_size * factor))) for spec in whole.layers)
+    return Architecture(hidden_size, layers)
+
+
+def layer_scores(context: Context) -> list[float]:
+    """By how much the loss of the pretrained model grows without each layer, on calibration text; stored."""
+    path = context.run.initial.with_name("layers.json")
+    if path.exists():
+        found: list[float] = read_json(path)
+        return found
+    config = context.config
+    model = load_weights(Transformer(config.space, seed=None), context.run.require(context.run.initial, "train"))
+    windows = context.sequences(config.train.seq_len, config.seed).fixed(config.train.calibration)
+    batches = [torch.from_numpy(windows[i : i + 8]) for i in range(0, len(windows), 8)]
+    scores = layer_importance(model, batches)
+    write_json(path, scores)
+    return scores

@@ -1,0 +1,141 @@
+"""A pretrained folder and a budget to a smaller stock checkpoint; what cannot be is one line and leaves nothing."""
+
+import json
+import shutil
+
+import pytest
+import tiny
+import torch
+from real_models import write_glass
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llmnas.config import make_config
+from llmnas.cost import count_params
+from llmnas.pipeline.compress import Request, compress_values, space_values
+from llmnas.pipeline.pruned import pruned
+from llmnas.runs import RunFolder
+from llmnas.space import SearchSpace
+
+WHOLE = 852_608
+QUICK = {
+    "train.steps": 2, "train.batch_size": 2, "train.seq_len": 32, "train.calibration": 4, "train.eval_sequences": 2,
+    "search.evaluations": 6, "search.windows": 8, "search.sample": 4, "retrain.train.steps": 2, "tracking.wandb": "off",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("glass") / "glass-en"
+    write_glass(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return tiny.write_corpus(tmp_path_factory.mktemp("corpus") / "text", 6)
+
+
+def sets(**changes):
+    return [argument for key, value in {**QUICK, **changes}.items() for argument in ("--set", f"{key}={value}")]
+
+
+def test_a_folder_and_a_budget_give_a_smaller_checkpoint(llmnas, folder, corpus, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    arguments = ("compress", folder, "--corpus", corpus, "--run-dir", run.path, "--baselines")
+    done = llmnas(*arguments, "--max-params", "600k", *sets())
+    assert done.code == 0, done.err
+    for row in (
+        "the model",
+        "found, cut out of the model",
+        "found, healed",
+        "last layers dropped",
+        "all layers narrower",
+    ):
+        assert row in done.out
+    (export,) = run.export("x").parent.iterdir()
+    model = AutoModelForCausalLM.from_pretrained(export)
+    assert model.__class__.__module__.startswith("transformers.")
+    assert sum(p.numel() for p in model.parameters()) <= 600_000
+    tokenizer = AutoTokenizer.from_pretrained(export)
+    text = "The people of the United States"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert tokenizer.eos_token_id == model.config.eos_token_id == 3
+    result = json.loads(run.result("retrain").read_text())
+    assert [runs[0]["start"] for runs in result["runs"].values()] == ["supernet", *["pretrained"] * 3]
+    assert all(runs[0]["params"] <= 600_000 for runs in result["runs"].values())
+    # nothing is computed again
+    stamp = run.supernet.stat().st_mtime_ns
+    assert llmnas(*arguments, "--max-params", "600k", *sets()).code == 2
+    assert llmnas(*arguments, "--max-params", "600k", *sets(), "--resume").code == 0
+    assert run.supernet.stat().st_mtime_ns == stamp
+
+
+@pytest.mark.full
+def test_a_latency_budget(llmnas, folder, corpus, tmp_path):
+    run = tmp_path / "run"
+    arguments = ("compress", folder, "--corpus", corpus, "--run-dir", run)
+    small = llmnas(*arguments, "--latency-ms", "1e-6", *sets())
+    assert "below the smallest network" in small.complaint
+    low = float(small.complaint.split("space, ")[1].split()[0])
+    done = llmnas(*arguments, "--latency-ms", 1.25 * low, *sets(**{"hardware.seconds": 10}))
+    assert done.code == 0, done.err
+    assert "found, healed" in done.out
+
+
+def test_what_cannot_be_is_one_line_and_leaves_nothing(llmnas, folder, corpus, tmp_path):
+    run = tmp_path / "run"
+
+    def complaint(*arguments, model=folder, text=corpus):
+        done = llmnas("compress", model, "--corpus", text, "--run-dir", run, *arguments)
+        assert done.code == 2
+        assert not run.exists()
+        return done.complaint
+
+    assert "no such folder" in complaint("--max-params", "600k", model=tmp_path / "absent")
+    assert "config.json: no such file" in complaint("--max-params", "600k", model=tmp_path)
+    assert "give one budget" in complaint()
+    assert "give one budget" in complaint("--max-params", "600k", "--latency-ms", "3")
+    assert f"the model has {WHOLE:,} parameters already" in complaint("--max-params", WHOLE)
+    assert "below the smallest network of the space" in complaint("--max-params", "1000")
+    assert "no such file or folder" in complaint("--max-params", "600k", text=tmp_path / "absent")
+    gpt2 = shutil.copytree(folder, tmp_path / "gpt2")
+    (gpt2 / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    assert "model_type is 'gpt2'; allowed: llama" in complaint("--max-params", "600k", model=gpt2)
+    untold = shutil.copytree(folder, tmp_path / "untold")
+    (untold / "tokenizer.json").unlink()
+    assert "tokenizer.json: no such file" in complaint("--max-params", "600k", model=untold)
+
+
+@pytest.mark.parametrize("per_layer", [True, False])
+def test_the_space_holds_the_model_and_its_halves(folder, per_layer):
+    space = SearchSpace.from_dict(space_values(folder, per_layer=per_layer))
+    assert count_params(space.largest(), space.base).total == WHOLE
+    assert space.largest() == space.envelope
+    smallest = space.smallest()
+    assert (smallest.hidden_size, smallest.depth) == (64, 2)
+    assert smallest.kept[0][1].ffn_size == 88
+    assert space.ffn_size.per_layer is per_layer
+
+
+def test_the_config_is_one_that_the_other_verbs_take(folder):
+    values = compress_values(Request(folder, "sotu", latency_ms=2.0))
+    config = make_config(values, ["train.steps=7"], "compress")
+    assert config.train.steps == 7
+    assert config.search.constraints == {"decode_latency_ms": 2.0}
+    config = make_config(compress_values(Request(folder, "sotu", max_params=600_000, baselines=True)), [], "compress")
+    assert config.budget.max_params == 600_000
+    assert make_config(config.model_dump(mode="json"), [], "again") == config
+
+
+def test_recipes_cut_what_they_say(folder):
+    space = SearchSpace.from_dict(space_values(folder, per_layer=False))
+    last = pruned("last_layers", space, 700_000, [])
+    assert [i for i, _ in last.kept] == [0, 1, 2]
+    important = pruned("depth", space, 700_000, [0.1, 0.4, 0.0, 0.3])
+    assert [i for i, _ in important.kept] == [0, 1, 3]
+    width = pruned("width", space, 700_000, [])
+    total = count_params(width, space.base).total
+    assert 0.95 * 700_000 < total <= 700_000
+    assert {spec.ffn_size for _, spec in width.kept} == {round(341 * width.hidden_size / 128)}
+    assert width.depth == 4
+    assert torch.tensor(width.hidden_size) % 8 == 0

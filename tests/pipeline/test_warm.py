@@ -1,0 +1,131 @@
+"""From a pretrained folder to a trained supernet by the verb: equal at the start, resumed, refused in one line."""
+
+import json
+import shutil
+
+import pytest
+import tiny
+import torch
+import yaml
+from real_models import write_glass
+
+from llmnas.config import load_config
+from llmnas.runs import RunFolder
+from llmnas.supernet import Transformer, extract, load_weights
+
+SPACE = {
+    "base": {
+        "vocab_size": 1024, "tied": True, "norm_eps": 1e-6, "max_seq": 128, "rope_dim": 32,
+    },
+    "layers": 4,
+    "hidden_size": [96, 128],
+    "depth": {"choices": [3, 4], "policy": "keep_ends"},
+    "kv_heads": [1, 2],
+    "queries_per_group": [1, 2],
+    "head_dim": 32,
+    "ffn_size": [170, 341],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The folder and the stock model of it."""
+    folder = tmp_path_factory.mktemp("glass")
+    return folder, write_glass(folder)
+
+
+def config_of(folder, **changes):
+    config = tiny.write_config(folder, tiny.write_corpus(folder / "text"), space=SPACE, **changes)
+    values = yaml.safe_load(config.read_text())
+    values["budget"] = {}
+    config.write_text(yaml.safe_dump(values))
+    return config
+
+
+def test_train_starts_from_the_model_and_resumes(llmnas, model, tmp_path):
+    folder, stock = model
+    config, run = config_of(tmp_path), RunFolder(tmp_path / "run")
+    arguments = ("train", config, "--init-from", folder, "--run-dir", run.path, "--prepare", "--set", "train.lr=0.0001")
+    done = llmnas(*arguments)
+    assert done.code == 0, done.err
+    space = load_config(config, []).space
+    initial = load_weights(Transformer(space), run.initial)
+    tokens = torch.arange(3, 103)[None]
+    with torch.no_grad():
+        expected = stock(tokens).logits
+        torch.testing.assert_close(initial(tokens), expected, rtol=1e-4, atol=1e-4)
+    record = run.recorded("warm_start")
+    assert record["difference"] <= 1e-4
+    assert json.loads(run.tokens("train").with_suffix(".json").read_text())["eos_id"] == 3
+    trained = load_weights(Transformer(space), run.supernet)
+    moved = (trained.embedding - initial.embedding).abs().max()
+    assert 0 < moved < 0.01, "a few small steps away from where it started"
+    # the rest of the run again, from the last checkpoint but one
+    before = run.supernet.read_bytes()
+    run.supernet.unlink()
+    newest = sorted(run.checkpoints.glob("step-*"))[-1]
+    shutil.rmtree(newest)
+    assert llmnas(*arguments).code == 2
+    assert llmnas(*arguments, "--resume").code == 0
+    assert run.supernet.read_bytes() == before
+
+
+def test_what_does_not_fit_is_one_line(llmnas, model, tmp_path):
+    folder, _ = model
+    config, run = config_of(tmp_path), tmp_path / "run"
+
+    def complaint(*arguments):
+        done = llmnas("train", config, "--run-dir", run, "--prepare", *arguments)
+        shutil.rmtree(run, ignore_errors=True)
+        assert done.code == 2
+        return done.complaint
+
+    assert "no such folder" in complaint("--init-from", tmp_path / "absent")
+    small = complaint("--init-from", folder, "--set", "space.hidden_size=[96]")
+    assert "the largest network of the space must be the pretrained model: 128 wide" in small
+    assert "base.rope_theta must be 10000.0" in complaint("--init-from", folder, "--set", "space.base.rope_theta=5000")
+    assert "has 1,024 entries, space.base.vocab_size is 1,000" in complaint(
+        "--init-from", folder, "--set", "space.base.vocab_size=1000"
+    )
+    assert "set data.tokenizer to" in complaint("--set", f"train.init_from={folder}")
+    assert "calibration does nothing without init_from" in complaint("--set", "train.calibration=3")
+    other = shutil.copytree(folder, tmp_path / "other")
+    stored = json.loads((other / "tokenizer.json").read_text())
+    stored["model"]["vocab"] = {t: i ^ 1 if i >= 500 else i for t, i in stored["model"]["vocab"].items()}
+    (other / "tokenizer.json").write_text(json.dumps(stored))
+    assert "is not the tokenizer of train.init_from" in complaint(
+        "--init-from", folder, "--set", f"data.tokenizer={other}"
+    )
+
+
+def test_another_space_cannot_go_on_with_the_weights(llmnas, model, tmp_path):
+    folder, _ = model
+    config, run = config_of(tmp_path), RunFolder(tmp_path / "run")
+    common = ("--run-dir", run.path, "--set", "train.steps=1")
+    assert llmnas("train", config, "--init-from", folder, "--prepare", *common).code == 0
+    done = llmnas(
+        "train", config, "--init-from", folder, "--resume", *common, "--set", "space.hidden_size=[64, 96, 128]"
+    )
+    assert done.code == 2
+    assert "made with another config: space.hidden_size" in done.complaint
+
+
+def test_reordered_slices_are_better_than_those_of_the_folder(llmnas, model, tmp_path):
+    """Half of the FFN channels: leading ones after sorting against leading ones as they were stored."""
+    from llmnas.data import Sequences, TokenFile
+    from llmnas.evaluate.quality import window_losses
+    from llmnas.train.warmstart import read_pretrained, warm_start
+
+    folder, _ = model
+    config, run = config_of(tmp_path), RunFolder(tmp_path / "run")
+    assert llmnas("train", config, "--init-from", folder, "--prepare", "--run-dir", run.path,
+                  "--set", "train.steps=1").code == 0  # fmt: skip
+    space = load_config(config, []).space
+    stored = Transformer(space)
+    warm_start(stored, read_pretrained(folder))
+    windows = Sequences(TokenFile.open(run.tokens("validation")).tokens, 64, 0).fixed(16)
+    half = space.build(128, dict.fromkeys(range(4), space.largest().kept[0][1].__class__(2, 2, 32, 170)))
+    initial = load_weights(Transformer(space), run.initial)
+    ordered, plain = (window_losses(m, half, windows).mean() for m in (initial, stored))
+    assert ordered < plain - 0.1
+    assert extract(initial, half).envelope.kept[0][1].ffn_size == 170
