@@ -39,7 +39,8 @@ def export(context: Context, *, force: bool = False) -> ElasticReport:
     measure = Evaluator(supernet, windows, config.search.sample, bytes_per_token, config.budget.workload)
     table = [Subnetwork(arch, dict(metrics)) for arch, metrics in zip(found, measure(found), strict=True)]
     report = export_elastic(
-        supernet, table, run.export(_NAME), tokenizer_path=run.tokenizer, eos_id=context.tokens("train").info.eos_id, force=force,
+        supernet, table, run.export(_NAME), tokenizer_path=run.tokenizer, force=force,
+        eos_id=context.tokens("train").info.eos_id,
         context=config.budget.workload.tokens(supernet.base),
         card=Card(
             name=f"{config.name}, elastic", metrics={}, seed=config.seed, trained_tokens=0,

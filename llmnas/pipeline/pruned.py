@@ -38,7 +38,7 @@ def pruned(recipe: Recipe, space: Shape, params: int, scores: Sequence[float]) -
     if recipe == "width":
         candidates = [_narrower(whole, hidden) for hidden in range(whole.hidden_size, 7, -8)]
     else:
-        order = sorted(range(len(scores)), key=lambda i: i if recipe == "last_layers" else -scores[i])
+        order = sorted(range(len(whole.layers)), key=lambda i: i if recipe == "last_layers" else -scores[i])
         candidates = [
             replace(whole, layers=tuple(s if i in order[:depth] else None for i, s in enumerate(whole.layers)))
             for depth in range(len(whole.layers), 0, -1)
