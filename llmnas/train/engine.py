@@ -39,6 +39,7 @@ from llmnas.train.expert_parallel import (
     save_experts,
     unite,
 )
+from llmnas.train.optimizer import DECAYED, adamw
 from llmnas.train.settings import TrainSettings
 from llmnas.train.stale import clear_stale_gradients, require_verified_version
 
@@ -52,7 +53,6 @@ with warnings.catch_warnings():
 deepspeed_logger.setLevel(logging.WARNING)
 
 
-_DECAYED = 0  # the optimizer's group of matrices
 _PLAIN_LINEAR = torch.nn.functional.linear
 
 
@@ -163,7 +163,7 @@ class Engine:
         config = deepspeed_config(settings, processes.size)
         self.module = model
         self._exchange = _divide_experts(model, settings.moe.expert_parallel, processes)
-        self._engine, *_ = deepspeed.initialize(model=model, optimizer=_optimizer(model, settings), config=config)
+        self._engine, *_ = deepspeed.initialize(model=model, optimizer=adamw(model, settings), config=config)
         if self.zero_stage == 0:
             self._engine.enable_backward_allreduce = False  # `step` reduces, to look at the gradients in between
         self.device: torch.device = self._engine.device
@@ -189,7 +189,7 @@ class Engine:
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
-        self._engine.optimizer.param_groups[_DECAYED]["weight_decay"] = weight_decay
+        self._engine.optimizer.param_groups[DECAYED]["weight_decay"] = weight_decay
         if self.zero_stage == 0:
             return self._plain_step()
         self._engine.step()
@@ -338,16 +338,3 @@ def no_pickle() -> Iterator[None]:
             yield
     finally:
         del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
-
-
-def _optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    """AdamW; matrices decay, gains, biases and embeddings do not."""
-    decayed: list[torch.nn.Parameter] = []
-    free: list[torch.nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        kind = name.rsplit(".", 1)[-1]
-        exempt = kind.endswith(("norm", "bias")) or kind in {"embedding", "head", "lower"}
-        (free if exempt else decayed).append(parameter)
-    # in the order of _DECAYED
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
