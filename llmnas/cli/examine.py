@@ -76,7 +76,7 @@ def ladder(config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, resume
     """Find the best layers to keep for every depth, and compare with the same depths trained alone."""
     with open_context(config, run_dir, set_) as context:
         from llmnas.pipeline.ladder import ladder as stage
-        from llmnas.pipeline.ladder import ladder_table
+        from llmnas.pipeline.tables import ladder_table
 
         require_fresh(context.run.result("ladder"), resume)
         table = ladder_table(stage(context))

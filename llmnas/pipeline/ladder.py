@@ -13,7 +13,6 @@ from llmnas.evaluate.quality import window_losses
 from llmnas.files import write_json
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.stand_alone import load_alone, train_alone
-from llmnas.report.findings import Table
 from llmnas.report.plots import ladder_png
 from llmnas.search.ladder import Subset, depth_ladder
 from llmnas.space import Architecture
@@ -112,25 +111,3 @@ def _check(depths: list[int], choices: tuple[int, ...], layers: int) -> None:
     wrong = sorted(set(depths) - set(choices))
     if wrong:
         raise UserError(f"ladder.depths: {wrong[0]} was not trained; allowed: {', '.join(map(str, choices))}")
-
-
-def ladder_table(result: dict[str, Any]) -> Table:
-    """A row a depth, the deepest first."""
-    rows = []
-    for rung in reversed(result["rungs"]):
-        mean = float(np.mean(rung["alone"])) if rung["alone"] else None
-        rows.append((
-            str(rung["depth"]), " ".join(map(str, rung["kept"])), f"{rung['params']:,}", f"{rung['loss']:.4f}",
-            f"{rung['first_layers']:.4f}", f"{rung['even_layers']:.4f}",
-            "" if mean is None else f"{mean:.4f}", "" if mean is None else f"{rung['loss'] / mean - 1:+.1%}",
-        ))  # fmt: skip
-    every = all(rung["exhaustive"] for rung in result["rungs"])
-    how = "every subset was measured" if every else "subsets were searched by a beam and exchanges"
-    note = (
-        f"Layers of the largest network, {how}; chosen on one half of the windows, losses in nats on the other "
-        f"({result['windows']} windows). Alone: trained by itself on equal tokens, mean of {result['seeds']} seed(s)."
-    )
-    columns = (
-        "depth", "layers kept", "parameters", "loss", "last layers dropped", "evenly spaced", "alone", "over alone"
-    )  # fmt: skip
-    return Table("Depth ladder", columns, rows, note)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 from llmnas.cost import count_params
 from llmnas.errors import UserError
@@ -15,9 +16,13 @@ from llmnas.report.findings import Findings, Table
 from llmnas.report.html import write_report
 from llmnas.report.plots import curves_png, front_png
 from llmnas.report.serve import ReportServer
+from llmnas.runs import RunFolder
+from llmnas.space import Architecture
 from llmnas.tracking import read_metrics
 
-_CORRELATION = ("supernet_loss", "stand_alone_loss", "params", "agreement")  # what the page draws
+# what the page draws of a stage's result
+_CORRELATION = ("supernet_loss", "stand_alone_loss", "params", "agreement")
+_RUNG = ("depth", "kept", "params", "loss", "first_layers", "even_layers", "alone")
 
 
 class Gatherer:
@@ -63,14 +68,10 @@ class Gatherer:
             lowest = min(best, key=lambda e: e.metrics["val_loss"])
             summary["lowest loss"] = f"{lowest.metrics['val_loss']:.4f} nats ({lowest.arch.id})"
         tables = [*search_tables(run, best, len(self._evaluations), [*objectives, *constraints]), *stage_tables(run)]
-        correlation = None
-        if run.result("correlate").exists():
-            found = read_json(run.result("correlate"))
-            correlation = {name: found[name] for name in _CORRELATION}
         return Findings(
             title=config.name, summary=summary, evaluations=tuple(self._evaluations), objectives=objectives,
-            constraints=constraints, records=read_metrics(run.metrics), tables=tables, correlation=correlation,
-            ladder=read_json(run.result("ladder")) if run.result("ladder").exists() else (),
+            constraints=constraints, records=read_metrics(run.metrics), tables=tables, correlation=_correlation(run),
+            ladder=_ladder(run),
         )  # fmt: skip
 
     def _read(self) -> tuple[Objectives, Constraints]:
@@ -87,6 +88,25 @@ class Gatherer:
     def _after(self, number: int) -> tuple[Objectives, Constraints, list[Evaluation]]:
         path = self._context.run.evaluations
         return read_archive(path, number) if path.exists() else ({}, {}, [])
+
+
+def _correlation(run: RunFolder) -> dict[str, Any] | None:
+    """What the `correlate` stage found, with the networks' identities."""
+    if not run.result("correlate").exists():
+        return None
+    found = read_json(run.result("correlate"))
+    ids = [Architecture.from_dict(arch).id for arch in found["architectures"]]
+    return {"id": ids, **{name: found[name] for name in _CORRELATION}}
+
+
+def _ladder(run: RunFolder) -> list[dict[str, Any]]:
+    """The rungs that the `ladder` stage found, each with the number of layers that there are to keep."""
+    if not run.result("ladder").exists():
+        return []
+    return [
+        {"layers": len(rung["architecture"]["layers"]), **{name: rung[name] for name in _RUNG}}
+        for rung in read_json(run.result("ladder"))["rungs"]
+    ]
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -107,6 +107,28 @@ def correlation_table(result: dict[str, Any]) -> Table:
     return Table("Does the supernet rank as stand-alone training does?", columns, rows, note)
 
 
+def ladder_table(result: dict[str, Any]) -> Table:
+    """A row a depth, the deepest first."""
+    rows = []
+    for rung in reversed(result["rungs"]):
+        mean = sum(rung["alone"]) / len(rung["alone"]) if rung["alone"] else None
+        rows.append((
+            str(rung["depth"]), " ".join(map(str, rung["kept"])), f"{rung['params']:,}", f"{rung['loss']:.4f}",
+            f"{rung['first_layers']:.4f}", f"{rung['even_layers']:.4f}",
+            "" if mean is None else f"{mean:.4f}", "" if mean is None else f"{rung['loss'] / mean - 1:+.1%}",
+        ))  # fmt: skip
+    every = all(rung["exhaustive"] for rung in result["rungs"])
+    how = "every subset was measured" if every else "subsets were searched by a beam and exchanges"
+    note = (
+        f"Layers of the largest network, {how}; chosen on one half of the windows, losses in nats on the other "
+        f"({result['windows']} windows). Alone: trained by itself on equal tokens, mean of {result['seeds']} seed(s)."
+    )
+    columns = (
+        "depth", "layers kept", "parameters", "loss", "last layers dropped", "evenly spaced", "alone", "over alone"
+    )  # fmt: skip
+    return Table("Depth ladder", columns, rows, note)
+
+
 def stage_tables(run: RunFolder) -> list[Table]:
     """The tables of the later stages that have run."""
     found = []
@@ -114,4 +136,6 @@ def stage_tables(run: RunFolder) -> list[Table]:
         found.append(comparison_table(read_json(run.result("retrain"))))
     if run.result("correlate").exists():
         found.append(correlation_table(read_json(run.result("correlate"))))
+    if run.result("ladder").exists():
+        found.append(ladder_table(read_json(run.result("ladder"))))
     return found

@@ -45,8 +45,10 @@ class Findings:
         evaluations: of the search, in order; failed ones are counted and listed, not drawn.
         records: of metrics.jsonl, each with `stage`, `step` and metrics; the losses are drawn.
         tables: shown in the order given.
-        correlation: what the `correlate` stage wrote, None where it has not run.
-        ladder: for each depth `depth`, `kept` (indices of layers) and one or more losses by name (nats/token).
+        correlation: of the K networks of the `correlate` stage `id`, `params`, `supernet_loss` (nats/token),
+            `stand_alone_loss` [seeds][K], and `agreement`: tau, low, high of each score; None where it has not run.
+        ladder: a rung a depth: `depth`, `layers` (of the whole network), `kept` (their indices), `params`, and in
+            nats/token `loss` (of the kept layers), `first_layers`, `even_layers`, `alone` (one a seed, may be none).
     """
 
     title: str

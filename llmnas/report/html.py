@@ -29,7 +29,7 @@ __all__ = ["Findings", "Table", "describe", "render", "write_report"]
 # in this order: each uses what stands before it
 SCRIPTS = (
     "core.js", "store.js", "scale.js", "diagram.js", "compare.js", "points.js", "scatter.js", "parallel.js",
-    "lines.js", "panels.js", "filters.js", "main.js",
+    "lines.js", "correlation.js", "ladder.js", "panels.js", "filters.js", "main.js",
 )  # fmt: skip
 
 

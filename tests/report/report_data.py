@@ -1,5 +1,7 @@
 """A small search and its training records."""
 
+import json
+
 import numpy as np
 
 from llmnas.pareto import Evaluation, front
@@ -24,6 +26,7 @@ RECORDS = [
 ] + [{"stage": "supernet", "step": 20, "val_loss_smallest": 6.1, "val_loss_largest": 5.9, "val_loss_random": 6.0}]
 TABLE = Table("Pareto front", ("architecture", "loss"), [("abc", "5.0")], "one seed")
 CORRELATION = {
+    "id": [f"network{i}" for i in range(3)],
     "supernet_loss": [4.0, 4.1, 4.2],
     "stand_alone_loss": [[3.5, 3.7, 3.6], [3.6, 3.6, 3.8]],
     "params": [1000, 1010, 990],
@@ -33,8 +36,12 @@ CORRELATION = {
     },
 }
 LADDER = [
-    {"depth": depth, "kept": list(range(depth)), "loss": 7.0 - depth, "drop_last": 7.5 - depth} for depth in (2, 3)
-]
+    {
+        "depth": len(kept), "layers": 4, "kept": kept, "params": 100 * len(kept), "loss": 7.0 - len(kept),
+        "first_layers": 7.5 - len(kept), "even_layers": 7.25 - len(kept), "alone": [6.5 - len(kept), 7.0 - len(kept)],
+    }
+    for kept in ([0, 2], [0, 1, 3])
+]  # fmt: skip
 
 
 def evaluation(index, failure=None, space=SPACE, **metrics):
@@ -56,3 +63,25 @@ def findings(**changes):
         "tables": [TABLE],
     }
     return Findings(**{**given, **changes})
+
+
+def left_by_stages(run):
+    """Leave in the run folder what `correlate` and `ladder` do, of which CORRELATION and LADDER are what is drawn."""
+    layers = EVALUATIONS[0].arch.to_dict()["layers"]
+    rungs = [
+        {
+            **rung,
+            "tried": 4,
+            "exhaustive": True,
+            "chosen_loss": 4.0,
+            "architecture": {"hidden_size": 32, "layers": layers},
+        }
+        for rung in LADDER
+    ]
+    written = {
+        "correlate": {**CORRELATION, "architectures": [e.arch.to_dict() for e in EVALUATIONS[:3]]},
+        "ladder": {"windows": 8, "seeds": 2, "rungs": [{k: v for k, v in r.items() if k != "layers"} for r in rungs]},
+    }
+    for stage, value in written.items():
+        run.result(stage).parent.mkdir()
+        run.result(stage).write_text(json.dumps(value))

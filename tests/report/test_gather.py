@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from report_data import CORRELATION, EVALUATIONS, LADDER, TWO
+from report_data import CORRELATION, EVALUATIONS, LADDER, TWO, left_by_stages
 from test_html import Page
 from test_serve import CONFIG, full
 
@@ -67,14 +67,14 @@ def test_another_search_takes_the_place_of_the_first(context, chosen):
 
 def test_report_holds_what_the_stages_left_and_the_pictures(context):
     store(context, EVALUATIONS)
-    for stage, value in (("correlate", CORRELATION), ("ladder", LADDER)):
-        context.run.result(stage).parent.mkdir()
-        context.run.result(stage).write_text(json.dumps(value))
+    left_by_stages(context.run)
     path, tables = report(context)
     page = Page(path.read_text(encoding="utf-8"))
+    assert page.data["described"]["correlation"]["id"] == [e.arch.id for e in EVALUATIONS[:3]]
     assert page.data["described"]["correlation"]["supernet_loss"] == CORRELATION["supernet_loss"]
     assert page.data["described"]["ladder"] == LADDER
-    assert [table.title for table in tables] == ["Pareto front", "Does the supernet rank as stand-alone training does?"]
+    titles = ["Pareto front", "Does the supernet rank as stand-alone training does?", "Depth ladder"]
+    assert [table.title for table in tables] == titles
     assert (context.run.path / "front.png").stat().st_size > 5000
     assert (context.run.path / "curves.png").stat().st_size > 5000
     assert "report" in json.loads(context.run.manifest.read_text())["stages"]

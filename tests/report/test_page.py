@@ -248,12 +248,49 @@ def test_curves_can_be_read_by_keyboard_and_as_tables(page):
 def test_correlation_and_ladder_are_drawn_where_they_exist(page, visit, tmp_path):
     assert page.locator("#correlation circle").count() == 3
     assert "supernet 0.33 from -1 to 1" in page.locator("#agreement svg").get_attribute("aria-label")
-    assert page.locator("#kept rect.there").count() == sum(len(row["kept"]) for row in LADDER)
-    assert page.locator("#ladder .legend").text_content() == "best subsetdrop last"
+    assert "all values alike: parameters only" in page.locator("#agreement").text_content()
+    for rung in LADDER:
+        cells = page.locator(f"#kept [data-depth='{rung['depth']}'] rect")
+        kinds = cells.evaluate_all("all => all.map(one => one.getAttribute('class'))")
+        assert kinds == ["there" if layer in rung["kept"] else "gone" for layer in range(4)]
+    legend = page.locator("#ladder .legend span").all_text_contents()
+    assert legend == ["best subset", "last layers dropped", "evenly spaced", "trained alone"]
     write_report(tmp_path / "r.html", findings())
     bare = visit((tmp_path / "r.html").as_uri())
     assert bare.locator("#correlation-section").is_hidden()
     assert bare.locator("#ladder-section").is_hidden()
+
+
+def test_ladder_and_correlation_can_be_read_by_keyboard_and_as_tables(page):
+    page.locator("#ladder svg[role=img]").focus()
+    page.keyboard.press("Home")
+    assert page.locator("#ladder .reading").text_content() == (
+        "layers kept 2: best subset 5, last layers dropped 5.5, evenly spaced 5.25, trained alone 4.75"
+    )
+    words = page.locator("#kept svg").get_attribute("aria-label")
+    assert words.startswith(
+        "Depth 3 keeps layers 0, 1, 3: loss 4, +6.7 % over trained alone. Depth 2 keeps layers 0, 2:"
+    )
+    page.locator("#correlation svg[role=img]").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    reading = page.locator("#correlation .reading")
+    assert reading.text_content() == ("network1: 1,010 parameters, supernet 4.1, alone 3.65 (3.6 to 3.7 over 2 seeds)")
+    page.locator("#correlation .truth circle").last.hover()
+    page.wait_for_selector("#correlation .reading:text('network2: 990 parameters')")
+    page.locator("#correlation summary").click()
+    cells = page.locator("#correlation tbody tr").first.locator("td").all_text_contents()
+    assert cells == ["network0", "1,000", "4", "3.55", "3.5", "3.6"]
+
+
+def test_a_ladder_without_training_alone_and_a_correlation_without_losses(visit, tmp_path):
+    bare = [{**rung, "alone": []} for rung in LADDER]
+    lost = {**CORRELATION, "supernet_loss": [math.nan] * 3}
+    write_report(tmp_path / "r.html", findings(ladder=bare, correlation=lost))
+    page = visit((tmp_path / "r.html").as_uri())
+    assert page.locator("#ladder .legend span").count() == 3
+    assert "alone" not in page.locator("#kept svg").get_attribute("aria-label")
+    assert page.locator("#correlation").text_content() == "No network has both losses."
 
 
 def test_a_dimension_that_nobody_has_heard_of_is_drawn(visit, tmp_path):
@@ -275,7 +312,8 @@ def test_hostile_names_are_shown_as_text(visit, tmp_path):
         title=HOSTILE, summary={HOSTILE: HOSTILE}, evaluations=[*bad, evaluation(3, failure=HOSTILE)],
         objectives={HOSTILE: "min", "params": "min"},
         records=[{"stage": HOSTILE, "step": step, "loss" + HOSTILE: 1.0} for step in (1, 2)],
-        tables=[Table(HOSTILE, (HOSTILE,), [(HOSTILE,)], HOSTILE)], ladder=[{"depth": 1, "kept": [0], HOSTILE: 1.0}],
+        tables=[Table(HOSTILE, (HOSTILE,), [(HOSTILE,)], HOSTILE)], ladder=LADDER,
+        correlation={**CORRELATION, "id": [HOSTILE] * 3, "agreement": {HOSTILE: CORRELATION["agreement"]["supernet"]}},
     ))  # fmt: skip
     page = visit((tmp_path / "r.html").as_uri())
     assert page.locator("h1").text_content() == HOSTILE
@@ -287,6 +325,10 @@ def test_hostile_names_are_shown_as_text(visit, tmp_path):
     page.get_by_label("Filter by").select_option(HOSTILE)
     assert HOSTILE in page.locator("#filters .name").text_content()
     assert HOSTILE in page.locator("#compare").text_content()
+    page.locator("#correlation svg[role=img]").focus()
+    page.keyboard.press("Home")
+    assert page.locator("#correlation .reading").text_content().startswith(HOSTILE)
+    assert HOSTILE.replace("_", " ") in page.locator("#agreement svg text").all_text_contents()
     assert page.locator("img, script:not([id]) ~ script").count() == 0
 
 

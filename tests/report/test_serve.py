@@ -12,11 +12,12 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from report_data import EVALUATIONS, TWO, findings
+from report_data import EVALUATIONS, LADDER, TWO, findings, left_by_stages
 
 from llmnas.errors import UserError
 from llmnas.pareto import Archive
 from llmnas.report.serve import ReportServer, news
+from llmnas.runs import RunFolder
 
 ROOT = Path(__file__).parents[2]
 
@@ -184,6 +185,11 @@ def test_a_browser_watches_a_search_grow(followed, visit):
     assert page.locator("#tables tbody tr").count() == 4
     assert page.locator("#compare .network").get_attribute("data-id") == pinned  # what is pinned stays
     assert page.evaluate("document.activeElement.ariaLabel") == "Horizontal"  # and so does the focus
+    assert page.locator("#correlation-section, #ladder-section").evaluate_all("all => all.every(one => one.hidden)")
+    left_by_stages(RunFolder(run))
+    page.wait_for_selector("#correlation circle")  # the later stages show up when they have run
+    assert page.locator("#kept rect.there").count() == sum(len(rung["kept"]) for rung in LADDER)
+    assert page.locator("#tables h2").last.text_content() == "Depth ladder"
     archive.close()
     for path in run.glob("evaluations.sqlite*"):
         path.unlink()
@@ -192,7 +198,7 @@ def test_a_browser_watches_a_search_grow(followed, visit):
     page.wait_for_selector("#scatter .stage[aria-label*=' 3 networks']")  # a new search takes the old one's place
     page.wait_for_selector("#compare", state="hidden")
     again.close()
-    assert sorted(p.name for p in run.iterdir() if "sqlite" not in p.name) == ["metrics.jsonl"]  # it wrote nothing
+    assert sorted(p.name for p in run.iterdir() if "sqlite" not in p.name) == ["correlate", "ladder", "metrics.jsonl"]
 
 
 @pytest.mark.parametrize(
