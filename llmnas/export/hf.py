@@ -6,17 +6,21 @@ import copy
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import GenerationConfig
 
 from llmnas.cost import count_params
+from llmnas.errors import UserError
+from llmnas.export.bitnet import BITNET, CODES_A_BYTE, bitnet_config, bitnet_shape, bitnet_weights
 from llmnas.export.card import Card, Stored, render
 from llmnas.export.config import ABOUT_FILE, CLASS_NAMES, has_output_bias, stock_config
 from llmnas.export.folder import EOS_ID, check_folder, check_tokenizer_file, staged, verify_fresh, write_tokenizer
 from llmnas.export.own import CLASS_NAME, is_buffer, own_config, own_weights, write_code
-from llmnas.export.shape import stock_class, stock_shape, why_not_stock
+from llmnas.export.shape import StockShape, stock_class, stock_shape, why_not_stock
 from llmnas.export.weights import stock_weights
 from llmnas.files import read_json, write_json, write_text
 from llmnas.supernet import Transformer
@@ -99,17 +103,13 @@ def write_checkpoint(
     base, arch = replace(model.base, rope_dim=model.rope_dim), model.envelope
     end = None if tokenizer_path is None else eos_id
     config_path = folder / "config.json"
-    reason = stock_reason(model)
-    if reason is None:
-        kind, shape = stock_class(base, arch), stock_shape(base, arch)
-        class_name, weights = CLASS_NAMES[kind], stock_weights(model, shape, o_bias=has_output_bias(kind, base))
-        stock_config(base, arch, kind, shape, end).save_pretrained(folder)
-        # transformers 5 reads rope_parameters; transformers 4 and engines built on it read the key at the top
-        write_json(config_path, read_json(config_path) | {"rope_theta": shape.rope_theta})
-    else:
-        shape, class_name, weights = None, CLASS_NAME, own_weights(model)
-        own_config(model, end).save_pretrained(folder)
+    layout = lay_out(model, end)
+    shape, weights = layout.shape, layout.weights
+    layout.config.save_pretrained(folder)
+    if shape is None:
         write_code(folder)
+    else:  # transformers 5 reads rope_parameters; transformers 4 and engines built on it read the key at the top
+        write_json(config_path, read_json(config_path) | {"rope_theta": shape.rope_theta})
     GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end).save_pretrained(folder)
     weights_path = folder / "model.safetensors"
     save_file(weights, weights_path, metadata={"format": "pt"})
@@ -117,12 +117,16 @@ def write_checkpoint(
     if tokenizer_path is not None:
         write_tokenizer(tokenizer_path, folder, base.max_seq, eos_id)
     stored = Stored(
-        class_name=class_name,
+        class_name=layout.class_name,
         shape=shape,
-        parameters=sum(weight.numel() for name, weight in weights.items() if not is_buffer(name)),
+        parameters=sum(
+            weight.numel() * (CODES_A_BYTE if weight.dtype == torch.uint8 else 1)
+            for name, weight in weights.items()
+            if not is_buffer(name)
+        ),
         own_parameters=count_params(arch, base).total,
         tokenizer=tokenizer_path is not None,
-        reason=reason and reason.removeprefix("export: "),
+        reason=layout.reason and layout.reason.removeprefix("export: "),
     )
     write_json(
         folder / ABOUT_FILE,
@@ -135,6 +139,37 @@ def write_checkpoint(
     )
     write_text(folder / "README.md", render(card, arch, base.max_seq, base.vocab_size, stored))
     return stored
+
+
+class Layout(NamedTuple):
+    """How a model lies in a checkpoint: its class, what config.json says, the tensors.
+
+    Without a `shape` the class is our own, and `reason` says why.
+    """
+
+    class_name: str
+    config: Any
+    weights: dict[str, Tensor]
+    shape: StockShape | None
+    reason: str | None = None
+
+
+def lay_out(model: Transformer, eos_id: int | None) -> Layout:
+    """A stock class where one computes the model, our own otherwise."""
+    base, arch = replace(model.base, rope_dim=model.rope_dim), model.envelope
+    reason = stock_reason(model)
+    if reason is None:
+        kind, shape = stock_class(base, arch), stock_shape(base, arch)
+        weights = stock_weights(model, shape, o_bias=has_output_bias(kind, base))
+        return Layout(CLASS_NAMES[kind], stock_config(base, arch, kind, shape, eos_id), weights, shape)
+    if any(spec.weights == "ternary" for _, spec in arch.kept):
+        try:
+            shape = bitnet_shape(base, arch)
+        except UserError as error:
+            reason = str(error)
+        else:
+            return Layout(BITNET, bitnet_config(base, arch, shape, eos_id), bitnet_weights(model, shape), shape)
+    return Layout(CLASS_NAME, own_config(model, eos_id), own_weights(model), None, reason)
 
 
 def stock_reason(model: Transformer) -> str | None:

@@ -6,6 +6,7 @@ Letters: K KV heads, Q queries a group, D head_dim, H hidden; primed: of the sto
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -19,7 +20,9 @@ _SWIGLU = ("gate", "up", "down")
 _MIXTRAL = ("w1", "w3", "w2")  # its names on disk for the same three
 
 
-def stock_weights(model: Transformer, shape: StockShape, *, o_bias: bool) -> dict[str, Tensor]:
+def stock_weights(
+    model: Transformer, shape: StockShape, *, o_bias: bool, shapes: Sequence[StockShape] | None = None
+) -> dict[str, Tensor]:
     """All parameters under the names that published checkpoints have on disk.
 
     Experts lie one by one there; transformers 5 stacks them while it loads.
@@ -27,6 +30,7 @@ def stock_weights(model: Transformer, shape: StockShape, *, o_bias: bool) -> dic
     Args:
         model: a stand-alone network on the CPU; read only.
         shape: what `stock_shape` says of it.
+        shapes: one a layer, for formats whose layers differ; None for `shape` everywhere.
         o_bias: the class wants a bias on the output projection; ours has none, so it is zero.
 
     Returns:
@@ -38,6 +42,7 @@ def stock_weights(model: Transformer, shape: StockShape, *, o_bias: bool) -> dic
     if "head" in own:
         weights["lm_head.weight"] = own["head"]
     for i, (_, spec) in enumerate(model.envelope.kept):
+        stock_layer = shape if shapes is None else shapes[i]
         prefix = f"layers.{i}."
         layer = {name.removeprefix(prefix): weight for name, weight in own.items() if name.startswith(prefix)}
         if spec.mixer == "none":
@@ -46,7 +51,7 @@ def stock_weights(model: Transformer, shape: StockShape, *, o_bias: bool) -> dic
             "input_layernorm.weight": layer["mixer_norm"],
             "post_attention_layernorm.weight": layer["ffn_norm"],
         }
-        stock |= _feed_forward(layer, spec, shape) | _attention(layer, spec, shape)
+        stock |= _feed_forward(layer, spec, stock_layer) | _attention(layer, spec, stock_layer)
         if o_bias:
             stock["self_attn.o_proj.bias"] = torch.zeros(model.envelope.hidden_size)
         weights |= {f"model.{prefix}{name}": weight for name, weight in stock.items()}
