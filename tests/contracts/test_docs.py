@@ -60,6 +60,28 @@ def test_adaptive_commands(llmnas, tmp_path, monkeypatch):
         assert done.code == 0, (command, done.err)
 
 
+def test_darts_commands_and_settings(llmnas, tmp_path, monkeypatch):
+    """On a tiny config in the place of the shipped one; every key that the page shows is one."""
+    import yaml
+
+    from llmnas.train.settings import DartsSettings
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "search_configs").mkdir()
+    config = tiny.write_config(tmp_path, tiny.write_corpus(tmp_path / "text"), name="darts")
+    with config.open("a") as stream:
+        stream.write("darts: {trace_every: 3, early_stop: true, window: 1}\n")
+    config.rename(tmp_path / "search_configs" / "darts.yaml")
+    commands = verbs("docs/darts.md")
+    assert [command[0] for command in commands] == ["train", "search", "report"]
+    for command in commands:
+        done = llmnas(*command)
+        assert done.code == 0, (command, done.err)
+    (block,) = blocks("docs/darts.md", "yaml")
+    assert set(yaml.safe_load(block)["darts"]) == set(DartsSettings.model_fields) - {"trace_sequences"}
+    DartsSettings.model_validate(yaml.safe_load(block)["darts"])
+
+
 @pytest.mark.full
 def test_readme_commands(llmnas, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
