@@ -139,8 +139,13 @@ def export(
     elastic: Annotated[
         bool, typer.Option("--elastic", help="All weights of the supernet and the table of its best sub-networks.")
     ] = False,
+    format_: Annotated[
+        Literal["hf", "gguf"], typer.Option("--format", help="A Hugging Face folder, or one GGUF file for llama.cpp.")
+    ] = "hf",
 ) -> None:
-    """Write the retrained winner as a Hugging Face checkpoint, checked by loading it again."""
+    """Write the retrained winner as a Hugging Face checkpoint or GGUF file, checked by reading it again."""
+    if elastic and format_ == "gguf":
+        raise UserError("--format gguf: not with --elastic, whose checkpoint is a Hugging Face folder")
     with open_context(config, run_dir, set_) as context:
         if elastic:
             from llmnas.pipeline.elastic import export as elastic_stage
@@ -149,6 +154,12 @@ def export(
             console.print(
                 f"export: {made.folder} ({len(made.subnetworks)} sub-networks)", soft_wrap=True, highlight=False
             )
+            return
+        if format_ == "gguf":
+            from llmnas.pipeline.export import export_as_gguf
+
+            path, name = export_as_gguf(context, force=force or resume)
+            console.print(f"export: {path} (GGUF, {name})", soft_wrap=True, highlight=False)
             return
         from llmnas.pipeline.export import export as stage
 

@@ -24,7 +24,7 @@ from llmnas.export.folder import EOS_ID
 from llmnas.export.hf import stock_reason
 from llmnas.export.shape import StockShape, stock_shape
 from llmnas.export.weights import stock_weights
-from llmnas.files import read_json
+from llmnas.files import read_json, sync_dir
 from llmnas.space import Architecture, BaseModel, LayerSpec
 from llmnas.supernet import Transformer
 
@@ -148,6 +148,40 @@ def _renamed(weights: dict[str, Tensor], arch: str, shapes: tuple[StockShape, ..
 def neighbours(weight: Tensor, heads: int) -> Tensor:
     """[heads D, ..] whose pairs are channels (i, i + D / 2) -> the same with pairs (2 i, 2 i + 1)."""
     return weight.reshape(heads, 2, -1, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
+
+
+def export_gguf(
+    model: Transformer,
+    path: Path,
+    *,
+    tokenizer_path: Path | None,
+    name: str,
+    eos_id: int = EOS_ID,
+    force: bool = False,
+    ternary: str = "tq2_0",
+) -> Contents:
+    """`write_gguf` under a temporary name, renamed to `path` when it has been read back.
+
+    Raises:
+        UserError: `path` is there already, or llama.cpp computes no such network.
+        RunError: the file cannot be written, or does not hold what was written.
+    """
+    if path.exists() and not force:
+        raise UserError(f"{path}: is there already; replace it with --force")
+    if tokenizer_path is not None and eos_id != EOS_ID:
+        raise UserError(f"{tokenizer_path}: ends a text with entry {eos_id}; GGUF export knows entry {EOS_ID} only")
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = write_gguf(model.float().cpu(), partial, tokenizer_path=tokenizer_path, name=name, ternary=ternary)
+        sync_dir(partial)  # it opens and fsyncs, files too
+        partial.replace(path)
+        sync_dir(path.parent)
+    except OSError as error:
+        raise RunError(f"{path}: cannot write the export: {error}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+    return held
 
 
 def write_gguf(

@@ -1,28 +1,28 @@
-"""Write the found network as a Hugging Face checkpoint."""
+"""Write the found network as a Hugging Face checkpoint, or as a GGUF file."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from llmnas.errors import UserError
 from llmnas.export import Card, ExportReport, export_hf
 from llmnas.export.config import ABOUT_FILE
 from llmnas.export.generate import generate
+from llmnas.export.gguf import export_gguf
 from llmnas.files import read_json
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.stand_alone import load_alone
 from llmnas.rng import torch_seed
 from llmnas.runs import RunFolder
 from llmnas.space import Architecture
+from llmnas.supernet import Transformer
 
 
 def export(context: Context, *, force: bool = False) -> ExportReport:
     """Export the found architecture with the weights of its best retrained seed, verified on write."""
     config, run = context.config, context.run
-    result = read_json(run.require(run.result("retrain"), "retrain"))
-    best = min(result["runs"]["found"], key=lambda r: r["val_loss"])
-    arch = Architecture.from_dict(best["architecture"])
-    model = load_alone(context, arch, run.stand_alone("retrain", f"found-{arch.id}", best["seed"]))
+    model, arch, best = _winner(context)
     card = Card(
         name=f"{config.name}-{arch.id}",
         metrics={name: best[name] for name in ("val_loss", "perplexity", "bits_per_byte")},
@@ -38,6 +38,28 @@ def export(context: Context, *, force: bool = False) -> ExportReport:
         "export", folder=str(report.folder.relative_to(run.path)), model_class=report.class_name, of=best["identity"]
     )
     return report
+
+
+def export_as_gguf(context: Context, *, force: bool = False) -> tuple[Path, str]:
+    """The same network as one GGUF file beside its folder; returns where it is and llama.cpp's architecture."""
+    run = context.run
+    model, arch, best = _winner(context)
+    path = run.export(arch.id).with_suffix(".gguf")
+    held = export_gguf(
+        model, path, tokenizer_path=run.tokenizer, name=f"{context.config.name}-{arch.id}", force=force,
+        eos_id=context.tokens("train").info.eos_id,
+    )  # fmt: skip
+    run.record("gguf", file=str(path.relative_to(run.path)), arch=held.arch, of=best["identity"])
+    return path, held.arch
+
+
+def _winner(context: Context) -> tuple[Transformer, Architecture, dict[str, Any]]:
+    """The found network with the weights of its best retrained seed, and what `retrain` says of that seed."""
+    run = context.run
+    result = read_json(run.require(run.result("retrain"), "retrain"))
+    best: dict[str, Any] = min(result["runs"]["found"], key=lambda r: r["val_loss"])
+    arch = Architecture.from_dict(best["architecture"])
+    return load_alone(context, arch, run.stand_alone("retrain", f"found-{arch.id}", best["seed"])), arch, best
 
 
 def exported(context: Context) -> bool:

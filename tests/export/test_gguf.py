@@ -150,3 +150,18 @@ def test_llama_cpp_gives_our_probabilities(case, tokenizer_path, tmp_path):
     # llama.cpp rounds the activations of ternary products in blocks, ours by token
     assert difference <= (0.2 if case == "bitnet" else 5e-3)
     assert text["choices"][0]["text"]
+
+
+def test_the_verb_writes_a_file_and_refuses_to_replace_it(copied, llmnas):
+    def export(*options):
+        return llmnas("export", copied.config, "--run-dir", copied.folder, "--format", "gguf", *options)
+
+    done = export()
+    assert done.code == 0, done.err
+    (file,) = (copied.folder / "export").glob("*.gguf")
+    before = file.read_bytes()
+    assert export().code == 2
+    assert export("--elastic").code == 2
+    assert export("--force").code == 0
+    assert file.read_bytes() == before
+    assert not list((copied.folder / "export").glob(".*"))
