@@ -33,14 +33,18 @@ def generate(
     memory: Annotated[
         str | None, typer.Option("--memory", help="Elastic checkpoint: at most so many bytes: 800000, 1.5M, 2B.")
     ] = None,
+    adapt: Annotated[
+        bool, typer.Option("--adapt", help="Keep --latency-ms while the load changes: other sub-networks take over.")
+    ] = False,
 ) -> None:
     """Let the exported model go on with a text; a limit picks the best sub-network of an elastic checkpoint."""
     limits = _limits(latency_ms, params, memory)
-    if limits:
-        from llmnas.pipeline.elastic import Asked, go_on_within
+    if limits or adapt:
+        from llmnas.pipeline.elastic import Asked, go_on_adapting, go_on_within
 
         asked = Asked(prompt, tokens, temperature, seed)
-        print(go_on_within(folder, asked, limits, lambda text: print(text, file=sys.stderr)))
+        within = go_on_adapting if adapt else go_on_within
+        print(within(folder, asked, limits, lambda text: print(text, file=sys.stderr)))
         return
     from llmnas.pipeline.export import go_on
 

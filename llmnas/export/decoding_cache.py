@@ -38,24 +38,25 @@ class DecodingCache(TransformersCache):  # type: ignore[misc]
         Raises:
             ValueError: another width, or a layer that has not read the text; with what to do instead.
         """
-        if arch == self.arch:
-            return
-        advice = "read the text again with a new cache"
-        if arch.hidden_size != self.arch.hidden_size:
-            raise ValueError(
-                f"cache: hidden_size changes from {self.arch.hidden_size} to {arch.hidden_size} in the middle of a "
-                f"text; {advice}"
-            )
-        for i, spec in arch.kept:
-            before = self.arch.layers[i]
-            if before is None:
-                raise ValueError(f"cache: layer {i} has not read the text before; {advice}")
-            if spec != before:
-                raise ValueError(f"cache: the sizes of layer {i} change in the middle of a text; {advice}")
+        refusal = self.refusal(arch)
+        if refusal is not None:
+            raise ValueError(f"cache: {refusal}; read the text again with a new cache")
         for i, kept in enumerate(arch.layers):
             if kept is None:
                 self.inner.layers[i] = None
         self.arch = replace(self.arch, layers=arch.layers)
+
+    def refusal(self, arch: Architecture) -> str | None:
+        """Why another architecture cannot go on, in words; None where it can."""
+        if arch.hidden_size != self.arch.hidden_size:
+            return f"hidden_size changes from {self.arch.hidden_size} to {arch.hidden_size} in the middle of a text"
+        for i, spec in arch.kept:
+            before = self.arch.layers[i]
+            if before is None:
+                return f"layer {i} has not read the text before"
+            if spec != before:
+                return f"the sizes of layer {i} change in the middle of a text"
+        return None
 
     @property
     def is_croppable(self) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
@@ -26,6 +27,23 @@ def load_model(folder: Path) -> Any:
     return kind.from_pretrained(folder, dtype=torch.float32).eval()
 
 
+def read_prompt(folder: Path, prompt: str, longest: int) -> tuple[PreTrainedTokenizerFast, Tensor]:
+    """The tokenizer of an exported folder and the prompt's tokens, [1, length] int64.
+
+    Raises:
+        UserError: a prompt without a token, or one that leaves no room within `longest` tokens.
+    """
+    logging.disable_progress_bar()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)  # AutoTokenizer would ask for the model's code
+    ids: Tensor = tokenizer(prompt, return_tensors="pt")["input_ids"].long()
+    length = ids.shape[1]
+    if not length:
+        raise UserError("--prompt: is empty; give at least one character")
+    if length >= longest:
+        raise UserError(f"--prompt: has {length} tokens, the model takes at most {longest - 1} and one to add")
+    return tokenizer, ids
+
+
 def generate(folder: Path, prompt: str, *, tokens: int, temperature: float, seed: int, model: Any = None) -> str:
     """What the model adds to `prompt`: at most `tokens` tokens, up to its end of text or its longest sequence.
 
@@ -36,15 +54,10 @@ def generate(folder: Path, prompt: str, *, tokens: int, temperature: float, seed
     Raises:
         UserError: a prompt without a token, or one that leaves no room within the longest sequence.
     """
-    logging.disable_progress_bar()
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)  # AutoTokenizer would ask for the model's code
     model = load_model(folder) if model is None else model
-    ids = tokenizer(prompt, return_tensors="pt")["input_ids"].long()
-    length, longest = ids.shape[1], int(model.config.max_position_embeddings)
-    if not length:
-        raise UserError("--prompt: is empty; give at least one character")
-    if length >= longest:
-        raise UserError(f"--prompt: has {length} tokens, the model takes at most {longest - 1} and one to add")
+    longest = int(model.config.max_position_embeddings)
+    tokenizer, ids = read_prompt(folder, prompt, longest)
+    length = ids.shape[1]
     drawing: dict[str, Any] = {"do_sample": False}
     if temperature:
         drawing = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from llmnas.errors import UserError
@@ -12,13 +13,14 @@ from llmnas.evaluate.evaluator import Evaluator
 from llmnas.export import Card
 from llmnas.export.config import ABOUT_FILE
 from llmnas.export.elastic import ElasticReport, export_elastic
-from llmnas.export.generate import generate, load_model
+from llmnas.export.generate import generate, load_model, read_prompt
 from llmnas.export.subnetworks import Subnetwork, check_limits
 from llmnas.files import read_json
 from llmnas.pareto import Direction, front, read_archive
 from llmnas.pipeline.context import Context
 from llmnas.rng import torch_seed
 from llmnas.runs import RunFolder
+from llmnas.serve import adaptive
 
 _NAME = "elastic"
 
@@ -99,6 +101,41 @@ def go_on_within(folder: Path, asked: Asked, limits: Mapping[str, float], say: C
         seed=torch_seed(asked.seed, "generate"), model=model.sharing(picked.arch),
     )  # fmt: skip
     return asked.prompt + added
+
+
+def go_on_adapting(folder: Path, asked: Asked, limits: Mapping[str, float], say: Callable[[str], None]) -> str:
+    """The prompt and what is added to it at `limits["latency_ms"]` a token, by sub-networks that change with the load.
+
+    `say` gets where it began, and at the end what the tokens took.
+
+    Raises:
+        UserError: as `go_on_within`, or no latency to keep.
+    """
+    if "latency_ms" not in limits:
+        raise UserError("--adapt: keeps a latency; give --latency-ms too")
+    checkpoint = elastic_folder(folder)
+    model = load_model(checkpoint)
+    longest = int(model.config.max_position_embeddings)
+    tokenizer, ids = read_prompt(checkpoint, asked.prompt, longest)
+    pick_within(model, limits, say)
+    ms = model.config.latency_tables[-1]["ms"]
+    rungs = adaptive.ladder(model.subnetworks, ms, limits)
+    controller = adaptive.Controller([ms[one.id] for one in rungs], limits["latency_ms"])
+    text, trace = adaptive.generate(
+        model, ids, [one.arch for one in rungs], controller, tokens=min(asked.tokens, longest - ids.shape[1]),
+        next_token=adaptive.draw(asked.temperature, torch_seed(asked.seed, "generate")),
+    )  # fmt: skip
+    say(_took(trace, rungs))
+    return asked.prompt + str(tokenizer.decode(text[0, ids.shape[1] :], skip_special_tokens=True))
+
+
+def _took(trace: adaptive.Trace, rungs: Sequence[Subnetwork]) -> str:
+    """One line: the median time of a token, changes, and tokens by sub-network, fastest first."""
+    shares = ", ".join(f"{one.id} {trace.rungs.count(i)}" for i, one in enumerate(rungs) if i in trace.rungs)
+    return (
+        f"{len(trace.ms)} tokens, median {median(trace.ms):.3g} ms, {trace.changes} changes, text read again "
+        f"{len(trace.read_again)} times; tokens by sub-network, fastest first: {shares}"
+    )
 
 
 def pick_within(model: Any, limits: Mapping[str, float], say: Callable[[str], None]) -> Subnetwork:

@@ -1,5 +1,6 @@
 """`llmnas export --elastic` and `llmnas generate` within a budget, as a user types them."""
 
+import re
 import shutil
 
 import pytest
@@ -47,9 +48,21 @@ def test_generate_says_what_it_picked(exported, llmnas):
     assert "ms a token on this device" in done.err
 
 
+def test_generate_adapts_to_the_load(exported, llmnas):
+    command = ["generate", exported, "--prompt", "The state of", "--tokens", "9", "--temperature", "0"]
+    alone = llmnas(*command, "--latency-ms", "100000")
+    done = llmnas(*command, "--latency-ms", "100000", "--adapt")
+    assert done.code == 0, done.err
+    assert done.out == alone.out
+    assert re.search(r"\d tokens, median .* ms, 0 changes, text read again 0 times; tokens by sub-network", done.err)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (("--adapt",), "--adapt: keeps a latency; give --latency-ms too"),
+        (("--adapt", "--params", "1M"), "--adapt: keeps a latency; give --latency-ms too"),
+        (("--adapt", "--latency-ms", "0"), "budget: latency_ms = 0.0 must be a positive number"),
         (("--params", "10"), "budget: params = 10 is below the smallest sub-network's"),
         (("--latency-ms", "0.000001"), "budget: latency_ms = 1e-06 is below the smallest sub-network's"),
         (("--latency-ms", "-3"), "budget: latency_ms = -3.0 must be a positive number"),
