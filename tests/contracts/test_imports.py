@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "evaluate": {"supernet", "cost", "space", "data", "pareto", "rng"},
     "search": {"space", "cost", "pareto", "rng"},
     "export": {"supernet", "space", "nn", "cost"},
-    "serve": {"supernet", "space", "nn", "cost"},
+    "serve": {"supernet", "space", "nn", "cost", "export.modeling_llmnas", "export.subnetworks"},
     "report": {"pareto", "space"},
     "pipeline": BELOW_PIPELINE,
     "process": set(),
