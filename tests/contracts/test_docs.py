@@ -136,3 +136,14 @@ def test_links_lead_somewhere(name):
     page = tiny.ROOT / name
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_elastic_commands(llmnas, copied):
+    """On the tiny run in the place of the quickstart's."""
+    instead = {"search_configs/quickstart.yaml": copied.config, "runs/quickstart": copied.folder}
+    commands = verbs("docs/elastic.md")
+    assert [command[0] for command in commands] == ["export", "generate", "generate", "generate"]
+    for command in commands:
+        where = ["--run-dir", copied.folder] if command[0] == "export" else []
+        done = llmnas(*(instead.get(word, word) for word in command), *where)
+        assert done.code == 0, (command, done.err)
