@@ -107,3 +107,16 @@ def test_the_throughput_script_runs(tmp_path):
     assert report["training"]["utilisation"] > 0
     assert report["tokenising"]["tokens_per_second"] > 0
     assert set(report["processes"]["tokens_per_second"]) == {"one", "two"}
+
+
+@pytest.mark.full
+def test_the_elastic_script_runs(copied, llmnas, tmp_path):
+    assert llmnas("export", copied.config, "--run-dir", copied.folder, "--elastic").code == 0
+    target = tmp_path / "serving.json"
+    command = [sys.executable, str(FOLDER / "elastic_serving.py"), str(copied.folder / "export" / "elastic")]
+    options = ["--context", "16", "--seconds", "0.2", "--json", str(target)]
+    subprocess.run([*command, *options], env=ENVIRONMENT, check=True, capture_output=True)
+    report = json.loads(target.read_text())
+    assert report["switch_us"] > 0
+    assert len(report["subnetworks"]) >= 1
+    assert all(row["ms_a_token"] > 0 for row in report["subnetworks"])
