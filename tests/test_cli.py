@@ -137,6 +137,7 @@ def started(folder):
     process = subprocess.Popen(
         tiny.command("train", config, "--run-dir", folder / "run", "--resume"),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=tiny.environment(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )  # fmt: skip
     checkpoints = folder / "run" / "supernet" / "checkpoints"
     while process.poll() is None and not any(checkpoints.glob("step-*[0-9]")):
