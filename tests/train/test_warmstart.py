@@ -5,11 +5,13 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from train_script import SETTINGS, SPACE
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmnas.errors import UserError
 from llmnas.space import SearchSpace
-from llmnas.supernet import Transformer
+from llmnas.supernet import Transformer, save_weights
+from llmnas.train.engine import Engine, build, start_processes
 from llmnas.train.warmstart import read_pretrained, warm_start
 
 SIZES = {
@@ -138,3 +140,20 @@ def test_another_space_is_refused_with_both_sizes(tmp_path, changes, message):
     pretrained = read_pretrained(tmp_path)
     with pytest.raises(UserError, match=message):
         warm_start(supernet_of(pretrained, **changes), pretrained)
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_model_is_built_from_stored_weights_at_either_end(tmp_path, stage):
+    """At stage 3 it is partitioned from the start and read one parameter at a time."""
+    stored = Transformer(SPACE, seed=7)
+    save_weights(stored, tmp_path / "initial.safetensors")
+    settings = SETTINGS.model_copy(update={"zero_stage": stage, "steps": 1})
+    processes = start_processes()
+    model = build(SPACE, 0, settings, processes, tmp_path / "initial.safetensors")
+    engine = Engine(model, settings, processes)
+    engine.release()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value.detach().cpu(), stored.state_dict()[name], rtol=0, atol=0)
+    wider = SearchSpace.from_dict({**SPACE.model_dump(), "hidden_size": [32, 64]})
+    with pytest.raises(UserError, match="of another search space"):
+        build(wider, 0, settings, processes, tmp_path / "initial.safetensors")
