@@ -34,6 +34,7 @@ def test_documents_are_written_with_their_ends(file):
         "documents": 3,
         "text_bytes": 40,
         "vocab_size": 512,
+        "eos_id": 0,
         "shards": [{"tokens": 9, "file_bytes": 18, "sha256": sha256(file.path)}],
     }
     assert sorted(path.name for path in file.path.parent.iterdir()) == ["train.bin", "train.json"]

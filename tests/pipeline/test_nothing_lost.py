@@ -131,12 +131,12 @@ def full_disk(limit):
 @pytest.mark.parametrize(
     ("verb", "limit", "parts", "named"),
     [
-        ("prepare", 3_000, (), "data/"),
+        ("prepare", 6_000, (), "data/"),
         ("prepare", 30_000, (), "data/train.bin"),
         ("train", 300, ("data",), "config.yaml"),
-        pytest.param("train", 4_000, ("data",), "supernet/checkpoints/", marks=pytest.mark.full),
+        pytest.param("train", 6_000, ("data",), "supernet/checkpoints/", marks=pytest.mark.full),
         ("train", 100_000, ("data",), "supernet/checkpoints/"),
-        ("search", 3_000, ("data", "supernet"), "evaluations.sqlite"),
+        ("search", 6_000, ("data", "supernet"), "evaluations.sqlite"),
         ("report", 40_000, ("data", "evaluations.sqlite", "metrics.jsonl"), "report.html"),
     ],
 )
