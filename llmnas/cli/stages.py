@@ -140,12 +140,16 @@ def export(
         bool, typer.Option("--elastic", help="All weights of the supernet and the table of its best sub-networks.")
     ] = False,
     format_: Annotated[
-        Literal["hf", "gguf"], typer.Option("--format", help="A Hugging Face folder, or one GGUF file for llama.cpp.")
+        Literal["hf", "gguf", "block_configs"],
+        typer.Option(
+            "--format",
+            help="A Hugging Face folder, one GGUF file for llama.cpp, or a folder with sizes by layer for vLLM.",
+        ),
     ] = "hf",
 ) -> None:
     """Write the retrained winner as a Hugging Face checkpoint or GGUF file, checked by reading it again."""
-    if elastic and format_ == "gguf":
-        raise UserError("--format gguf: not with --elastic, whose checkpoint is a Hugging Face folder")
+    if elastic and format_ != "hf":
+        raise UserError(f"--format {format_}: not with --elastic, whose checkpoint is a Hugging Face folder")
     with open_context(config, run_dir, set_) as context:
         if elastic:
             from llmnas.pipeline.elastic import export as elastic_stage
@@ -163,7 +167,7 @@ def export(
             return
         from llmnas.pipeline.export import export as stage
 
-        result = stage(context, force=force or resume)
+        result = stage(context, force=force or resume, blocks=format_ == "block_configs")
     console.print(f"export: {result.folder} ({result.class_name})", soft_wrap=True, highlight=False)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig, BitNetQuantConfig
 
 from llmnas.errors import UserError
+from llmnas.export.config import common_keys
 from llmnas.export.shape import StockShape, stock_shape
 from llmnas.export.weights import stock_weights
 from llmnas.nn.ternary import codes, scale_of
@@ -83,23 +84,12 @@ def bitnet_config(base: BaseModel, arch: Architecture, shape: StockShape, eos_id
     spec = shape.spec
     return AutoConfig.for_model(
         "bitnet",
-        architectures=[BITNET],
-        dtype="float32",
-        vocab_size=base.vocab_size,
-        tie_word_embeddings=base.tied,
-        hidden_size=arch.hidden_size,
-        num_hidden_layers=arch.depth,
+        **common_keys(base, arch, BITNET, shape.rope_theta, eos_id),
         num_attention_heads=spec.q_heads,
         num_key_value_heads=spec.kv_heads,
         intermediate_size=spec.ffn_size,
         hidden_act="silu",
         attention_bias=base.qkv_bias,
-        max_position_embeddings=base.max_seq,
-        rms_norm_eps=base.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
-        bos_token_id=eos_id,
-        eos_token_id=eos_id,
-        pad_token_id=None,
         quantization_config=BitNetQuantConfig(
             modules_to_not_convert=["lm_head"], linear_class="bitlinear", quantization_mode="offline"
         ).to_dict(),

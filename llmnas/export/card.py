@@ -41,6 +41,7 @@ class Stored:
         own_parameters: of the architecture itself.
         tokenizer: whether one lies beside the weights.
         reason: why no stock class holds the network, where none does.
+        blocks: sizes of each layer in a checkpoint with `block_configs`.
     """
 
     class_name: str
@@ -49,6 +50,7 @@ class Stored:
     own_parameters: int
     tokenizer: bool
     reason: str | None = None
+    blocks: tuple[StockShape, ...] = ()
 
     @property
     def tier(self) -> int:
@@ -117,6 +119,8 @@ def _loading(stored: Stored) -> str:
 
 
 def _storage(stored: Stored) -> str:
+    if stored.blocks:
+        return _block_storage(stored)
     if stored.shape is None:
         return (
             f"Tier 3: no stock class computes this network ({stored.reason}), so the code that computes it lies beside "
@@ -125,8 +129,7 @@ def _storage(stored: Stored) -> str:
             "weights are stored as code times scale with the scale beside them, so that saving again never quantises "
             "again."
         )
-    spec, extra = stored.shape.spec, stored.parameters - stored.own_parameters
-    price = f"{stored.parameters:,} parameters for {stored.own_parameters:,} ({extra / stored.own_parameters:+.1%})"
+    spec, extra, price = stored.shape.spec, stored.parameters - stored.own_parameters, _price(stored)
     if not stored.shape.exact:
         return (
             "Tier 2: stock classes have one size for all layers, so every layer is padded with zeros (and copies of "
@@ -142,6 +145,25 @@ def _storage(stored: Stored) -> str:
             "over to the next step, so logits are equal within 2 % of their scale, and far closer nearly everywhere."
         )
     return f"{text} {price}: the class has a bias on the output projection, here zero." if extra else text
+
+
+def _price(stored: Stored) -> str:
+    extra = (stored.parameters - stored.own_parameters) / stored.own_parameters
+    return f"{stored.parameters:,} parameters for {stored.own_parameters:,} ({extra:+.1%})"
+
+
+def _block_storage(stored: Stored) -> str:
+    """What a checkpoint with `block_configs` says of itself."""
+    heads = stored.blocks[0].spec
+    rows = [(i, s.spec.kv_heads, s.spec.ffn_size) for i, s in enumerate(stored.blocks)]
+    return (
+        "Stored with `block_configs`, the layout of DeciLM and Nemotron-NAS, for engines that read it: vLLM "
+        "(`vllm serve path/to/this/folder --trust-remote-code`; the layout follows vLLM's source, this model has not "
+        "been run there). transformers loads it with the code beside the weights. Every layer has "
+        f"{heads.q_heads} query heads of {heads.head_dim} channels, and FFN sizes are multiples of 256; what a layer "
+        f"lacks are zeros, so the logits are unchanged. The price: {_price(stored)} are stored and computed with.\n\n"
+        + table(("layer", "stored KV heads", "stored FFN size"), rows)
+    )
 
 
 def _experts(shape: StockShape) -> str:

@@ -48,25 +48,34 @@ def stock_config(base: BaseModel, arch: Architecture, kind: str, shape: StockSha
         own = {"attention_bias": base.qkv_bias}
     return AutoConfig.for_model(
         kind,
-        architectures=[CLASS_NAMES[kind]],
-        dtype="float32",
-        vocab_size=base.vocab_size,
-        tie_word_embeddings=base.tied,
-        hidden_size=arch.hidden_size,
-        num_hidden_layers=arch.depth,
+        **common_keys(base, arch, CLASS_NAMES[kind], shape.rope_theta, eos_id),
         num_attention_heads=spec.q_heads,
         num_key_value_heads=spec.kv_heads,
         head_dim=spec.head_dim,
         intermediate_size=shape.experts.ffn_size if kind == "mixtral" and shape.experts else spec.ffn_size,
-        max_position_embeddings=base.max_seq,
-        rms_norm_eps=base.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
-        bos_token_id=eos_id,
-        eos_token_id=eos_id,
-        # nn.Embedding never trains its padding row, and ours is the end of text: only generation_config has it
-        pad_token_id=None,
         **own,
     )
+
+
+def common_keys(
+    base: BaseModel, arch: Architecture, class_name: str, rope_theta: float, eos_id: int | None
+) -> dict[str, Any]:
+    """What every config of a foreign class says in the same words."""
+    return {
+        "architectures": [class_name],
+        "dtype": "float32",
+        "vocab_size": base.vocab_size,
+        "tie_word_embeddings": base.tied,
+        "hidden_size": arch.hidden_size,
+        "num_hidden_layers": arch.depth,
+        "max_position_embeddings": base.max_seq,
+        "rms_norm_eps": base.norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": rope_theta},
+        "bos_token_id": eos_id,
+        "eos_token_id": eos_id,
+        # nn.Embedding never trains its padding row, and ours is the end of text: only generation_config has it
+        "pad_token_id": None,
+    }
 
 
 def _expert_keys(base: BaseModel, arch: Architecture, experts: StockExperts) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from llmnas.export.card import Card, table
 from llmnas.export.config import ABOUT_FILE
 from llmnas.export.folder import EOS_ID, check_folder, check_tokenizer_file, staged, verify_fresh, write_tokenizer
 from llmnas.export.modeling_llmnas import LlmnasForCausalLM
-from llmnas.export.own import CLASS_NAME, own_config, own_weights, write_code
+from llmnas.export.own import CLASS_NAME, own_config, own_weights
+from llmnas.export.ship import shipped_files, write_code
 from llmnas.export.subnetworks import LatencyTable, Subnetwork
 from llmnas.export.verify import OTHER
 from llmnas.files import write_json, write_text
@@ -87,7 +88,7 @@ def export_elastic(
         GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end).save_pretrained(checkpoint)
         save_file(own_weights(supernet), checkpoint / "model.safetensors", metadata={"format": "pt"})
         shutil.copymode(checkpoint / "config.json", checkpoint / "model.safetensors")
-        write_code(checkpoint)
+        write_code(checkpoint, shipped_files())
         if tokenizer_path is not None:
             write_tokenizer(tokenizer_path, checkpoint, supernet.base.max_seq, eos_id)
         write_json(checkpoint / ABOUT_FILE, _about(supernet, ordered))

@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from llmnas.errors import UserError
 from llmnas.export.config import ABOUT_FILE
+from llmnas.export.modeling_decilm import DeciLMForCausalLM
 from llmnas.export.modeling_llmnas import LlmnasForCausalLM
 from llmnas.files import read_json
 
@@ -22,8 +23,8 @@ def load_model(folder: Path) -> Any:
     Raises:
         UserError: not an export.
     """
-    own = read_json(folder / ABOUT_FILE)["export"]["tier"] == 3
-    kind: Any = LlmnasForCausalLM if own else AutoModelForCausalLM
+    ours = {kind.__name__: kind for kind in (LlmnasForCausalLM, DeciLMForCausalLM)}
+    kind: Any = ours.get(read_json(folder / ABOUT_FILE)["export"]["class"], AutoModelForCausalLM)
     return kind.from_pretrained(folder, dtype=torch.float32).eval()
 
 

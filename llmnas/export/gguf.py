@@ -21,7 +21,7 @@ from torch import Tensor
 from llmnas.errors import RunError, UserError
 from llmnas.export.bitnet import bitnet_shape, coded_weights
 from llmnas.export.folder import EOS_ID
-from llmnas.export.hf import stock_reason
+from llmnas.export.layout import stock_reason
 from llmnas.export.shape import StockShape, stock_shape
 from llmnas.export.weights import stock_weights
 from llmnas.files import read_json, sync_dir

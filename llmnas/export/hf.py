@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 from transformers import GenerationConfig
 
 from llmnas.cost import count_params
-from llmnas.errors import UserError
-from llmnas.export.bitnet import BITNET, CODES_A_BYTE, bitnet_config, bitnet_shape, bitnet_weights
+from llmnas.export.bitnet import CODES_A_BYTE
 from llmnas.export.card import Card, Stored, render
-from llmnas.export.config import ABOUT_FILE, CLASS_NAMES, has_output_bias, stock_config
+from llmnas.export.config import ABOUT_FILE
 from llmnas.export.folder import EOS_ID, check_folder, check_tokenizer_file, staged, verify_fresh, write_tokenizer
-from llmnas.export.own import CLASS_NAME, is_buffer, own_config, own_weights, write_code
-from llmnas.export.shape import StockShape, stock_class, stock_shape, why_not_stock
-from llmnas.export.weights import stock_weights
+from llmnas.export.layout import Layout, lay_out
+from llmnas.export.own import is_buffer
+from llmnas.export.ship import write_code
 from llmnas.files import read_json, write_json, write_text
 from llmnas.supernet import Transformer
 
@@ -55,6 +53,7 @@ def export_hf(
     card: Card,
     eos_id: int = EOS_ID,
     force: bool = False,
+    layout: Callable[[Transformer, int | None], Layout] = lay_out,
 ) -> ExportReport:
     """Write a stand-alone model as a transformers checkpoint, in float32.
 
@@ -69,6 +68,7 @@ def export_hf(
         eos_id: its entry that ends a text. A pretrained model's may have fewer entries than the model has rows.
         card: what the model card says.
         force: replace an earlier export.
+        layout: how the model, given the end of text, lies in the folder.
 
     Raises:
         UserError: `folder` is there already, or the tokenizer does not fit.
@@ -80,7 +80,7 @@ def export_hf(
     model = copy.deepcopy(model).float().cpu()
     with staged(folder, force) as checkpoint:
         expected = checkpoint.with_name("expected.safetensors")
-        stored = write_checkpoint(model, checkpoint, tokenizer_path, card, eos_id)
+        stored = write_checkpoint(model, checkpoint, tokenizer_path, card, eos_id, layout)
         write_expected(model, expected)
         difference = verify_fresh(checkpoint, expected, folder)
     return ExportReport(folder, stored.class_name, stored.tier, stored.parameters, stored.own_parameters, difference)
@@ -97,19 +97,24 @@ def write_expected(model: Transformer, path: Path) -> None:
 
 
 def write_checkpoint(
-    model: Transformer, folder: Path, tokenizer_path: Path | None, card: Card, eos_id: int = EOS_ID
+    model: Transformer,
+    folder: Path,
+    tokenizer_path: Path | None,
+    card: Card,
+    eos_id: int = EOS_ID,
+    lay: Callable[[Transformer, int | None], Layout] = lay_out,
 ) -> Stored:
     """Write all files of an export into the empty `folder`, unverified; `model` is float32 on the CPU."""
     base, arch = replace(model.base, rope_dim=model.rope_dim), model.envelope
     end = None if tokenizer_path is None else eos_id
     config_path = folder / "config.json"
-    layout = lay_out(model, end)
+    layout = lay(model, end)
     shape, weights = layout.shape, layout.weights
     layout.config.save_pretrained(folder)
-    if shape is None:
-        write_code(folder)
-    else:  # transformers 5 reads rope_parameters; transformers 4 and engines built on it read the key at the top
-        write_json(config_path, read_json(config_path) | {"rope_theta": shape.rope_theta})
+    write_code(folder, layout.code)
+    config = read_json(config_path)
+    if config.get("rope_parameters"):  # transformers 4 and engines built on it read the key at the top
+        write_json(config_path, config | {"rope_theta": config["rope_parameters"]["rope_theta"]})
     GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end).save_pretrained(folder)
     weights_path = folder / "model.safetensors"
     save_file(weights, weights_path, metadata={"format": "pt"})
@@ -127,6 +132,7 @@ def write_checkpoint(
         own_parameters=count_params(arch, base).total,
         tokenizer=tokenizer_path is not None,
         reason=layout.reason and layout.reason.removeprefix("export: "),
+        blocks=layout.blocks,
     )
     write_json(
         folder / ABOUT_FILE,
@@ -139,43 +145,3 @@ def write_checkpoint(
     )
     write_text(folder / "README.md", render(card, arch, base.max_seq, base.vocab_size, stored))
     return stored
-
-
-class Layout(NamedTuple):
-    """How a model lies in a checkpoint: its class, what config.json says, the tensors.
-
-    Without a `shape` the class is our own, and `reason` says why.
-    """
-
-    class_name: str
-    config: Any
-    weights: dict[str, Tensor]
-    shape: StockShape | None
-    reason: str | None = None
-
-
-def lay_out(model: Transformer, eos_id: int | None) -> Layout:
-    """A stock class where one computes the model, our own otherwise."""
-    base, arch = replace(model.base, rope_dim=model.rope_dim), model.envelope
-    reason = stock_reason(model)
-    if reason is None:
-        kind, shape = stock_class(base, arch), stock_shape(base, arch)
-        weights = stock_weights(model, shape, o_bias=has_output_bias(kind, base))
-        return Layout(CLASS_NAMES[kind], stock_config(base, arch, kind, shape, eos_id), weights, shape)
-    if any(spec.weights == "ternary" for _, spec in arch.kept):
-        try:
-            shape = bitnet_shape(base, arch)
-        except UserError as error:
-            reason = str(error)
-        else:
-            return Layout(BITNET, bitnet_config(base, arch, shape, eos_id), bitnet_weights(model, shape), shape)
-    return Layout(CLASS_NAME, own_config(model, eos_id), own_weights(model), None, reason)
-
-
-def stock_reason(model: Transformer) -> str | None:
-    """Why no stock class computes what `model` does, weights included; None where one does."""
-    for i, (_, spec) in enumerate(model.envelope.kept):
-        balance = model.state_dict().get(f"layers.{i}.ffn.balance")
-        if spec.top_k < spec.experts and balance is not None and bool((balance != balance[0]).any()):
-            return f"export: layer {i} chooses experts with a trained balance bias, which no stock class has"
-    return why_not_stock(replace(model.base, rope_dim=model.rope_dim), model.envelope)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from llmnas.export.modeling_llmnas import LlmnasConfig, LlmnasForCausalLM, StoredShape
-from llmnas.export.ship import SHELL, shipped_files
-from llmnas.files import write_text
+from llmnas.export.ship import SHELL
 from llmnas.nn.ternary import LOW_BIT, codes, scale_name, scale_of
 from llmnas.supernet import Transformer
 from llmnas.supernet.extract import LOW_BIT_LAYOUTS
@@ -63,9 +61,3 @@ def own_weights(model: Transformer) -> dict[str, Tensor]:
 def is_buffer(name: str) -> bool:
     """Whether a stored tensor is no parameter: the scale of a low-bit weight, the balance of experts."""
     return name.endswith(("_scale", ".balance"))
-
-
-def write_code(folder: Path) -> None:
-    """The modeling file and all that it needs."""
-    for name, text in shipped_files().items():
-        write_text(folder / name, text)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
 from pathlib import Path
+
+from llmnas.files import write_text
 
 SHELL = "modeling_llmnas"
 _PACKAGE = Path(__file__).parents[1]
@@ -27,6 +30,12 @@ def shipped_files(module: str = f"llmnas.export.{SHELL}") -> dict[str, str]:
             found[file], more = relative_imports(_path(name).read_text(encoding="utf-8"), name)
             todo += more
     return found
+
+
+def write_code(folder: Path, files: Mapping[str, str]) -> None:
+    """What `shipped_files` found, into a checkpoint."""
+    for name, text in files.items():
+        write_text(folder / name, text)
 
 
 def relative_imports(text: str, module: str) -> tuple[str, list[str]]:

@@ -7,9 +7,11 @@ from typing import Any
 
 from llmnas.errors import UserError
 from llmnas.export import Card, ExportReport, export_hf
+from llmnas.export.block_configs import lay_out_blocks
 from llmnas.export.config import ABOUT_FILE
 from llmnas.export.generate import generate
 from llmnas.export.gguf import export_gguf
+from llmnas.export.layout import lay_out
 from llmnas.files import read_json
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.stand_alone import load_alone
@@ -18,9 +20,14 @@ from llmnas.runs import RunFolder
 from llmnas.space import Architecture
 from llmnas.supernet import Transformer
 
+BLOCKS = "block_configs"
 
-def export(context: Context, *, force: bool = False) -> ExportReport:
-    """Export the found architecture with the weights of its best retrained seed, verified on write."""
+
+def export(context: Context, *, force: bool = False, blocks: bool = False) -> ExportReport:
+    """Export the found architecture with the weights of its best retrained seed, verified on write.
+
+    `blocks` writes the layout of `llmnas.export.block_configs` beside the usual folder.
+    """
     config, run = context.config, context.run
     model, arch, best = _winner(context)
     card = Card(
@@ -31,11 +38,14 @@ def export(context: Context, *, force: bool = False) -> ExportReport:
         trained_tokens=best["tokens"],
     )
     report = export_hf(
-        model, run.export(arch.id), tokenizer_path=run.tokenizer, card=card, force=force,
-        eos_id=context.tokens("train").info.eos_id,
+        model, run.export(f"{arch.id}-{BLOCKS}" if blocks else arch.id), tokenizer_path=run.tokenizer, card=card,
+        force=force, eos_id=context.tokens("train").info.eos_id, layout=lay_out_blocks if blocks else lay_out,
     )  # fmt: skip
     run.record(
-        "export", folder=str(report.folder.relative_to(run.path)), model_class=report.class_name, of=best["identity"]
+        BLOCKS if blocks else "export",
+        folder=str(report.folder.relative_to(run.path)),
+        model_class=report.class_name,
+        of=best["identity"],
     )
     return report
 

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from llmnas.errors import UserError
 from llmnas.export import Card, stock_class, stock_shape
-from llmnas.export.hf import stock_reason, write_checkpoint
+from llmnas.export.hf import write_checkpoint
+from llmnas.export.layout import stock_reason
 from llmnas.export.verify import check_model, relative_difference
 from llmnas.export.weights import stock_weights
 from llmnas.space import Architecture, BaseModel, FixedShape, LayerSpec
