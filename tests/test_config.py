@@ -40,8 +40,26 @@ def test_a_bare_off_is_the_word(config):
     assert load_config(config, ["tracking.wandb=off"]).tracking.wandb == "off"
 
 
-def test_a_dumped_config_is_the_same_config(config):
-    found = load_config(config, [])
+LATENCY = ["search.constraints={latency_ms: 5}"]
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        [],
+        [*LATENCY, "hardware={}"],
+        [*LATENCY, "hardware={device: h100, phase: prefill}"],
+        [*LATENCY, "hardware={method: measure, threads: 2}"],
+        ["search.constraints={energy_j: 5}", "hardware={device: this}"],
+        ["search.constraints={decode_latency_ms: 5}", "hardware={method: table, correction: 8}"],
+        ["darts={}"],
+        ["darts={trace_every: 2, trace_sequences: 4}"],
+        ["train.sampler={kind: fair}", "extract={method: mip, cells: 3}", "ladder={seeds: 0}"],
+    ],
+)
+def test_a_dumped_config_is_the_same_config(config, sets):
+    """What a run folder stores writes every key, those at their defaults too."""
+    found = load_config(config, sets)
     assert Config.model_validate(yaml.safe_load(yaml.safe_dump(found.model_dump(mode="json")))) == found
 
 

@@ -7,6 +7,8 @@ from typing import Any, Literal
 from pydantic import BaseModel as Model
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from llmnas.train.settings import changed
+
 HARDWARE_METRICS = ("latency_ms", "prefill_latency_ms", "decode_latency_ms", "energy_j")
 METRICS = (
     "val_loss", "perplexity", "bits_per_byte", "params", "active_params", "flops_per_token", "memory_bytes",
@@ -141,7 +143,7 @@ class HardwareConfig(Strict):
         used = {"device", "phase"}
         if self.device == "this":
             used |= {"method", "threads"} | (set() if self.method == "measure" else {"seconds", "correction"})
-        idle = sorted(self.model_fields_set - used)
+        idle = sorted(changed(self) - used)
         if idle:
             raise ValueError(f"hardware.{idle[0]} does nothing with device {self.device} and method {self.method}")
         if 0 < self.correction < 8:
@@ -154,7 +156,7 @@ class HardwareConfig(Strict):
         if not asked & set(HARDWARE_METRICS):
             raise ValueError(f"hardware: no objective or constraint needs it ({', '.join(HARDWARE_METRICS)})")
         needs = dict.fromkeys(("method", "seconds", "correction"), latencies) | {"phase": {"latency_ms", "energy_j"}}
-        for key in sorted(self.model_fields_set & set(needs)):
+        for key in sorted(changed(self) & set(needs)):
             if not asked & needs[key]:
                 raise ValueError(f"hardware.{key} does nothing without {' or '.join(sorted(needs[key]))}")
 
@@ -192,9 +194,7 @@ class ExtractConfig(Strict):
     @model_validator(mode="after")
     def _used(self) -> ExtractConfig:
         own = {"ofa": {"samples", "predictor", "population", "generations"}, "mip": {"cells", "checks"}}
-        fields = type(self).model_fields
-        changed = {name for names in own.values() for name in names if getattr(self, name) != fields[name].default}
-        idle = sorted(changed - own[self.method])  # by value, not by what was written: a dumped config writes all
+        idle = sorted(changed(self) & set().union(*own.values()) - own[self.method])
         if idle:
             raise ValueError(f"extract.{idle[0]} does nothing with method {self.method}")
         empty = [name for name, limits in self.targets.items() if not limits or len(set(limits)) < len(limits)]

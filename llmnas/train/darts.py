@@ -30,7 +30,7 @@ from llmnas.train.hypergradient import first_order, second_order
 from llmnas.train.preemption import Preemption
 from llmnas.train.relaxed_cost import ExpectedParams, budget_penalty
 from llmnas.train.schedule import learning_rate, weight_decay
-from llmnas.train.settings import DartsSettings, TrainSettings
+from llmnas.train.settings import DartsSettings, TrainSettings, changed
 from llmnas.train.spectrum import dominant_eigenvalue
 from llmnas.train.trainer import Log
 
@@ -91,7 +91,7 @@ def require_usable(settings: TrainSettings, budget: Budget, darts: DartsSettings
                 f"train.{name} does nothing with --method darts (a step trains all networks as one mixture)"
             )
     limited = budget.max_params is not None or budget.min_params is not None
-    if "penalty" in darts.model_fields_set and not limited:
+    if "penalty" in changed(darts) and not limited:
         raise UserError("darts.penalty does nothing without budget.max_params or budget.min_params")
     if darts.alpha_from >= settings.steps:
         raise UserError(f"darts.alpha_from = {darts.alpha_from}: alpha would never move in {settings.steps} steps")

@@ -14,6 +14,15 @@ class _Strict(Model):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def changed(section: Model) -> set[str]:
+    """Fields that differ from their defaults.
+
+    What a user wrote is told by value: a stored config writes every key, and must be one that can be read again.
+    """
+    fields = type(section).model_fields
+    return {name for name in fields if getattr(section, name) != fields[name].get_default(call_default_factory=True)}
+
+
 class Phase(_Strict):
     """From step `start` on, the dimensions in `open` vary too (`hidden_size`, `depth`, or one of a layer's)."""
 
@@ -300,7 +309,7 @@ class DartsSettings(_Strict):
             raise ValueError("xi does nothing with order: first (which is xi = 0); set order: second or leave it out")
         if self.early_stop and not self.trace_every:
             raise ValueError("early_stop watches the eigenvalue: set trace_every above 0")
-        idle = sorted(self.model_fields_set & {"trace_sequences", "window"})
+        idle = sorted(changed(self) & {"trace_sequences", "window"})
         if idle and not self.trace_every:
             raise ValueError(f"{idle[0]} does nothing with trace_every: 0")
         if "window" in idle and not self.early_stop:
