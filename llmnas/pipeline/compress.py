@@ -115,9 +115,14 @@ def check_before(config: Config) -> None:
     """Refuse what would end the run later, before its folder is made.
 
     Raises:
-        UserError: no text, a tokenizer that does not fit, or a budget that the model meets as it is or that nothing
-            meets (with the range of the space).
+        UserError: no text, a tokenizer that does not fit, experts (which make a model larger), or a budget that the
+            model meets as it is or that nothing meets (with the range of the space).
     """
+    if max(config.space.experts.choices) > 1:
+        raise UserError(
+            f"space.experts = {list(config.space.experts.choices)}: copies of a feed-forward make no model smaller; "
+            "for a mixture out of a dense model write a config and use llmnas train CONFIG --init-from HF_DIR"
+        )
     open_corpus(config.data.source)
     read_model_tokenizer(Path(config.data.tokenizer or ""), config.space.base.vocab_size)
     space, base = config.space, config.space.base

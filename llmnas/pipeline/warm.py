@@ -1,7 +1,11 @@
-"""The pretrained model that a supernet starts from, reordered so that leading slices are the best ones."""
+"""The pretrained model that a supernet starts from, reordered so that leading slices are the best ones.
+
+In a space with experts its feed-forwards become experts.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,11 +14,13 @@ from llmnas.data import Sequences
 from llmnas.errors import RunError
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.prepare import own_tokenizer
-from llmnas.space import Architecture
+from llmnas.rng import torch_seed
+from llmnas.space import Architecture, FixedShape
 from llmnas.supernet import Transformer, load_weights, save_weights
 from llmnas.supernet.importance import importance, reorder
 from llmnas.train.distill import Original
 from llmnas.train.settings import TrainSettings
+from llmnas.train.upcycle import upcycle
 from llmnas.train.warmstart import Pretrained, read_pretrained, warm_start
 
 TOLERANCE = 1e-4
@@ -38,7 +44,10 @@ def write_initial(context: Context) -> None:
     windows = torch.from_numpy(sequences.fixed(config.train.calibration))[:, :-1]
     context.tracker.progress("warm start", 0, 1, f"{config.train.init_from}: {windows.numel():,} calibration tokens")
     pretrained = read_pretrained(Path(config.train.init_from), config.space.base.rope_order)
-    model = Transformer(config.space, seed=None)
+    # initial weights where the model leaves some open: the routers of experts that its feed-forwards become
+    model = Transformer(
+        config.space, torch_seed(config.seed, "init") if max(config.space.experts.choices) > 1 else None
+    )
     difference = start_from(model, pretrained, [windows[i : i + _BATCH] for i in range(0, len(windows), _BATCH)])
     save_weights(model, run.initial)
     run.record("warm_start", model=str(config.train.init_from), calibration=windows.numel(), difference=difference)
@@ -49,15 +58,25 @@ def write_initial(context: Context) -> None:
 def start_from(model: Transformer, pretrained: Pretrained, batches: list[torch.Tensor]) -> float:
     """Make the pretrained model the largest network, then sort its parts by importance on `batches` ([B, S] each).
 
+    In a space with experts the dense model is sorted before its feed-forwards are copied (`upcycle`), so that every
+    expert has its channels in one order, also one that no calibration token would have reached.
+
     Returns:
-        The largest difference of a logit that sorting made, relative to the largest logit.
+        The largest difference of a logit from the pretrained model's, relative to the largest logit.
 
     Raises:
-        RunError: it is more than `TOLERANCE`.
+        UserError: the space cannot hold the model.
+        RunError: the difference is more than `TOLERANCE`.
     """
-    warm_start(model, pretrained)
-    before = model(batches[0])
-    reorder(model, importance(model, batches))
+    warm_start(model, upcycle(pretrained, model))  # refuses what does not fit before anything is measured
+    dense = model
+    if model.envelope.kept[0][1].experts > 1:
+        dense = Transformer(FixedShape(pretrained.base, pretrained.arch), seed=None)
+        warm_start(dense, pretrained)
+    before = dense(batches[0])
+    reorder(dense, importance(dense, batches))
+    if dense is not model:
+        warm_start(model, upcycle(replace(pretrained, weights=dense.state_dict()), model))
     difference = float((model(batches[0]) - before).abs().max() / before.abs().max())
     if not difference <= TOLERANCE:
         raise RunError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -98,6 +98,10 @@ def even_subset(layers: int, depth: int) -> tuple[int, ...]:
     if depth == 1:
         return (0,)
     return tuple(round(i * (layers - 1) / (depth - 1)) for i in range(depth))
+
+
+def _listed(values: Iterable[Any]) -> str:
+    return ", ".join(map(str, values))
 
 
 class SearchSpace(_Strict):
@@ -244,17 +248,26 @@ class SearchSpace(_Strict):
 
     def contains(self, arch: Architecture) -> bool:
         """Whether the architecture is one of this space."""
-        if arch.hidden_size not in self.hidden_size or len(arch.layers) != self.layers:
-            return False
-        if not self.allows(tuple(i for i, _ in arch.kept)):
-            return False
+        return self._stranger(arch) is None
+
+    def _stranger(self, arch: Architecture) -> str | None:
+        """What of the architecture is not of this space, in words; None where it is a member."""
+        if arch.hidden_size not in self.hidden_size:
+            return f"hidden_size = {arch.hidden_size} is none of {_listed(self.hidden_size)}"
+        if len(arch.layers) != self.layers:
+            return f"{len(arch.layers)} layers instead of {self.layers}"
+        kept = tuple(i for i, _ in arch.kept)
+        if not self.allows(kept):
+            return f"the layers {_listed(kept)} may not be those that are kept"
         for name in DIMENSIONS:
-            values = [getattr(spec, name) for _, spec in arch.kept if spec.uses(name)]
-            if any(value not in self.dimension(name).choices for value in values):
-                return False
-            if name in self.shared_dimensions and len(set(values)) > 1:
-                return False
-        return True
+            used = [(i, getattr(spec, name)) for i, spec in arch.kept if spec.uses(name)]
+            choices = self.dimension(name).choices
+            for i, value in used:
+                if value not in choices:
+                    return f"layer {i}: {name} = {value} is none of {_listed(choices)}"
+            if name in self.shared_dimensions and len({value for _, value in used}) > 1:
+                return f"{name} must be the same in every layer"
+        return None
 
     def sample(self, rng: np.random.Generator) -> Architecture:
         """One architecture; every decision (hidden size, depth, subset, sizes) is uniform."""
@@ -305,7 +318,8 @@ class SearchSpace(_Strict):
         return (LayerKinds(self.weights.choices, self.mixer.choices),) * self.layers
 
     def require(self, arch: Architecture) -> Architecture:
-        """The architecture itself, or a `UserError` when it is not of this space."""
-        if not self.contains(arch):
-            raise UserError(f"architecture {arch.id} ({arch.to_json()}) is not in the search space")
+        """The architecture itself, or a `UserError` that says what of it is not of this space."""
+        stranger = self._stranger(arch)
+        if stranger:
+            raise UserError(f"architecture {arch.id} ({arch.to_json()}) is not in the search space: {stranger}")
         return arch

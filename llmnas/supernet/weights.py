@@ -33,16 +33,24 @@ def load_weights(model: Transformer, path: Path) -> Transformer:
         weights = load(path.read_bytes())
     except SafetensorError as error:
         raise UserError(f"{path}: damaged weights ({error}); delete it and train again with --resume") from None
-    expected = {name: value.shape for name, value in model.state_dict().items()}
-    found = {name: value.shape for name, value in weights.items()}
+    expected = {name: list(value.shape) for name, value in model.state_dict().items()}
+    found = {name: list(value.shape) for name, value in weights.items()}
     if expected != found:
-        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        name = wrong[0]
-        raise UserError(f"{path}: of another search space: {name} is {found.get(name)}, needs {expected.get(name)}")
+        raise UserError(f"{path}: of another search space: {_first_difference(found, expected)}")
     with torch.no_grad():
         for name, value in model.state_dict().items():
             value.copy_(weights[name])
     return model
+
+
+def _first_difference(found: dict[str, list[int]], expected: dict[str, list[int]]) -> str:
+    """What of the stored shapes is not as it must be; another number of experts by that number."""
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    for router in (name for name in wrong if name.endswith(".ffn.router")):
+        rows = [shapes.get(router, [1])[0] for shapes in (found, expected)]
+        if rows[0] != rows[1]:
+            return f"layer {router.split('.')[1]} has {rows[0]} experts at most, needs {rows[1]}"
+    return f"{wrong[0]} is {found.get(wrong[0], 'missing')}, needs {expected.get(wrong[0], 'to be absent')}"
 
 
 @torch.no_grad()
@@ -66,7 +74,9 @@ def fill_weights(
                 value = file.get_tensor(name)
                 with opened(weight):
                     if weight.numel() and weight.shape != value.shape:
-                        raise UserError(f"{path}: of another search space: {name} is {value.shape}, not {weight.shape}")
+                        raise UserError(
+                            f"{path}: of another search space: {name} is {list(value.shape)}, not {list(weight.shape)}"
+                        )
                     weight.copy_(value)
             for name, buffer in model.named_buffers():
                 if name in stored:

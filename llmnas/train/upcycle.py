@@ -21,11 +21,11 @@ def upcycle(pretrained: Pretrained, model: Transformer, noise: float = 0.0, seed
     """A dense model in the terms of `model`, whose largest network has experts; unchanged where it has none.
 
     Channels that an expert has beyond the dense feed-forward keep the first two matrices of `model` and write nothing
-    yet (a zero `down`): the function is the same, and they learn.
+    yet (a zero `down`): the function is the same, and they learn. So do shared experts.
 
     Args:
         pretrained: a dense model (or one with experts already, which is given back).
-        model: with its initial weights, which the routers keep.
+        model: with its initial weights, which the routers and shared experts keep.
         noise: standard deviation of what is added to the copies, in units of that of the matrix. Expert 0,
             the dense sub-network, gets none.
         seed: of the noise.
@@ -38,7 +38,8 @@ def upcycle(pretrained: Pretrained, model: Transformer, noise: float = 0.0, seed
         return pretrained
     if not model.base.norm_top_k:
         raise UserError(
-            "upcycling: base.norm_top_k must be true: only weights that sum to one leave the dense model's function"
+            "upcycling: space.base.norm_top_k must be true: "
+            "only weights that sum to one leave the dense model's function"
         )
     if largest.depth != pretrained.arch.depth:
         raise UserError(f"upcycling: the space has {largest.depth} layers, the dense model {pretrained.arch.depth}")
@@ -55,8 +56,13 @@ def upcycle(pretrained: Pretrained, model: Transformer, noise: float = 0.0, seed
         for name in ("gate", "up", "down"):
             key = f"layers.{i}.ffn.{name}"
             weights[key] = _copies(weights[key], getattr(ffn, name).detach(), name, noise, generator)
-        weights[f"layers.{i}.ffn.router"] = ffn.router.detach().clone()
-        layers.append(replace(dense, ffn_size=spec.ffn_size, experts=spec.experts, top_k=spec.top_k))
+        for name in ("router", "shared_gate", "shared.gate", "shared.up", "shared.down"):
+            new = dict(ffn.named_parameters()).get(name)
+            if new is not None:
+                initial = new.detach()
+                weights[f"layers.{i}.ffn.{name}"] = torch.zeros_like(initial) if name == "shared.down" else initial
+        mixture = {name: getattr(spec, name) for name in ("ffn_size", "experts", "top_k", "shared_experts")}
+        layers.append(replace(dense, **mixture))
     return Pretrained(pretrained.base, replace(pretrained.arch, layers=tuple(layers)), weights)
 
 

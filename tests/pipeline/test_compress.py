@@ -98,6 +98,9 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(llmnas, folder, corpus, t
     assert f"the model has {WHOLE:,} parameters already" in complaint("--max-params", WHOLE)
     assert "below the smallest network of the space" in complaint("--max-params", "1000")
     assert "no such file or folder" in complaint("--max-params", "600k", text=tmp_path / "absent")
+    experts = ("space.experts=[1, 2]", "space.ffn_size=[172, 344]")
+    mixture = complaint("--max-params", "600k", *(argument for value in experts for argument in ("--set", value)))
+    assert "copies of a feed-forward make no model smaller" in mixture
     gpt2 = shutil.copytree(folder, tmp_path / "gpt2")
     (gpt2 / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     assert "model_type is 'gpt2'; allowed: llama" in complaint("--max-params", "600k", model=gpt2)

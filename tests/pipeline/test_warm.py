@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -35,7 +36,7 @@ def model(tmp_path_factory):
 
 
 def config_of(folder, **changes):
-    config = tiny.write_config(folder, tiny.write_corpus(folder / "text"), space=SPACE, **changes)
+    config = tiny.write_config(folder, tiny.write_corpus(folder / "text"), **{"space": SPACE, **changes})
     values = yaml.safe_load(config.read_text())
     values["budget"] = {}
     config.write_text(yaml.safe_dump(values))
@@ -68,6 +69,69 @@ def test_train_starts_from_the_model_and_resumes(llmnas, model, tmp_path):
     assert llmnas(*arguments).code == 2
     assert llmnas(*arguments, "--resume").code == 0
     assert run.supernet.read_bytes() == before
+
+
+MIXTURE = {
+    **SPACE, "base": {**SPACE["base"], "norm_top_k": True}, "ffn_size": [172, 344], "experts": [1, 4], "top_k": [1, 2],
+    "shared_experts": [0, 1],
+}  # fmt: skip
+
+
+def test_a_dense_model_becomes_a_mixture_that_computes_the_same(llmnas, model, tmp_path):
+    """Every number of experts and every k gives what the folder's model gives; then the supernet of them is trained."""
+    folder, stock = model
+    config, run = config_of(tmp_path, space=MIXTURE), RunFolder(tmp_path / "run")
+    done = llmnas("train", config, "--init-from", folder, "--run-dir", run.path, "--prepare")
+    assert done.code == 0, done.err
+    space = load_config(config, []).space
+    initial = load_weights(Transformer(space), run.initial)
+    (_, spec), *_ = space.largest().kept
+    assert (spec.experts, spec.top_k, spec.shared_experts, spec.ffn_size) == (4, 2, 1, 344)
+    tokens = torch.arange(3, 103)[None]
+    with torch.no_grad():
+        expected = stock(tokens).logits
+        for changes in ({}, {"top_k": 1}, {"shared_experts": 0}, {"experts": 1}):
+            arch = space.build(128, dict.fromkeys(range(4), replace(spec, **changes)))
+            torch.testing.assert_close(initial(tokens, space.require(arch)), expected, rtol=1e-4, atol=1e-3)
+    trained = load_weights(Transformer(space), run.supernet)
+    before, after = (m.layers[0].ffn.gate.detach()[:, :341] for m in (initial, trained))
+    assert all(torch.equal(before[0], before[e]) for e in (1, 2, 3))
+    assert all(not torch.equal(after[0], after[e]) for e in (1, 2, 3))
+    record = json.loads(run.manifest.read_text())["stages"]["warm_start"]
+    assert record["difference"] <= 1e-4
+
+
+def test_experts_are_sorted_before_they_are_copied(model):
+    """Half of the channels of an expert that no calibration token reached are the better half, as of all others."""
+    from llmnas.pipeline.warm import start_from
+    from llmnas.space import SearchSpace
+    from llmnas.train.warmstart import read_pretrained
+
+    mixture = Transformer(SearchSpace.from_dict({**MIXTURE, "experts": [1, 64], "top_k": 1, "shared_experts": 0}))
+    start_from(mixture, read_pretrained(model[0]), [torch.arange(3, 35)[None]])
+    gate = mixture.layers[0].ffn.gate.detach()[:, :341]
+    assert all(torch.equal(gate[0], other) for other in gate[1:])
+    assert not torch.equal(gate[0], read_pretrained(model[0]).weights["layers.0.ffn.gate"])
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ("space.base.norm_top_k=false", "upcycling: space.base.norm_top_k must be true"),
+        (
+            "space.ffn_size=[172, 340]",
+            "layer 0: the largest ffn_size of the space is 340, less than the dense model's 341",
+        ),
+        ("space.layers=5", "the space has 5 layers, the dense model 4"),
+        ("space.ffn_size=[172, 341]", "every hidden_size and ffn_size must be a multiple of 4"),
+        ("space.top_k=[1, 5]", "top_k.choices must be at most the least number of experts above 1"),
+    ],
+)
+def test_a_mixture_that_cannot_be_is_one_line(llmnas, model, tmp_path, change, complaint):
+    config = config_of(tmp_path, space=MIXTURE)
+    done = llmnas("train", config, "--init-from", model[0], "--run-dir", tmp_path / "run", "--prepare", "--set", change)
+    assert done.code == 2
+    assert complaint in done.complaint
 
 
 def test_what_does_not_fit_is_one_line(llmnas, model, tmp_path):

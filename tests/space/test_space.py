@@ -119,22 +119,28 @@ def test_even_subsets_are_distinct_and_even(layers, data):
 
 
 @pytest.mark.parametrize(
-    "other",
+    ("other", "reason"),
     [
-        Architecture(12, (LayerSpec(1, 2, 4, 8),) * 3),
-        Architecture(8, (LayerSpec(1, 2, 4, 8),) * 2),
-        Architecture(8, (LayerSpec(1, 2, 4, 8),) * 4),
-        Architecture(8, (LayerSpec(1, 2, 4, 8), None, None)),
-        Architecture(8, (LayerSpec(1, 2, 6, 8),) * 3),
-        Architecture(8, (LayerSpec(1, 1, 4, 8),) * 3),
-        Architecture(8, (LayerSpec(1, 2, 4, 8), LayerSpec(2, 2, 4, 8), None)),
+        (Architecture(12, (LayerSpec(1, 2, 4, 8),) * 3), "hidden_size = 12 is none of 8, 16"),
+        (Architecture(8, (LayerSpec(1, 2, 4, 8),) * 2), "2 layers instead of 3"),
+        (Architecture(8, (LayerSpec(1, 2, 4, 8),) * 4), "4 layers instead of 3"),
+        (Architecture(8, (LayerSpec(1, 2, 4, 8), None, None)), "the layers 0 may not be those that are kept"),
+        (Architecture(8, (LayerSpec(1, 2, 6, 8),) * 3), "layer 0: head_dim = 6 is none of 4, 8"),
+        (Architecture(8, (LayerSpec(1, 1, 4, 8),) * 3), "layer 0: queries_per_group = 1 is none of 2"),
+        (
+            Architecture(8, (LayerSpec(1, 2, 4, 8), LayerSpec(2, 2, 4, 8), None)),
+            "kv_heads must be the same in every layer",
+        ),
+        (
+            Architecture(8, (LayerSpec(1, 2, 4, 8), LayerSpec(1, 2, 4, 8, experts=8), None)),
+            "layer 1: experts = 8 is none of 1",
+        ),
     ],
-    ids=["hidden size", "too short", "too long", "depth", "head_dim", "queries", "shared size differs"],
 )
-def test_strangers_are_refused_by_name(other):
+def test_strangers_are_refused_by_name_and_reason(other, reason):
     space = SearchSpace.from_dict(GOOD)
     assert not space.contains(other)
-    with pytest.raises(UserError, match=rf"{other.id} .* is not in the search space"):
+    with pytest.raises(UserError, match=rf"{other.id} .* is not in the search space: {reason}"):
         space.require(other)
 
 
