@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from pydantic import BaseModel as Model
@@ -50,14 +51,12 @@ def saved_steps(folder: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*") if path.suffix != ".partial")
 
 
-def save_checkpoint(
-    engine: Engine, folder: Path, step: int, keep: int, identity: str, learned: Mapping[str, np.ndarray]
-) -> None:
+def _save(engine: Engine, folder: Path, step: int, keep: int, identity: str, learned: Mapping[str, np.ndarray]) -> None:
     """Save the state after `step` steps; collective.
 
     Args:
         identity: tells runs apart that must not mix.
-        learned: what the sampler knows; the same on every rank.
+        learned: kept beside the weights; the same on every rank.
     """
     partial = folder / f"{_name(step)}.partial"
     writer = engine.processes.rank == 0
@@ -85,6 +84,49 @@ def save_checkpoint(
     engine.barrier()
 
 
+class Learned(Protocol):
+    """What a run learns besides weights."""
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything that was learned; the same on every rank."""
+        ...
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Inverse of `state`."""
+        ...
+
+
+class Checkpoints:
+    """The checkpoints of one run; without a folder there are none.
+
+    Args:
+        identity: of this run, so that a checkpoint of another one is refused.
+        learned: kept beside the weights (a sampler's predictor, alpha).
+    """
+
+    def __init__(self, engine: Engine, folder: Path | None, keep: int, identity: str, learned: Learned | None) -> None:
+        self._engine, self._folder, self._keep, self._identity = engine, folder, keep, identity
+        self._learned = learned
+        self._saved = 0
+
+    def restore(self) -> int:
+        """Load the newest one and return the number of steps done; 0 where there is none. Collective."""
+        if self._folder is None:
+            return 0
+        self._saved = _load(self._engine, self._folder, self._identity)
+        if self._saved and self._learned:
+            self._learned.restore(_load_learned(self._folder, self._saved))
+        return self._saved
+
+    def save(self, step: int) -> None:
+        """Save the state after `step` steps, unless it is on disk; collective."""
+        if self._folder is None or step == self._saved:
+            return
+        learned = self._learned.state() if self._learned else {}
+        _save(self._engine, self._folder, step, self._keep, self._identity, learned)
+        self._saved = step
+
+
 def newest(folder: Path | None) -> str:
     """Where the run can go on from, in words."""
     if folder is None:
@@ -93,7 +135,7 @@ def newest(folder: Path | None) -> str:
     return f"the last good checkpoint is {folder / _name(steps[-1])}" if steps else f"no checkpoint in {folder} yet"
 
 
-def load_checkpoint(engine: Engine, folder: Path, identity: str) -> int:
+def _load(engine: Engine, folder: Path, identity: str) -> int:
     """Restore the newest checkpoint and return the number of steps done; 0 where there is none. Collective.
 
     A checkpoint of another number of processes goes through DeepSpeed's universal format.
@@ -124,8 +166,8 @@ def load_checkpoint(engine: Engine, folder: Path, identity: str) -> int:
     return steps[-1]
 
 
-def load_learned(folder: Path, step: int) -> dict[str, np.ndarray]:
-    """What the sampler knew at the checkpoint of `step`, which `load_checkpoint` has verified; empty where nothing."""
+def _load_learned(folder: Path, step: int) -> dict[str, np.ndarray]:
+    """What the sampler knew at the checkpoint of `step`, which `_load` has verified; empty where nothing."""
     path = folder / _name(step) / _SAMPLER
     return load_file(path) if path.exists() else {}
 

@@ -22,7 +22,7 @@ from llmnas.space import Architecture, SearchSpace
 from llmnas.supernet import Transformer
 from llmnas.supernet.mixture import Mixture, soften, weights_of
 from llmnas.train.alphas import AlphaTraining
-from llmnas.train.checkpoint import load_checkpoint, load_learned, newest, save_checkpoint
+from llmnas.train.checkpoint import Checkpoints, newest
 from llmnas.train.decode import decode, free_share
 from llmnas.train.engine import Engine, Processes, Step, set_threads
 from llmnas.train.health import Meter, Skips
@@ -213,17 +213,15 @@ def search_relaxed(
     """
     engine, alphas, settings, darts = search.engine, search.alphas, search.settings, search.darts
     set_threads(settings, engine.processes)
-    first = load_checkpoint(engine, folder, identity) if folder else 0
-    if folder and first:
-        alphas.restore(load_learned(folder, first))
+    checkpoints = Checkpoints(engine, folder, settings.keep, identity, alphas)
+    first = checkpoints.restore()
     skips, meter = Skips(settings, folder), Meter(engine, settings)
     say: Log = log or (lambda *_: None)
-    saved = first
     with Preemption() as preemption:
         for step in range(first, settings.steps):
             if preemption.requested:
-                if folder and saved < step and not skips.in_a_row:
-                    save_checkpoint(engine, folder, step, settings.keep, identity, alphas.state())
+                if not skips.in_a_row:
+                    checkpoints.save(step)
                 raise Preempted(f"SIGTERM at step {step}: {newest(folder)}; start again with --resume")
             moves = step >= darts.alpha_from and alphas.stopped is None
             found = search.alpha_step(step) if moves else {}
@@ -241,9 +239,8 @@ def search_relaxed(
                 with engine.evaluation(), meter.paused():
                     arch = search.decoded()
                     say(done, {**evaluate(arch), "parameter_free_share": free_share(arch)})
-            if folder and (done % settings.save_every == 0 or last) and not skips.in_a_row:
-                save_checkpoint(engine, folder, done, settings.keep, identity, alphas.state())
-                saved = done
+            if (done % settings.save_every == 0 or last) and not skips.in_a_row:
+                checkpoints.save(done)
     skips.end()
     engine.release()
     return search.outcome(meter)

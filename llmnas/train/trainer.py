@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from llmnas.space import Architecture
 from llmnas.supernet import Losses, Teacher, Transformer
 from llmnas.train.agreement import Agreement
 from llmnas.train.balance import Balance
-from llmnas.train.checkpoint import load_checkpoint, load_learned, newest, save_checkpoint
+from llmnas.train.checkpoint import Checkpoints, newest
 from llmnas.train.distill import Guide, Signal
 from llmnas.train.engine import Engine, Processes, Step, set_threads
 from llmnas.train.health import Meter, Skips
@@ -84,27 +83,21 @@ def train(
     set_threads(settings, processes)
     engine = Engine(model, settings, processes)
     balance = Balance(model, settings.moe)
-    first = load_checkpoint(engine, folder, identity) if folder else 0
     predictor = sampler.predictor
-    if folder and first and predictor:
-        predictor.restore(load_learned(folder, first))
+    checkpoints = Checkpoints(engine, folder, settings.keep, identity, predictor)
+    first = checkpoints.restore()
     agreement = Agreement(processes.size, identity)
     writer = processes.rank == 0
     everyone = engine.everyone_runs
     skips = Skips(settings, folder)
     meter = Meter(engine, settings)
     cpu_started = time.process_time()
-    saved = first
-
-    def learned() -> Mapping[str, np.ndarray]:
-        return predictor.state() if predictor else {}
-
     with Preemption() as preemption:
         for step in range(first, settings.steps):
             networks = sampler.networks(step)
             if agreement.check(step, networks, preemption.requested):
-                if folder and saved < step and not skips.in_a_row:
-                    save_checkpoint(engine, folder, step, settings.keep, identity, learned())
+                if not skips.in_a_row:
+                    checkpoints.save(step)
                 raise Preempted(f"SIGTERM at step {step}: {newest(folder)}; start again with --resume")
             losses, result = train_step(engine, networks, sequences, settings, step, balance, guide)
             if predictor:
@@ -122,9 +115,8 @@ def train(
                     found = evaluate(model)
                 if writer and log:
                     log(done, found)
-            if folder and (done % settings.save_every == 0 or last) and not skips.in_a_row:
-                save_checkpoint(engine, folder, done, settings.keep, identity, learned())
-                saved = done
+            if (done % settings.save_every == 0 or last) and not skips.in_a_row:
+                checkpoints.save(done)
     skips.end()
     balance.warn_of_idle(engine.average)
     engine.release()
