@@ -80,6 +80,8 @@ class CorrelateConfig(Strict):
 
     `adapt` (overrides of `train`, for instance a few steps): also score every architecture by its loss
     after training it alone for that long from the supernet's weights, which undoes what sharing spoiled.
+    `gradient_windows`: sequences of training text on which the networks' gradients are compared, each with the next
+    one's; 0 leaves that out.
     """
 
     architectures: PositiveInt = 24
@@ -88,6 +90,7 @@ class CorrelateConfig(Strict):
     train: dict[str, Any] = {}
     seeds: PositiveInt = 1
     adapt: dict[str, Any] = {}
+    gradient_windows: NonNegativeInt = 16
 
 
 class LadderConfig(Strict):

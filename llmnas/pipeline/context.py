@@ -66,8 +66,11 @@ class Context:
     def calibration(self) -> np.ndarray | None:
         """Training text to take a candidate's statistics from, [search.recalibrate, seq + 1]; None where it is off."""
         count = self.config.search.recalibrate
-        tokens = self.tokens("train").tokens
-        return Sequences(tokens, self.config.train.seq_len, 0).fixed(count) if count else None
+        return self.training_windows(count) if count else None
+
+    def training_windows(self, count: int) -> np.ndarray:
+        """Training text to look at networks with, always the same, [count, seq + 1]."""
+        return Sequences(self.tokens("train").tokens, self.config.train.seq_len, 0).fixed(count)
 
     def supernet(self) -> Transformer:
         """The trained supernet."""

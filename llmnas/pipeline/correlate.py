@@ -10,6 +10,7 @@ import numpy as np
 
 from llmnas.cost import BudgetSampler, count_params, prefill_flops_per_token
 from llmnas.errors import UserError
+from llmnas.evaluate.conflict import neighbour_conflicts
 from llmnas.evaluate.evaluator import Evaluator
 from llmnas.evaluate.rank import Agreement, rank_agreement
 from llmnas.evaluate.ranking import banded_agreement, tau_within, top_k_regret
@@ -19,6 +20,7 @@ from llmnas.pipeline.stand_alone import train_alone
 from llmnas.report.plots import correlation_png
 from llmnas.rng import generator
 from llmnas.space import Architecture
+from llmnas.supernet import Transformer
 
 _TOP = (1, 3, 5)
 _BANDS, _BAND_MEMBERS = 4, 6  # at most so many bands of parameters, each of at least so many networks
@@ -60,6 +62,13 @@ def worth(scores: Mapping[str, np.ndarray], truth: np.ndarray, params: np.ndarra
     return found
 
 
+def gradient_conflicts(context: Context, model: Transformer, archs: list[Architecture]) -> dict[str, Any]:
+    """How the networks' gradients stand to each other, each to the next one's; empty where nothing was asked for."""
+    count = context.config.correlate.gradient_windows
+    found = neighbour_conflicts(model, archs, context.training_windows(count)) if count else []
+    return {"windows": count, "pairs": [pair._asdict() for pair in found]} if found else {}
+
+
 def adapted_runs(context: Context, archs: list[Architecture]) -> list[dict[str, Any]]:
     """Every architecture trained for a moment from the supernet's weights; empty where `adapt` is."""
     config = context.config
@@ -82,8 +91,9 @@ def correlate(context: Context) -> dict[str, Any]:
     config, run = context.config, context.run
     archs = band_architectures(context)
     windows, bytes_per_token = context.windows(config.search.windows)
+    supernet = context.supernet()
     evaluator = Evaluator(
-        context.supernet(), windows, len(windows), bytes_per_token, config.budget.workload, context.calibration()
+        supernet, windows, len(windows), bytes_per_token, config.budget.workload, context.calibration()
     )
     predicted = np.array([metrics["val_loss"] for metrics in evaluator(archs)])
     params = np.array([count_params(arch, config.space.base).total for arch in archs])
@@ -117,6 +127,7 @@ def correlate(context: Context) -> dict[str, Any]:
         "params": params.tolist(),
         "agreement": {name: agreement._asdict() for name, agreement in taus.items()},
         **worth(scores, truth, params),
+        "conflicts": gradient_conflicts(context, supernet, archs),
         "cpu_seconds": {
             "supernet": run.recorded("train").get("cpu_seconds"),
             "search": run.recorded("search").get("cpu_seconds"),

@@ -101,10 +101,26 @@ def correlation_table(result: dict[str, Any]) -> Table:
             for b in bands
         )
         note += f" Tau of {name} by parameters: {each}." if each else ""
+    note += _conflict_note(result.get("conflicts"))
     columns = (
         "score", "tau", "interval", "rho", "tau, like size", "regret of top 1 (nats)", "of top 3", "of top 5"
     )  # fmt: skip
     return Table("Does the supernet rank as stand-alone training does?", columns, rows, note)
+
+
+def _conflict_note(conflicts: Mapping[str, Any] | None) -> str:
+    """How sub-networks' gradients stand to each other, where that was measured."""
+    if not conflicts:
+        return ""
+    pairs = conflicts["pairs"]
+    cosines = [pair["cosine"] for pair in pairs]
+    opposed = sum(pair["opposed"] for pair in pairs) / len(pairs)
+    return (
+        f" Gradients of {len(pairs)} pairs of networks on the same {conflicts['windows']} training sequences, over the "
+        f"weights that both use: cosine {sum(cosines) / len(cosines):.2f} ({min(cosines):.2f} to {max(cosines):.2f}), "
+        f"{sum(cosine < 0 for cosine in cosines)} of them conflict (cosine below 0), signs oppose at {opposed:.0%} of "
+        "the weights."
+    )
 
 
 def ladder_table(result: dict[str, Any]) -> Table:

@@ -3,7 +3,7 @@
 from llmnas.nn.cross_entropy import token_losses
 from llmnas.nn.loss import Losses, Teacher
 from llmnas.nn.moe import Experts
-from llmnas.supernet.extract import extract, stand_alone_shape
+from llmnas.supernet.extract import extract, stand_alone_shape, used_blocks
 from llmnas.supernet.model import Transformer
 from llmnas.supernet.packed import load_packed, pack, packable, save_packed
 from llmnas.supernet.weights import fill_weights, load_weights, save_weights
@@ -23,4 +23,5 @@ __all__ = [
     "save_weights",
     "stand_alone_shape",
     "token_losses",
+    "used_blocks",
 ]

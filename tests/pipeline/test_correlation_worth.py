@@ -49,12 +49,17 @@ def test_table_and_picture(tmp_path):
     scores, truth = example()
     params = -scores["params_only"]
     agreement = {name: {"tau": 0.5, "low": 0.1, "high": 0.9, "spearman": 0.6} for name in (*scores, "seed_to_seed")}
-    table = correlation_table({"agreement": agreement, "params": params.tolist(), **worth(scores, truth, params)})
+    pairs = [{"cosine": cosine, "opposed": 0.25, "shared": 100} for cosine in (0.5, -0.1)]
+    conflicts = {"windows": 16, "pairs": pairs}
+    found = {"agreement": agreement, "params": params.tolist(), **worth(scores, truth, params), "conflicts": conflicts}
+    table = correlation_table(found)
     by_name = {row[0]: row for row in table.rows}
     assert by_name["seed_to_seed"][4:] == ("", "", "", "")
     assert all(cell for name in scores for cell in by_name[name])
     assert "pairs whose parameters differ by at most 2%" in table.note
     assert "Tau of supernet by parameters" in table.note
+    assert "2 pairs of networks on the same 16 training sequences" in table.note
+    assert "cosine 0.20 (-0.10 to 0.50), 1 of them conflict (cosine below 0), signs oppose at 25% of" in table.note
     # a result written before these numbers existed
     old = correlation_table({"agreement": agreement, "params": params.tolist()})
     assert len(old.rows) == 4

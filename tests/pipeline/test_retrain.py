@@ -130,6 +130,9 @@ def test_correlation_compares_the_cost_and_outlives_another_supernet(done, tmp_p
     assert len(cost["adapt"]) == 3
     assert min(cost["stand_alone"]) > 0
     assert "stand-alone trainings" in correlation_table(first).note
+    assert first["conflicts"]["windows"] == 16
+    assert [-1 <= pair["cosine"] <= 1 for pair in first["conflicts"]["pairs"]] == 3 * [True]
+    assert all(0 <= pair["opposed"] <= 1 and pair["shared"] > 1000 for pair in first["conflicts"]["pairs"])
 
     # another supernet: its scores are new, the networks trained alone are the same
     values = json.loads(context.config.model_dump_json())
@@ -151,9 +154,11 @@ def test_correlation_compares_the_cost_and_outlives_another_supernet(done, tmp_p
 def test_adapted_networks_start_from_the_supernet(done):
     """One step at a vanishing learning rate leaves the supernet's own loss."""
     context, _ = done
-    still = context.config.correlate.model_copy(update={"adapt": {"steps": 1, "lr": 1e-9}})
+    still = context.config.correlate.model_copy(update={"adapt": {"steps": 1, "lr": 1e-9}, "gradient_windows": 0})
     result = correlate(replace(context, config=context.config.model_copy(update={"correlate": still})))
     assert result["adapted_loss"] == pytest.approx(result["supernet_loss"], abs=1e-4)
+    assert result["conflicts"] == {}
+    assert "conflict" not in correlation_table(result).note
     assert result["agreement"]["supernet_adapted"] == result["agreement"]["supernet"]
 
 
