@@ -167,7 +167,7 @@ train:
   batch_size: {batch}
   seq_len: {seq}
   lr: 0.002              # the first knob to try: 0.001, 0.004
-  sampler: {{kind: single, largest: budget}}
+  sampler: {{kind: single, largest: budget}}    # which networks are trained; all keys: docs/entanglement.md
 
 search:
   strategy: nsga2

@@ -101,7 +101,7 @@ def test_readme_python(monkeypatch, capsys):
     assert lines[0].endswith("architectures")
 
 
-@pytest.mark.parametrize("name", ["docs/space.md", "docs/extending.md"])
+@pytest.mark.parametrize("name", ["docs/space.md", "docs/extending.md", "docs/entanglement.md"])
 def test_python_of_a_page_runs(name, monkeypatch, capsys):
     monkeypatch.chdir(tiny.ROOT)
     for block in blocks(name, "python"):
@@ -117,6 +117,18 @@ def test_the_space_of_a_page_is_a_space(name):
 
     (block,) = blocks(name, "yaml")
     assert SearchSpace.from_dict(yaml.safe_load(block)["space"]).size() > 1000
+
+
+def test_the_sampler_keys_of_the_page_are_all_there_are():
+    import yaml
+
+    from llmnas.train.settings import SamplerSettings
+
+    (block,) = blocks("docs/entanglement.md", "yaml")
+    shown = yaml.safe_load(block)["train"]["sampler"]
+    SamplerSettings.model_validate(shown)
+    table = "\n".join(re.findall(r"^\| `(.*?)\|", (tiny.ROOT / "docs/entanglement.md").read_text(), re.M))
+    assert set(SamplerSettings.model_fields) <= set(shown) | set(re.findall(r"\w+", table))
 
 
 def test_every_verb_is_in_the_readme():
