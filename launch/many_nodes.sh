@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train a supernet on the machines of a hostfile (ssh without a password, one shared file system):
+# Train and search a supernet on the machines of a hostfile (ssh without a password, one shared file system):
 #   bash launch/many_nodes.sh HOSTFILE CONFIG [llmnas options]
 # HOSTFILE has a line for each machine: `node1 slots=8`. See launch/hostfile.example.
 set -euo pipefail
@@ -17,6 +17,7 @@ if [ ! -r "$hostfile" ]; then
 fi
 
 llmnas prepare "$config" --resume "$@"
-deepspeed --no_local_rank --hostfile "$hostfile" --master_port "${PORT:-29500}" ${MASTER:+--master_addr "$MASTER"} \
-  --module llmnas.cli train "$config" --resume "$@"
-llmnas search "$config" --resume "$@"
+for verb in train search; do
+  deepspeed --no_local_rank --hostfile "$hostfile" --master_port "${PORT:-29500}" ${MASTER:+--master_addr "$MASTER"} \
+    --module llmnas.cli "$verb" "$config" --resume "$@"
+done

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train a supernet on all GPUs of this machine, then search it on one:
+# Train a supernet on all GPUs of this machine, and search it on them:
 #   bash launch/one_node.sh CONFIG [llmnas options]
 # GPUS=N takes N of them; PORT is where the processes meet. Start it again after any fault: it goes on.
 set -euo pipefail
@@ -16,6 +16,7 @@ if [ -n "${GPUS:-}" ]; then
 fi
 
 llmnas prepare "$config" --resume "$@"
-deepspeed --no_local_rank "${count[@]}" --master_port "${PORT:-29500}" \
-  --module llmnas.cli train "$config" --resume "$@"
-llmnas search "$config" --resume "$@"
+for verb in train search; do
+  deepspeed --no_local_rank "${count[@]}" --master_port "${PORT:-29500}" \
+    --module llmnas.cli "$verb" "$config" --resume "$@"
+done

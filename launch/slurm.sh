@@ -38,11 +38,14 @@ requeue() {
 srun --nodes=1 --ntasks=1 llmnas prepare "$config" --resume "$@" || exit $?
 
 # shellcheck disable=SC2016  # expanded by each process, not here
-srun --kill-on-bad-exit=1 bash -c '
+everywhere='
   export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
   export LOCAL_WORLD_SIZE=${SLURM_NTASKS_PER_NODE:-1}
-  exec llmnas train "$@" --resume
-' train "$config" "$@"
+  verb=$1
+  shift
+  exec llmnas "$verb" "$@" --resume
+'
+srun --kill-on-bad-exit=1 bash -c "$everywhere" llmnas train "$config" "$@"
 status=$?
 if [ "$status" -eq 75 ]; then
   requeue
@@ -50,4 +53,4 @@ elif [ "$status" -ne 0 ]; then
   exit "$status"
 fi
 
-srun --nodes=1 --ntasks=1 llmnas search "$config" --resume "$@"
+srun --kill-on-bad-exit=1 bash -c "$everywhere" llmnas search "$config" "$@"

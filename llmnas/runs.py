@@ -64,6 +64,11 @@ class RunFolder:
         return self.path / "evaluations.sqlite"
 
     @property
+    def journals(self) -> Path:
+        """What each process of a search has measured, until the search has ended."""
+        return self.path / "search"
+
+    @property
     def pareto(self) -> Path:
         """The front of the search."""
         return self.path / "pareto.json"

@@ -36,6 +36,9 @@ app = typer.Typer(
 FIRST_RANK = os.environ.get("RANK", "0") == "0"
 console = Console(quiet=not FIRST_RANK)  # under a launcher one process speaks for all
 
+_OF_ALL_RANKS = ("train", "search")
+"""Verbs whose work the processes of a launch share; in all others every process would write the same files."""
+
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file with every knob of the run.")]
 RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Where results go; default runs/<name of the config>.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Change one knob: --set train.lr=0.001 (repeatable).")]
@@ -47,6 +50,17 @@ Objectives = Annotated[
         help="A metric of your own: --objective cost.py:dollars or cost.py:score=max (repeatable). Runs that file.",
     ),
 ]  # fmt: skip
+
+
+@app.callback()
+def require_shared_work(context: typer.Context) -> None:
+    """Under a launcher refuse the verbs that one process does alone."""
+    processes, verb = int(os.environ.get("WORLD_SIZE", "1")), context.invoked_subcommand
+    if processes > 1 and verb not in _OF_ALL_RANKS:
+        raise UserError(
+            f"{verb}: runs in one process, and a launcher started {processes}; start it as `llmnas {verb}`. "
+            f"Under a launcher run: {', '.join(_OF_ALL_RANKS)}"
+        )
 
 
 @contextlib.contextmanager

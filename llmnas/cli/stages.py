@@ -103,11 +103,14 @@ def _train_darts(
 def search(
     config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, resume: Resume = False, objective: Objectives = None
 ) -> None:
-    """Search the trained supernet for the Pareto front."""
+    """Search the trained supernet for the Pareto front (also under the deepspeed launcher, as train)."""
     with open_context(config, run_dir, set_, objective) as context:
-        from llmnas.pipeline.search import search_supernet
+        from llmnas.pipeline.search import help_search, search_supernet
         from llmnas.pipeline.tables import search_tables
 
+        if not FIRST_RANK:
+            help_search(context)
+            return
         require_fresh(context.run.evaluations, resume)
         archive = search_supernet(context)
         asked = [*archive.objectives, *archive.constraints]

@@ -23,6 +23,24 @@ class Estimate(NamedTuple):
     error: float
 
 
+class Part(NamedTuple):
+    """Some of the work of a candidate: windows `first` to before `last` of the sample in the order of `spread`."""
+
+    arch: Architecture
+    first: int
+    last: int
+
+
+def spread(count: int) -> np.ndarray:
+    """[count] the numbers below `count` in an order of which every beginning is spread evenly over them.
+
+    The van der Corput sequence: numbers with their binary digits reversed, those too great left out.
+    """
+    digits = max(count - 1, 1).bit_length()
+    turned = [int(f"{i:0{digits}b}"[::-1], 2) for i in range(2**digits)]
+    return np.array([i for i in turned if i < count])
+
+
 def regression_estimate(sample: np.ndarray, reference: np.ndarray, chosen: np.ndarray) -> Estimate:
     """Mean over all windows from a sample of them, with a known reference as control variate.
 
@@ -83,6 +101,7 @@ class Evaluator:
         self.chosen = np.linspace(0, len(windows) - 1, min(sample, len(windows))).round().astype(int)
         self.reference = self.losses(None, windows)
         self.windows = windows[self.chosen]
+        self._order = spread(len(self.chosen))
 
     def __call__(self, archs: Sequence[Architecture]) -> list[dict[str, float]]:
         """Metrics of every architecture, by the names of the contract; `val_loss_error` is one standard error."""
@@ -90,8 +109,20 @@ class Evaluator:
 
     def measure(self, arch: Architecture) -> dict[str, float]:
         """Metrics of one architecture."""
-        sample = self.losses(arch, self.windows)
-        loss, error = regression_estimate(sample, self.reference, self.chosen)
+        return self.metrics(arch, self.part(Part(arch, 0, len(self.chosen))))
+
+    def part(self, part: Part) -> np.ndarray:
+        """[last - first] losses on some of the sample, which comes in the order of `spread`."""
+        return self.losses(part.arch, self.windows[self._order[part.first : part.last]])
+
+    def metrics(self, arch: Architecture, losses: np.ndarray) -> dict[str, float]:
+        """Metrics from the losses on the first windows of the sample in the order of `spread`.
+
+        The same numbers, bit for bit, in whatever parts all windows were run.
+        """
+        places = np.argsort(self._order[: len(losses)])
+        chosen = self.chosen[self._order[: len(losses)][places]]
+        loss, error = regression_estimate(losses[places], self.reference, chosen)
         return {
             **quality(loss, self.bytes_per_token),
             "val_loss_error": error,

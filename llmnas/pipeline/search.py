@@ -1,20 +1,24 @@
-"""Search the trained supernet."""
+"""Search the trained supernet, by one process or by all of a launch."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
+import torch
 
-from llmnas.evaluate.evaluator import Evaluator
+from llmnas.evaluate.evaluator import Evaluator, Part
 from llmnas.evaluate.providers import with_providers
 from llmnas.files import read_json, write_json
 from llmnas.pareto import Archive, Evaluation
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.decide import WINDOWS, contenders, decide
 from llmnas.pipeline.metrics import providers
+from llmnas.pipeline.pace import SPEED, Pace
+from llmnas.pipeline.stores import evaluation_identity
+from llmnas.pipeline.team import Team
 from llmnas.runs import RunFolder
 from llmnas.search import search
 from llmnas.space import Architecture
@@ -24,54 +28,88 @@ from llmnas.train.engine import set_threads, start_processes
 def search_supernet(context: Context, evaluations: int | None = None) -> Archive:
     """Write `evaluations.sqlite`, `pareto.json` and `decision.json`; evaluations that are stored are not repeated.
 
-    What differentiable search has decoded in this run is evaluated first.
+    What differentiable search has decoded in this run is evaluated first. Under a launcher this is rank 0's part, and
+    `help_search` that of the others.
 
     Args:
         evaluations: stop at so many; None for the config's.
+
+    Raises:
+        RunError: another process of the launch is gone.
     """
     config, run, tracker = context.config, context.run, context.tracker
     options = config.search
     most = options.evaluations if evaluations is None else evaluations
-    set_threads(config.train, start_processes())
-    extra = providers(config, run, context.own_metrics)
-    windows, bytes_per_token = context.windows(options.windows)
-    started = time.process_time()
-    measured: list[Architecture] = []
-    evaluator = Evaluator(
-        context.supernet(), windows, options.sample, bytes_per_token, config.budget.workload, context.calibration()
-    )
-    measure = with_providers(evaluator, extra)
+    evaluator, team = _measuring(context)
+    pace, started = Pace(team.size), time.process_time()
 
-    def evaluate(archs: Sequence[Architecture]) -> Sequence[Mapping[str, float]]:
-        measured.extend(archs)
-        return measure(archs)
+    def quality(archs: Sequence[Architecture]) -> list[dict[str, float]]:
+        found = team([Part(arch, 0, len(evaluator.chosen)) for arch in archs])
+        return [evaluator.metrics(arch, losses) for arch, losses in zip(archs, found, strict=True)]
 
     def progress(archive: Archive) -> None:
         best = min((e.metrics.get("val_loss", math.inf) for e in archive.evaluations), default=math.inf)
         tracker.progress("search", len(archive), most, f"{options.strategy}, best loss {best:.3f}")
 
-    archive = search(
-        config.space, evaluate, options.strategy, dict(options.objectives), config.budget, dict(options.constraints),
-        most, config.seed, archive_path=run.evaluations, options=dict(options.options),
-        batch=options.batch, first=decoded(context), on_progress=progress,
-    )  # fmt: skip
+    with team:
+        # by rank 0 alone: latencies that are measured at the same time disturb each other
+        extra = providers(config, run, context.own_metrics)
+        archive = search(
+            config.space, pace.timed(with_providers(quality, extra)), options.strategy, dict(options.objectives),
+            config.budget, dict(options.constraints), most, config.seed, archive_path=run.evaluations,
+            options=dict(options.options), batch=options.batch, first=decoded(context), on_progress=progress,
+        )  # fmt: skip
+    team.forget()
     front = write_front(run, archive)
-    cpu_seconds = run.recorded("search").get("cpu_seconds")
-    if measured:  # evaluations cost about the same each: those of this start stand for the ones before
-        cpu_seconds = (time.process_time() - started) * len(archive) / len(measured)
+    before = run.recorded("search")
+    cpu_seconds = before.get("cpu_seconds")
+    if pace.networks:  # evaluations cost about the same each: those of this start stand for the ones before
+        spent = time.process_time() - started + team.helpers_cpu
+        cpu_seconds = spent * len(archive) / pace.networks
     more, _ = context.windows(WINDOWS * options.windows)
     racers = contenders(archive)
 
     def losses(i: int, places: np.ndarray) -> np.ndarray:
         return evaluator.losses(racers[i].arch, more[places])
 
-    if racers and (measured or not run.decision.exists()):
+    if racers and (pace.networks or not run.decision.exists()):
         decide(context, archive, losses, len(more))
-    if measured:
+    if pace.networks:
         _track(context, archive)
     provenance = {provider.metric: provider.provenance for provider in extra}
-    run.record("search", evaluations=len(archive), front=len(front), provenance=provenance, cpu_seconds=cpu_seconds)
+    speed = pace.facts() or {name: before[name] for name in SPEED if name in before}
+    run.record("search", evaluations=len(archive), front=len(front), provenance=provenance, cpu_seconds=cpu_seconds,
+        **speed)  # fmt: skip
     return archive
+
+
+def help_search(context: Context) -> None:
+    """What every rank but 0 does in a search: measure what rank 0 sends.
+
+    Raises:
+        RunError: rank 0 is gone.
+    """
+    _, team = _measuring(context)
+    team.serve()
+
+
+def _measuring(context: Context) -> tuple[Evaluator, Team]:
+    """This process's evaluator, and all processes of the launch. Collective."""
+    config, processes = context.config, start_processes()
+    options = config.search
+    set_threads(config.train, processes)
+    device = torch.device("cuda", processes.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    windows, bytes_per_token = context.windows(options.windows)
+    evaluator = Evaluator(
+        context.supernet().to(device),
+        windows,
+        options.sample,
+        bytes_per_token,
+        config.budget.workload,
+        context.calibration(),
+    )
+    identity = evaluation_identity(context)
+    return evaluator, Team(processes, evaluator.part, config.space.base, context.run.journals, identity)
 
 
 def decoded(context: Context) -> list[Architecture]:

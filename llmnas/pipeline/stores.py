@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from llmnas.pareto import Archive, Constraints, Objectives
 from llmnas.pipeline.context import Context
@@ -19,9 +20,14 @@ def store_of(context: Context, path: Path, objectives: Objectives, constraints: 
     Raises:
         UserError: the file holds evaluations of another supernet or on other windows.
     """
+    return Archive(path, objectives, constraints or {}, evaluation_identity(context))
+
+
+def evaluation_identity(context: Context) -> dict[str, Any]:
+    """What the loss of a candidate depends on."""
     options = context.config.search
     identity = {"supernet": context.identity, "windows": options.windows, "sample": options.sample}
-    return Archive(path, objectives, constraints or {}, identity)
+    return identity | ({"recalibrate": options.recalibrate} if options.recalibrate else {})
 
 
 def remembered(

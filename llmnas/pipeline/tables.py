@@ -18,14 +18,25 @@ _SHOWN = {"val_loss", "perplexity", "params", "flops_per_token"}
 def search_tables(run: RunFolder, front: Sequence[Evaluation], evaluated: int, asked: Iterable[str]) -> list[Table]:
     """The front of so many evaluations, and which of its members to build; `asked` are the metrics that were named."""
     stages = read_json(run.manifest)["stages"] if run.manifest.exists() else {}
-    found = [front_table(front, evaluated, asked, stages.get("search", {}).get("provenance", {}))]
+    facts = stages.get("search", {})
+    found = [front_table(front, evaluated, asked, facts.get("provenance", {}), speed(facts))]
     if run.decision.exists():
         found.append(decision_table(read_json(run.decision)))
     return found
 
 
+def speed(facts: Mapping[str, Any]) -> str:
+    """How fast the search was, as a sentence; empty where that was not noted."""
+    if "candidates_per_hour" not in facts:
+        return ""
+    return (
+        f" {facts['candidates_per_hour']:,.0f} candidates an hour on {facts['processes']} process(es); "
+        f"between evaluations, where the strategy thinks: {facts['strategy_share']:.1%} of the time."
+    )
+
+
 def front_table(
-    front: Sequence[Evaluation], evaluated: int, asked: Iterable[str], provenance: Mapping[str, str]
+    front: Sequence[Evaluation], evaluated: int, asked: Iterable[str], provenance: Mapping[str, str], speed: str = ""
 ) -> Table:
     """The Pareto front, best loss first; every metric that was asked for has a column."""
     more = [name for name in dict.fromkeys(asked) if name not in _SHOWN]
@@ -39,7 +50,7 @@ def front_table(
             *(f"{m[name]:.4g}" for name in more),
         ))  # fmt: skip
     note = f"{evaluated} architectures evaluated with the supernet's weights; ± is one standard error."
-    note += "".join(f" {name}: {text}." for name, text in provenance.items())
+    note += speed + "".join(f" {name}: {text}." for name, text in provenance.items())
     return Table("Pareto front", (*_FRONT_COLUMNS, *more), rows, note)
 
 
