@@ -1,8 +1,8 @@
 """Does differentiable search collapse to parameter-free choices, and what does each remedy do about it?
 
-    python benchmarks/darts_collapse.py [--scale tiny] [--json FILE] [--seeds 0 1 2]
+    python benchmarks/darts_collapse.py [--scale tiny] [--json FILE] [--seeds 0 1 2] [--searches long short]
 
-Runs that FILE holds are not repeated.
+Runs that FILE holds are not repeated; `--searches` takes a part of them, in that order.
 
 One small space that offers skips and `mixer: none` at every layer, little text seen many times (State of the Union
 speeches, a vocabulary of 512), one thread, float32. Every variant is trained with the same seeds; what it decodes is
@@ -44,7 +44,8 @@ WINDOWS = 128
 @dataclass(frozen=True)
 class Scale:
     """How much is trained: sequences of `seq` tokens, `batch` a step, on `tokens` of text, for `short` or `long` steps
-    with an eigenvalue every sixth or tenth of them; every `stride`-th speech, `alone` steps of what was decoded."""
+    with an eigenvalue every sixth or tenth of them; every `stride`-th speech, `alone` steps of what was decoded, on
+    `times` as much text."""
 
     seq: int
     batch: int
@@ -55,6 +56,7 @@ class Scale:
     every: int
     stride: int
     alone: int
+    times: int
     min_params: int
 
     @property
@@ -80,10 +82,11 @@ class Scale:
         long = {"steps": self.long, "trace_every": self.every, "trace_sequences": 4}
         return {
             "long": long,
-            "short": {**long, "steps": self.short, "trace_every": 20},
+            "short": {**long, "steps": self.short, "trace_every": self.short // 6},
             "early stopping": {**long, "early_stop": True, "window": 2},
             "ten times the text": {**long, "times": 10},
             "alpha regularised": {**long, "alpha_decay": 0.1},
+            "weights regularised": {**long, "weight_decay": 1.0},  # ten times the default, which all others have
             "without none and skips": {**long, "only": {"mixer": ["attention"], "depth": [self.layers]}},
             "penalty below a least size": {**long, "min_params": self.min_params},
             "second order": {**long, "order": "second"},
@@ -91,8 +94,9 @@ class Scale:
 
 
 SCALES = {
-    "tiny": Scale(32, 4, 3, 5_000, 60, 300, 50, 20, 200, 40_000),
-    "small": Scale(64, 8, 4, 20_000, 120, 600, 60, 5, 300, 60_000),
+    "tiny": Scale(32, 4, 3, 5_000, 60, 300, 50, 20, 200, 1, 40_000),
+    "small": Scale(64, 8, 4, 20_000, 120, 600, 60, 5, 300, 1, 60_000),
+    "longer": Scale(64, 8, 4, 20_000, 600, 2400, 240, 5, 2000, 10, 60_000),
 }
 
 
@@ -112,7 +116,8 @@ def run(scale: Scale, variant: dict[str, Any], seed: int, tokens: np.ndarray, wi
     """One search and what came of it, besides `arch` plain values."""
     space, options = scale.space, dict(variant)
     budget = Budget(min_params=options.pop("min_params", None))
-    settings = TrainSettings(batch_size=scale.batch, seq_len=scale.seq, lr=3e-3, threads=1, steps=options.pop("steps"))
+    changed = {name: options.pop(name) for name in ("steps", "weight_decay") if name in options}
+    settings = TrainSettings(batch_size=scale.batch, seq_len=scale.seq, lr=3e-3, threads=1, **changed)
     darts = DartsSettings(**{"alpha_lr": 0.01, **options})
     begun = time.process_time()
     model = Transformer(space, torch_seed(seed, "init"))
@@ -156,20 +161,27 @@ def line(seed: int, name: str, result: dict[str, Any]) -> str:
 
 
 def table(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """One row of Markdown a variant: means over seeds, the shares of every seed."""
+    """One row of Markdown a variant: means over seeds, the shares and the layers with attention of every seed."""
 
     def mean(results: list[dict[str, Any]], key: str) -> float:
         return statistics.fmean(result[key] for result in results)
 
-    rows = ["| search | parameter-free, by seed | parameters | eigenvalue, first -> last | shared | alone |"]
-    rows.append("|---|---|---|---|---|---|")
+    def attention(result: dict[str, Any]) -> int:
+        return sum(spec.mixer == "attention" for _, spec in Architecture.from_dict(result["architecture"]).kept)
+
+    columns = "search | parameter-free, by seed | attention left, by seed | weight of none | parameters"
+    rows = [f"| {columns} | eigenvalue, first -> last | shared | alone |", "|---|---|---|---|---|---|---|---|"]
     for name, results in runs.items():
         shares = ", ".join(f"{result['parameter_free_share']:.0%}" for result in results)
+        none = [weight for result in results for weight in result["none"]]
         ends = [statistics.fmean(abs(r["trace"][i]["eigenvalue"]) for r in results) for i in (0, -1)]
-        rows.append(
-            f"| {name} | {shares} | {mean(results, 'params'):,.0f} | {ends[0]:.2f} -> {ends[1]:.2f} "
-            f"| {mean(results, 'loss_shared'):.3f} | {mean(results, 'loss_alone'):.3f} |"
-        )
+        cells = [
+            name, shares, ", ".join(str(attention(result)) for result in results),
+            f"{statistics.fmean(none):.2f}" if none else "", f"{mean(results, 'params'):,.0f}",
+            f"{ends[0]:.2f} -> {ends[1]:.2f}", f"{mean(results, 'loss_shared'):.3f}",
+            f"{mean(results, 'loss_alone'):.3f}",
+        ]  # fmt: skip
+        rows.append(f"| {' | '.join(cells)} |")
     return rows
 
 
@@ -179,6 +191,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--scale", choices=list(SCALES), default="small")
+    parser.add_argument("--searches", nargs="*", metavar="NAME", choices=list(SCALES["small"].variants))
     args = parser.parse_args()
     torch.set_num_threads(1)
     scale = SCALES[args.scale]
@@ -186,13 +199,16 @@ def main() -> None:
     found: dict[str, list[dict[str, Any]]] = stored.get(args.scale, {}).get("runs", {})
     tokens, windows = text(scale)
     for seed in args.seeds:
-        for name, variant in scale.variants.items():
+        for name in args.searches or scale.variants:
+            variant = scale.variants[name]
             runs = found.setdefault(name, [])
             if any(result["seed"] == seed for result in runs):
                 continue  # of an earlier start
             options = dict(variant)
             result = run(scale, options, seed, tokens[: scale.tokens * options.pop("times", 1)], windows)
-            result["loss_alone"] = alone_loss(scale, result.pop("arch"), seed, tokens[: scale.tokens], windows)
+            result["loss_alone"] = alone_loss(
+                scale, result.pop("arch"), seed, tokens[: scale.tokens * scale.times], windows
+            )
             runs.append(result)
             print(line(seed, name, result), flush=True)
             if args.json:

@@ -29,7 +29,7 @@ def test_the_page_shows_the_stored_numbers(script):
 def test_variants_run(script):
     scale = replace(script.SCALES["tiny"], tokens=600, short=2, long=4, every=2, stride=60, alone=2)
     tokens, windows = script.text(scale)
-    for name in ("ten times the text", "early stopping", "penalty below a least size", "without none and skips"):
+    for name in ("ten times the text", "early stopping", "penalty below a least size", "weights regularised"):
         options = {**scale.variants[name], "trace_every": 2}
         times = options.pop("times", 1)
         found = script.run(scale, options, 0, tokens[: scale.tokens * times], windows[:4])
