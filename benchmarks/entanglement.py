@@ -102,8 +102,11 @@ class Job:
 
 def jobs() -> Iterator[Job]:
     """Everything to train, the most needed first; the longer trainings last."""
-    for seed in range(SEEDS):
-        yield from (Job("alone", str(i), seed, ALONE) for i in range(NETWORKS))
+    yield from (Job("alone", str(i), 0, ALONE) for i in range(NETWORKS))
+    yield from (Job("sampler", name, 0, SUPERNET) for name in SAMPLERS)
+    yield from (Job("alone", str(i), seed, ALONE) for seed in range(1, SEEDS) for i in range(NETWORKS))
+    yield from (Job("dimension", name, 0, SUPERNET) for name in DIMENSIONS)
+    for seed in range(1, SEEDS):
         yield from (Job("sampler", name, seed, SUPERNET) for name in SAMPLERS)
         yield from (Job("dimension", name, seed, SUPERNET) for name in DIMENSIONS)
     yield Job("sampler", "uniform, band", 0, SUPERNET_LONGER)
