@@ -124,10 +124,10 @@ def _storage(stored: Stored) -> str:
     if stored.shape is None:
         return (
             f"Tier 3: no stock class computes this network ({stored.reason}), so the code that computes it lies beside "
-            "the weights (`modeling_llmnas.py` and what it imports; llmnas need not be installed). transformers loads "
-            "it with `trust_remote_code=True` and generates with it; llama.cpp and vLLM do not know it. Low-bit "
-            "weights are stored as code times scale with the scale beside them, so that saving again never quantises "
-            "again."
+            "the weights (`modeling_llmnas.py` and what it imports; llmnas is not needed). transformers 5.24 or "
+            "later loads it with `trust_remote_code=True` and generates with it; llama.cpp and vLLM do not know it. "
+            "Low-bit weights are stored as code times scale with the scale beside them, so that saving again never "
+            "quantises again."
         )
     spec, extra, price = stored.shape.spec, stored.parameters - stored.own_parameters, _price(stored)
     if not stored.shape.exact:

@@ -20,7 +20,7 @@ def blocks(name, language):
 def verbs(name):
     """Every `llmnas ...` line of the bash blocks, split as a shell does."""
     lines = [line for block in blocks(name, "bash") for line in block.splitlines()]
-    return [shlex.split(line)[1:] for line in lines if line.startswith("llmnas ")]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("llmnas ")]
 
 
 def test_quickstart_commands(llmnas, tmp_path, monkeypatch):
@@ -45,6 +45,50 @@ def test_corpus_commands(llmnas, tmp_path, monkeypatch):
         done = llmnas(*command)
         assert done.code == 0, (command, done.err)
     assert (tmp_path / "runs" / "my" / "data" / "train.bin").exists()
+
+
+def test_cluster_commands(llmnas, monkeypatch):
+    """The plan is made; the scripts that the page names are those that tests/launch runs."""
+    monkeypatch.chdir(tiny.ROOT)
+    (plan,) = verbs("docs/deepspeed.md")
+    done = llmnas(*plan)
+    assert done.code == 0, done.err
+    named = re.findall(r"^(?:bash|sbatch) (launch/\S+\.sh) ", (tiny.ROOT / "docs" / "deepspeed.md").read_text(), re.M)
+    assert sorted(named) == sorted(f"launch/{script.name}" for script in (tiny.ROOT / "launch").glob("*.sh"))
+
+
+def test_warm_start_commands_and_python(llmnas, tmp_path, monkeypatch):
+    """With the English model of glassllm as the folder."""
+    import yaml
+    from real_models import write_glass
+
+    monkeypatch.chdir(tmp_path)
+    write_glass(tmp_path / "my-llama")
+    config = tiny.write_config(tmp_path, tiny.write_corpus(tmp_path / "text"))
+    values = yaml.safe_load(config.read_text()) | {"budget": {}, "space": {
+        "base": {"vocab_size": 1024, "tied": True, "norm_eps": 1e-6, "max_seq": 128, "rope_dim": 32}, "layers": 4,
+        "hidden_size": [96, 128], "depth": [3, 4], "kv_heads": [1, 2], "queries_per_group": [1, 2], "head_dim": 32,
+        "ffn_size": [170, 341],
+    }}  # fmt: skip
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump(values))
+    (train,) = verbs("docs/warm_start.md")
+    done = llmnas(*train)
+    assert done.code == 0, done.err
+    (block,) = blocks("docs/warm_start.md", "python")
+    names = {}
+    exec(compile(block, "docs/warm_start.md", "exec"), names)
+    assert sum(weight.numel() for weight in names["supernet"].parameters()) == 852_608
+
+
+@pytest.mark.full
+def test_export_commands(llmnas, copied):
+    """On the tiny run, which holds one export already."""
+    commands = verbs("docs/export.md")
+    assert len(commands) == 4
+    for number, command in enumerate(commands):
+        instead = [copied.config if word == "my.yaml" else word for word in command]
+        done = llmnas(*instead, "--run-dir", copied.folder, *(["--force"] if number == 0 else []))
+        assert done.code == 0, (command, done.err)
 
 
 def test_adaptive_commands(llmnas, tmp_path, monkeypatch):

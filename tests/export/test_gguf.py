@@ -130,11 +130,13 @@ print("FOUND" + json.dumps([found, text]))
 
 
 @pytest.mark.full
-@pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="needs llama.cpp: pip install xllamacpp")
-@pytest.mark.parametrize("case", CASES)
-def test_llama_cpp_gives_our_probabilities(case, tokenizer_path, tmp_path):
+@pytest.mark.skipif(
+    importlib.util.find_spec("xllamacpp") is None, reason="needs llama.cpp: pip install llmnas[llama-cpp]"
+)
+@pytest.mark.parametrize(("case", "ternary"), [*((case, "tq2_0") for case in CASES), ("bitnet", "tq1_0")])
+def test_llama_cpp_gives_our_probabilities(case, ternary, tokenizer_path, tmp_path):
     model, path = model_of(case), tmp_path / "model.gguf"
-    write_gguf(model, path, tokenizer_path=tokenizer_path, name=case)
+    write_gguf(model, path, tokenizer_path=tokenizer_path, name=case, ternary=ternary)
     tokens = random_tokens(model.base, batch=1, seq=40)
     done = subprocess.run(
         [sys.executable, "-c", RUN, path, json.dumps(tokens[0].tolist())],

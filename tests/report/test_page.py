@@ -255,6 +255,8 @@ def test_correlation_and_ladder_are_drawn_where_they_exist(page, visit, tmp_path
         assert kinds == ["there" if layer in rung["kept"] else "gone" for layer in range(4)]
     legend = page.locator("#ladder .legend span").all_text_contents()
     assert legend == ["best subset", "last layers dropped", "evenly spaced", "trained alone"]
+    ticks = page.locator("#ladder .axes text[text-anchor=middle]:not(.title)").all_text_contents()
+    assert ticks == ["2", "3"], "no depth lies between"
     write_report(tmp_path / "r.html", findings())
     bare = visit((tmp_path / "r.html").as_uri())
     assert bare.locator("#correlation-section").is_hidden()

@@ -14,7 +14,8 @@ function lineChart(host, { series, xLabel, yLabel, summary }) {
   const picture = svg('svg', {
     viewBox: `0 0 ${width} ${height}`, width, height, tabindex: '0', role: 'img', 'aria-label': `${summary} Arrow keys read the values.`,
   });
-  picture.append(svgAxes(box, scales, xLabel, yLabel));
+  const whole = series.every((line) => line.x.every(Number.isInteger));  // depths, steps: nothing lies between
+  picture.append(svgAxes(box, scales, xLabel, yLabel, whole));
   series.forEach((line, k) => picture.append(curve(line, k, scales)));
   const cursor = svg('g', { class: 'cursor' });
   picture.append(cursor);
@@ -24,9 +25,9 @@ function lineChart(host, { series, xLabel, yLabel, summary }) {
   host.replaceChildren(series.length > 1 ? legend : '', picture, reading, asTable(series, xLabel, open));
 }
 
-function svgAxes(box, scales, xLabel, yLabel) {
+function svgAxes(box, scales, xLabel, yLabel, whole) {
   const group = svg('g', { class: 'axes' });
-  const xTicks = scales.x.ticks((box.right - box.left) / 80);
+  const xTicks = scales.x.ticks((box.right - box.left) / 80).filter((tick) => !whole || Number.isInteger(tick));
   const yTicks = scales.y.ticks((box.bottom - box.top) / 45);
   tickLabels(xTicks).forEach((text, k) => group.append(
     svg('line', { class: 'grid', x1: scales.x(xTicks[k]), x2: scales.x(xTicks[k]), y1: box.top, y2: box.bottom }),
