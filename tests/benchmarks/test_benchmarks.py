@@ -120,3 +120,15 @@ def test_the_elastic_script_runs(copied, llmnas, tmp_path):
     assert report["switch_us"] > 0
     assert len(report["subnetworks"]) >= 1
     assert all(row["ms_a_token"] > 0 for row in report["subnetworks"])
+
+
+@pytest.mark.full
+def test_the_load_script_runs(copied, llmnas, tmp_path):
+    assert llmnas("export", copied.config, "--run-dir", copied.folder, "--elastic").code == 0
+    target = tmp_path / "load.json"
+    command = [sys.executable, str(FOLDER / "elastic_load.py"), str(copied.folder / "export" / "elastic")]
+    options = ["--tokens", "40", "--processes", "1", "--json", str(target)]
+    subprocess.run([*command, *options], env=ENVIRONMENT, check=True, capture_output=True)
+    report = json.loads(target.read_text())
+    assert [row["phase"] for row in report["phases"]] == [n for n in ("quiet", "busy", "quiet again") for _ in range(2)]
+    assert all(row["tokens"] >= 40 and row["mean_ms"] > 0 for row in report["phases"])
