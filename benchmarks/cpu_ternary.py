@@ -8,15 +8,13 @@ One thread, the two interleaved, medians of the ratio; the packed side includes 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import statistics
 import time
 from pathlib import Path
 
 import torch
+from tables import line, write_csv
 
-from llmnas.files import write_text
 from llmnas.nn import kernels
 
 RESULTS = Path(__file__).parent / "results" / "cpu_ternary.csv"
@@ -66,13 +64,8 @@ def main() -> None:
     for n, k in SHAPES:
         for m in TOKENS:
             rows.append(row(m, n, k, arguments.repeats))
-            print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(arguments.out, stream.getvalue())
-    print(f"wrote {arguments.out}")
+            print(line(rows[-1]), flush=True)
+    write_csv(arguments.out, rows)
 
 
 if __name__ == "__main__":

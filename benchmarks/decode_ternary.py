@@ -9,8 +9,6 @@ has the same sizes. Embedding and head are dense fp32 in all of them.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +16,8 @@ from typing import Any
 
 import torch
 from interleave import CLOCKS, interleave, ratio
+from tables import line, write_csv
 
-from llmnas.files import write_text
 from llmnas.space import Architecture, BaseModel, FixedShape, LayerSpec
 from llmnas.space.architecture import Mixer, Weights
 from llmnas.supernet import Transformer, pack
@@ -95,13 +93,8 @@ def main() -> None:
     for shape in SHAPES[: arguments.shapes]:
         for mixer in mixers:
             rows.append(row(shape, mixer, arguments.repeats, arguments.clock))
-            print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(arguments.out, stream.getvalue())
-    print(f"wrote {arguments.out}")
+            print(line(rows[-1]), flush=True)
+    write_csv(arguments.out, rows)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """The part of gpu_kernels.py that needs a GPU: tensors, kernels, float64 references, baselines and the clock.
 
-References are the plain torch twins (`triton_kernels/reference.py`) fed with float64, on the same device.
+References are the plain torch twins (`triton_kernels/reference.py`) fed with float64, on the same device. A test
+prepares every case at a small size on the CPU, in Triton's interpreter.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +14,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from gpu_kernels import Case, Device, Ready, installed
 from torch import Tensor
-from triton.testing import do_bench
 
 from llmnas.triton_kernels import reference
 from llmnas.triton_kernels.act_quant import act_quant
@@ -24,22 +25,48 @@ from llmnas.triton_kernels.ternary_matmul import ternary_matmul
 from llmnas.triton_kernels.ternary_pack import pack2, pack3
 from llmnas.triton_kernels.xnor_matmul import pack1, xnor_matmul
 
+DEVICE = "cuda"
 EPS = 1e-5
+WARM, CALLS = 3, 30
+FLUSHED = 1 << 30  # bytes written between two calls: more than any cache, and time enough to queue the next call
 EXACT, BF16, FP32 = 0.0, 2.0**-8, 1e-4  # allowed share of the largest value
 CODE = 1.01 / 127  # one step of one int8 code, where sums in another order meet the edge of a rounding
 
 
 def milliseconds(call: Callable[[], Any]) -> float:
-    """Median of a call, CUDA events, L2 flushed."""
-    return float(do_bench(call, warmup=10, rep=40, return_mode="median"))
+    """Median of a call on the GPU between two events, caches flushed.
+
+    The flush also hides the launch: while the GPU writes for some 0.3 ms the CPU has checked the arguments and
+    queued the kernel, so that a kernel of a few microseconds is not measured as the Python in front of it.
+    """
+    for _ in range(WARM):
+        call()
+    buffer = torch.empty(FLUSHED, dtype=torch.uint8, device=DEVICE)
+    pairs = [tuple(torch.cuda.Event(enable_timing=True) for _ in range(2)) for _ in range(CALLS)]
+    for begin, end in pairs:
+        buffer.zero_()
+        begin.record()
+        call()
+        end.record()
+    torch.cuda.synchronize()
+    return statistics.median(begin.elapsed_time(end) for begin, end in pairs)
+
+
+def optional(name: str, make: Callable[[], Any]) -> dict[str, Any]:
+    """What an alternative gives under its name, nothing where it does not work on this device: it is said."""
+    try:
+        return {name: make()}
+    except Exception as error:  # noqa: BLE001 (other libraries fail in their own ways, and are not what is measured)
+        print(f"{name}: left out ({type(error).__name__}: {error})", flush=True)
+        return {}
 
 
 def measure_device() -> Device:
     """Bandwidth of a copy that no cache holds, and the rate of a large bf16 product."""
-    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    source = torch.empty(1 << 30, dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
     copied = 2 * source.numel() / (1e-3 * milliseconds(lambda: target.copy_(source)))
-    a = torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda")
+    a = torch.randn(8192, 8192, dtype=torch.bfloat16, device=DEVICE)
     rate = 2 * 8192**3 / (1e-3 * milliseconds(lambda: a @ a))
     return Device(torch.cuda.get_device_name(), copied, rate)
 
@@ -58,7 +85,7 @@ def prepare(case: Case) -> Ready:
 
 def normal(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """Random values on the GPU."""
-    return torch.randn(shape, dtype=dtype, device="cuda")
+    return torch.randn(shape, dtype=dtype, device=DEVICE)
 
 
 def _ternary(case: Case) -> Ready:
@@ -83,16 +110,20 @@ def _gemlite(x: Tensor, codes: Tensor, case: Case) -> dict[str, Callable[[], Any
     """gemlite's 2-bit kernel (weights in groups of K, fp16) where it is installed."""
     if not installed("gemlite"):
         return {}
-    import gemlite  # an optional baseline
-
-    layer = gemlite.GemLiteLinear(
-        2, case.k, in_features=case.k, out_features=case.n, input_dtype=gemlite.DType.FP16,
-        output_dtype=gemlite.DType.FP16,
-    )  # fmt: skip
-    ones = torch.ones(case.n, 1, dtype=torch.float16, device="cuda")
-    layer.pack((codes + 1).to(torch.uint8), scales=ones, zeros=ones, bias=None)
     half = x.half()
-    return {"gemlite 2 bit": lambda: layer(half)}
+
+    def make() -> Callable[[], Any]:
+        import gemlite  # an optional baseline
+
+        layer = gemlite.GemLiteLinear(
+            2, case.k, in_features=case.k, out_features=case.n, input_dtype=gemlite.DType.FP16,
+            output_dtype=gemlite.DType.FP16,
+        )  # fmt: skip
+        ones = torch.ones(case.n, 1, dtype=torch.float16, device=DEVICE)
+        layer.pack((codes + 1).to(torch.uint8), scales=ones, zeros=ones, bias=None)
+        return lambda: layer(half)
+
+    return optional("gemlite 2 bit", make)
 
 
 def _xnor(case: Case) -> Ready:
@@ -119,10 +150,14 @@ def _fla(forget: Tensor, kept: Tensor) -> dict[str, Callable[[], Any]]:
     """flash-linear-attention's HGRN scan, the same recurrence with logarithms of the gate, where it is installed."""
     if not installed("fla"):
         return {}
-    from fla.ops.hgrn import chunk_hgrn  # an optional baseline
-
     gate = forget.log()
-    return {"fla hgrn": lambda: chunk_hgrn(kept, gate)[0]}
+
+    def make() -> Callable[[], Any]:
+        from fla.ops.hgrn import chunk_hgrn  # an optional baseline
+
+        return lambda: chunk_hgrn(kept, gate)[0]
+
+    return optional("fla hgrn", make)
 
 
 def _scan_backward(case: Case) -> Ready:
@@ -177,9 +212,13 @@ def _swiglu(case: Case) -> Ready:
     wanted = product * inverse[:, None] * gain.double()
     baselines: dict[str, Callable[[], Any]] = {"torch silu x up, nothing else": lambda: F.silu(gate) * up}
     if installed("liger_kernel"):
-        from liger_kernel.ops.swiglu import LigerSiLUMulFunction  # an optional baseline
 
-        baselines["Liger silu x up, nothing else"] = lambda: LigerSiLUMulFunction.apply(gate, up)
+        def make() -> Callable[[], Any]:
+            from liger_kernel.ops.swiglu import LigerSiLUMulFunction  # an optional baseline
+
+            return lambda: LigerSiLUMulFunction.apply(gate, up)
+
+        baselines |= optional("Liger silu x up, nothing else", make)
     return Ready(call, (codes / scales[:, None], inverses), (wanted, inverse), CODE, baselines)
 
 

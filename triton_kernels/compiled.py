@@ -38,6 +38,27 @@ TARGETS = {
     "cuda100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What programs share on one multiprocessor (AMD: compute unit)."""
+
+    registers: int  # 32-bit ones, of all threads together
+    shared: int  # bytes
+    reserved: int = 0  # bytes of shared memory that every program costs besides its own
+    threads: int = 2048
+    programs: int = 32
+
+
+# CUDA C++ Programming Guide, table of compute capabilities; CDNA 3 ISA: 4 SIMDs x 512 registers x 64 lanes, 64 kB
+UNITS = {
+    "cuda80": Unit(65536, 163 * 1024, 1024),
+    "cuda90": Unit(65536, 227 * 1024, 1024),
+    "cuda100": Unit(65536, 227 * 1024, 1024),
+    "gfx942": Unit(131072, 64 * 1024),
+}
+REGISTER_GRANULE = 8  # registers of a thread are given out in eights, by both makers
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _FIELD = re.compile(r"(REG|STACK|SHARED|LOCAL):(\d+)")
 _SASS = re.compile(r"^\s*(?:/\*[0-9a-f]+\*/)?\s*(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]+)(?:\.[\w.]+)?\s", re.MULTILINE)
@@ -67,10 +88,16 @@ class Facts:
     assembly: str  # PTX, or AMD's
     machine: Counter[str]  # opcode -> how often it stands in the machine code
 
-    def programs_per_sm(self, registers: int = 65536, threads: int = 2048, shared: int = 227 * 1024) -> int:
-        """How many programs fit on one multiprocessor (defaults: H100), by registers, threads and shared memory."""
-        by_registers = registers // (max(self.registers, 1) * self.threads)
-        return min(by_registers, threads // self.threads, shared // max(self.shared + 1024, 1), 32)
+    def programs(self, unit: Unit) -> int:
+        """How many programs fit on one multiprocessor, by registers, threads and shared memory."""
+        given_out = -(-max(self.registers, 1) // REGISTER_GRANULE) * REGISTER_GRANULE
+        fits = [unit.registers // (given_out * self.threads), unit.threads // self.threads, unit.programs]
+        shared = self.shared + unit.reserved
+        return min([*fits, unit.shared // shared] if shared else fits)
+
+    def occupancy(self, unit: Unit) -> float:
+        """Share of the threads of a multiprocessor that can be there at once."""
+        return self.programs(unit) * self.threads / unit.threads
 
 
 def _cases() -> dict[str, Case]:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llmnas.nn.ternary import activation_codes, activation_scales, sign_product, ternary_product
+from llmnas.nn.ternary import activation_codes, activation_scales, code_product, sign_product
+from llmnas.space.architecture import Weights
 from llmnas.triton_kernels import reference
 
 GROUP, WORD = reference.GROUP, 32
@@ -29,7 +30,7 @@ class Codes:
     """Tokens as an integer product sees them: codes / scales.
 
     Attributes:
-        codes: [M, K] integers: int8 for a kernel, of the tokens' dtype where torch multiplies them.
+        codes: int8 [M, K].
         scales: [M].
         link: [..., K] of the tokens' dtype: carries shape and gradient, its values are never read.
     """
@@ -69,7 +70,7 @@ def quantise(x: Tensor, *, packed: bool) -> Codes:
     rows = _rows(x.detach())
     if not packed:
         scales = activation_scales(rows)
-        return Codes(activation_codes(rows, scales), scales[:, 0], x)
+        return Codes(activation_codes(rows, scales).to(torch.int8), scales[:, 0], x)
     from llmnas.nn import packed_cpu  # numba takes a second to import, and only packed weights need it
 
     return Codes(*packed_cpu.quantise(rows.float()), x)
@@ -174,13 +175,14 @@ def check_codes(codes: Tensor) -> None:
     reference.check_codes(codes)
 
 
-def ternary_linear(x: Codes, weight: Tensor, gamma: Tensor) -> Tensor:
-    """Ternary linear layer for training, straight-through gradients into the tokens and `weight`.
+def code_linear(x: Codes, weight: Tensor, scale: Tensor, kind: Weights) -> Tensor:
+    """Integer tokens times a low-bit weight, for training: straight-through gradients into both.
 
     Args:
-        x: from `quantise` (not for a packed weight) or a fused norm, tokens [..., K].
+        x: from `quantise` or a fused norm, tokens [..., K].
         weight: latent [N, K], perhaps a leading slice.
-        gamma: one number, the scale of the full weight; no gradient.
+        scale: of the full weight: one number (ternary) or one a row (binary, N of them); no gradient.
+        kind: ternary, or binary where the tokens come from a gate.
 
     Returns:
         [..., N].
@@ -188,13 +190,13 @@ def ternary_linear(x: Codes, weight: Tensor, gamma: Tensor) -> Tensor:
     Raises:
         ValueError: sizes, dtypes or devices do not fit.
     """
-    link, gamma = x.link.reshape(x.codes.shape), gamma.detach().flatten()
-    if x.codes.is_floating_point():
-        y = ternary_product(link, x.codes, x.scales, weight, gamma)
-    else:
+    link, scale = x.link.reshape(x.codes.shape), scale.detach().flatten()
+    if kind == "ternary" and fits_ternary(x.link):
         from llmnas.triton_kernels import ternary_linear as kernel
 
-        y = kernel.ternary_linear(kernel.Quantised(x.codes, x.scales, link), weight, gamma.float(), weight.shape[0])
+        y = kernel.ternary_linear(kernel.Quantised(x.codes, x.scales, link), weight, scale.float(), weight.shape[0])
+    else:
+        y = code_product(link, x.codes, x.scales, weight, scale, kind)
     return y.view(*x.shape[:-1], weight.shape[0])
 
 

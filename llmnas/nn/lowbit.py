@@ -4,7 +4,7 @@ One rule for every projection of a block. Tokens are prepared once for all proje
 fused forms that normalise too) and multiplied by leading blocks of weights (`project`). Low-bit products are sums of
 integers that are scaled afterwards, whoever computes them (Triton, packed bytes on the CPU, or torch's fp32 product,
 the CPU's fastest for training and the way out for sizes that no kernel takes), so all give the same bits.
-The one exception: what comes out of a gate before binary weights is fake-quantised to int8.
+Binary weights meet the signs of tokens, but int8 integers where the tokens come from a gate and have no sign.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ def inputs(x: Tokens, kind: Weights, weight: Tensor, *, signed: bool = True) -> 
     """
     if not isinstance(x, Tensor):
         return x
-    if kind == "ternary":
-        return kernels.quantise(x, packed=is_packed(weight))
+    if kind == "dense":
+        return x
     if kind == "binary" and signed:
         return Signs(x)
-    return read_input(x, kind, signed=signed)
+    return kernels.quantise(x, packed=is_packed(weight))
 
 
 def normed(x: Tensor, gain: Tensor, eps: float, kind: Weights) -> Tokens:
@@ -107,12 +107,11 @@ def project(
     if isinstance(x, Tensor):
         read = reader(module, name, kind, out_dims)
         return F.linear(x, _matrix(read(block) if read else block, out_dims), bias)
-    scale = scale_of(module, name, kind, out_dims)
+    scale = scale_of(module, name, kind, out_dims)[tuple(slice(size) for size in sizes)]
     if isinstance(x, Codes):
-        y = kernels.ternary_linear(x, _matrix(block, out_dims), scale)
+        y = kernels.code_linear(x, _matrix(block, out_dims), scale, kind)
     else:
-        rows = scale[tuple(slice(size) for size in sizes[:out_dims])]
-        y = kernels.binary_linear(x.x, _matrix(block, out_dims), rows)
+        y = kernels.binary_linear(x.x, _matrix(block, out_dims), scale)
     return y if bias is None else y + bias
 
 

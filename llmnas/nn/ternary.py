@@ -77,32 +77,38 @@ def sign_product(x: Tensor, weight: Tensor, alpha: Tensor) -> Tensor:
     return result
 
 
-class TernaryProduct(torch.autograd.Function):
-    """y[m, n] = (gamma / s_m) (q_m . T_n) for integers q and codes T, straight-through gradients.
+class CodeProduct(torch.autograd.Function):
+    """y[m, n] = (scale_n / s_m) (q_m . C_n) for integers q and the codes C of a low-bit weight, straight-through.
 
     Integers are summed before anything is scaled. Such a sum is exact in fp32 (up to 2^17 inputs), so the product does
-    not depend on how many tokens are multiplied at once, nor on whether the weights are packed.
+    not depend on how many tokens are multiplied at once, nor on whether the weights are packed. Between forward and
+    backward both sides are kept as bytes, where a dense layer keeps its tokens as they are.
     """
 
     @staticmethod
-    def forward(ctx: Any, link: Tensor, q: Tensor, scales: Tensor, weight: Tensor, gamma: Tensor) -> Tensor:  # noqa: ARG004
-        """link [M, K] takes the gradient of q / s; q [M, K], scales [M], weight [N, K], gamma one number -> [M, N]."""
-        trits, step = codes(weight, gamma, "ternary"), (gamma / scales)[:, None]
-        ctx.save_for_backward(q, step, trits, gamma)
-        return F.linear(q, trits).mul_(step)
+    def forward(
+        ctx: Any, link: Tensor, q: Tensor, scales: Tensor, weight: Tensor, scale: Tensor, kind: Weights  # noqa: ARG004
+    ) -> Tensor:  # fmt: skip
+        """link [M, K] takes the gradient of q / s; int8 q [M, K], s [M], weight [N, K], scale [1] or [N] -> [M, N]."""
+        held = codes(weight, scale, kind)
+        ctx.save_for_backward(q, scales, held.to(torch.int8), scale)
+        return F.linear(q.to(held.dtype), held).mul_(scale / scales[:, None])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, Tensor | None, None, None]:
         """Gradients of the tokens and of the weight."""
-        q, step, trits, gamma = ctx.saved_tensors
-        dx = grad @ (trits * gamma) if ctx.needs_input_grad[0] else None
-        dw = ((grad * step).T @ q) / gamma if ctx.needs_input_grad[3] else None
-        return dx, None, None, dw, None
+        q, scales, held, scale = ctx.saved_tensors
+        dx = dw = None
+        if ctx.needs_input_grad[0]:
+            dx = (grad * scale).to(grad.dtype) @ held.to(grad.dtype)
+        if ctx.needs_input_grad[3]:
+            dw = (grad / scales[:, None]).to(grad.dtype).T @ q.to(grad.dtype)
+        return dx, None, None, dw, None, None
 
 
-def ternary_product(link: Tensor, q: Tensor, scales: Tensor, weight: Tensor, gamma: Tensor) -> Tensor:
-    """Quantised tokens times a block of a ternary weight, see `TernaryProduct.forward`."""
-    result: Tensor = TernaryProduct.apply(link, q, scales, weight, gamma)  # type: ignore[no-untyped-call]
+def code_product(link: Tensor, q: Tensor, scales: Tensor, weight: Tensor, scale: Tensor, kind: Weights) -> Tensor:
+    """Quantised tokens times a block of a low-bit weight, see `CodeProduct.forward`."""
+    result: Tensor = CodeProduct.apply(link, q, scales, weight, scale, kind)  # type: ignore[no-untyped-call]
     return result
 
 

@@ -4,6 +4,7 @@ import csv
 import io
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -52,11 +53,11 @@ def test_every_kernel_that_is_compiled_is_timed(gpu):
 
 def test_bytes_and_roofline_by_hand(gpu):
     decode = gpu.Case("ternary_matmul", 1, 4096, 4096)
-    # int8 token, its scale, 2 bits a weight, bf16 outputs
-    assert gpu.work(decode) == gpu.Work(4096 + 4 + 4096 * 4096 // 4 + 2 * 4096, 2 * 4096 * 4096, 2.0)
+    # int8 token, its scale, 2 bits a weight, theirs, bf16 outputs
+    assert gpu.work(decode) == gpu.Work(4096 + 4 + 4096 * 4096 // 4 + 4 + 2 * 4096, 2 * 4096 * 4096, 2.0)
     device = gpu.Device("test", 1e12, 1e15)
     # bound by memory: 4.2 MB at 1 TB/s
-    assert gpu.least_seconds(decode, device) == pytest.approx(4206596 / 1e12)
+    assert gpu.least_seconds(decode, device) == pytest.approx(4206600 / 1e12)
     prefill = gpu.Case("ternary_matmul", 4096, 4096, 4096)
     # bound by products, at twice the rate of bf16
     assert gpu.least_seconds(prefill, device) == pytest.approx(2 * 4096**3 / 2e15)
@@ -68,9 +69,9 @@ def test_a_row_and_the_table(gpu):
     device, case = gpu.Device("test", 1e12, 1e15), gpu.Case("ternary_matmul", 1, 4096, 4096)
     line = gpu.row(case, device, 0.008, ("cuBLAS bf16", 0.04), 1e-3, 4e-3)
     assert line["speedup"] == 5.0
-    assert line["roofline_share"] == pytest.approx(4206596 / 1e12 / 8e-6, abs=1e-3)
+    assert line["roofline_share"] == pytest.approx(4206600 / 1e12 / 8e-6, abs=1e-3)
     assert gpu.row(case, device, 0.008, None, 0.0, 0.0)["speedup"] == ""
-    found = list(csv.DictReader(io.StringIO(gpu.table([line]))))
+    found = list(csv.DictReader(io.StringIO(gpu.csv_text([line], gpu.COLUMNS))))
     assert list(found[0]) == list(gpu.COLUMNS)
     assert found[0]["device"] == "test"
 
@@ -81,3 +82,40 @@ def test_a_wrong_result_is_seen(gpu):
     error, allowed = gpu.error_of(ready)
     assert error == pytest.approx(0.05, rel=1e-4)
     assert allowed == 1e-3
+
+
+def test_aims_are_held_against_what_was_found(gpu):
+    device = gpu.Device("test", 1e12, 1e15)
+    case, slow = gpu.Case("ternary_matmul", 1, 4096, 4096), gpu.Case("ternary_matmul", 512, 8192, 8192)
+    found = gpu.aims([
+        gpu.row(case, device, 0.008, ("cuBLAS bf16", 0.04), 0.0, 0.0),
+        gpu.row(slow, device, 1.0, ("cuBLAS bf16", 1.0), 0.0, 0.0),
+        gpu.row(gpu.Case("act_quant", 4096, 1, 4096), device, 1.0, None, 0.0, 0.0),
+    ])  # fmt: skip
+    assert found == [
+        "ternary_matmul m 1 n 4096 k 4096: speedup 5.0, aim 3.0: met",
+        "ternary_matmul m 1 n 4096 k 4096: roofline_share 0.526, aim 0.55: MISSED",
+        "ternary_matmul m 512 n 8192 k 8192: speedup 1.0, aim 1.3: MISSED",
+    ]
+
+
+def test_a_case_that_fails_costs_only_itself(gpu, monkeypatch, tmp_path, capsys):
+    """A GPU is rare: what was measured before and after an error is in the table."""
+    device, good = gpu.Device("test", 1e12, 1e15), gpu.Case("act_quant", 1, 1, 64)
+    bad, wrong, late = (replace(good, m=m) for m in (2, 3, 4))
+    clock = iter([0.0, 0.0, 0.0, 9.0])
+    monkeypatch.setattr(gpu, "cases", lambda: iter([bad, good, wrong, late]))
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: next(clock))
+
+    def measure(case, device):
+        if case == bad:
+            raise RuntimeError("out of resource: shared memory")
+        return gpu.row(case, device, 1.0, None, 0.5 if case == wrong else 0.0, 0.1)
+
+    monkeypatch.setattr(gpu, "measure", measure)
+    assert gpu.run(device, 5.0, tmp_path / "gpu.csv") == 1
+    assert [row["m"] for row in csv.DictReader((tmp_path / "gpu.csv").open())] == ["1", "3"]
+    said = capsys.readouterr().out
+    assert f"FAILED {bad}: RuntimeError: out of resource" in said
+    assert f"WRONG: {bad}, {wrong}" in said
+    assert f"left out for want of time: {late}" in said

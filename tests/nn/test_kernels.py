@@ -122,6 +122,41 @@ def test_no_tokens_and_one_vector():
     assert product(torch.ones(64), weight).shape == (5,)
 
 
+@pytest.mark.parametrize("kind", ["ternary", "binary"])
+def test_integer_product_is_the_detach_trick_in_double_precision(kind):
+    """Tokens and weights quantised in floats, their gradients let through (Bengio et al. 2013)."""
+    generator = torch.Generator().manual_seed(0)
+    weight, x = (torch.randn(n, 40, generator=generator, dtype=torch.float64, requires_grad=True) for n in (12, 6))
+    grad, scale = torch.randn(6, 12, generator=generator, dtype=torch.float64), magnitude(weight, kind, 1)
+    signs = torch.where(weight >= 0, 1.0, -1.0).double()
+    code = (weight.detach() / scale).round().clamp(-1, 1) if kind == "ternary" else signs
+    step = 127 / x.detach().abs().amax(1, keepdim=True)
+    seen = x + ((x * step).round() / step - x).detach()
+    want = seen @ (weight + (code * scale - weight).detach()).T
+    found = kernels.code_linear(kernels.quantise(x, packed=False), weight, scale, kind)
+    torch.testing.assert_close(found, want)
+    for have, expect in zip(
+        torch.autograd.grad(found, (x, weight), grad), torch.autograd.grad(want, (x, weight), grad), strict=True
+    ):
+        torch.testing.assert_close(have, expect)
+
+
+def test_between_forward_and_backward_integers_are_bytes_and_kept_once():
+    """Three projections of the same tokens: their bytes once, and the codes of each weight."""
+    weights = [torch.randn(64, 128, requires_grad=True) for _ in range(3)]
+    seen, kept = kernels.quantise(torch.randn(32, 128, requires_grad=True), packed=False), {}
+
+    def keep(tensor):
+        kept[tensor.data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        ys = [kernels.code_linear(seen, weight, weight.detach().abs().mean(), "ternary") for weight in weights]
+    assert len(ys) == 3
+    large = [tensor for tensor in kept.values() if tensor.numel() > 32]
+    assert sum(tensor.nbytes for tensor in large) == 32 * 128 + 3 * 64 * 128
+
+
 def test_layers_scan_through_the_door():
     assert mlgru.scan is kernels.mlgru_scan
 

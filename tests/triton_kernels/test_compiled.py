@@ -4,6 +4,7 @@ A few seconds a kernel and target; the whole table is the long version.
 """
 
 import os
+from collections import Counter
 
 import pytest
 
@@ -39,7 +40,8 @@ def check(kernel, target):
     facts = compiled.build(kernel, target)
     assert facts.spilled == 0
     assert 0 < facts.registers <= 255
-    assert facts.programs_per_sm() >= 1
+    assert facts.programs(compiled.UNITS[target]) >= 1
+    assert 0 < facts.occupancy(compiled.UNITS[target]) <= 1
     text = facts.assembly
     if kernel in INTEGER_PRODUCTS:
         assert PRODUCT[target] in text
@@ -81,3 +83,20 @@ def test_every_kernel_is_in_the_table():
         if isinstance(value, JITFunction) and name.endswith("_kernel")
     }
     assert kernels == {case.kernel.__name__ for case in compiled.CASES.values()}
+
+
+def test_occupancy_by_hand():
+    """An H100 gives registers out in eights and keeps 1 kB a program; MI300 has 512 registers a lane in each SIMD."""
+
+    def facts(registers, shared, threads):
+        return compiled.Facts(registers, 0, shared, threads, "", Counter())
+
+    h100, mi300 = compiled.UNITS["cuda90"], compiled.UNITS["gfx942"]
+    assert facts(37, 0, 128).programs(h100) == 65536 // (40 * 128) == 12
+    assert facts(126, 57344, 256).programs(h100) == 2
+    assert facts(32, 100_000, 128).programs(h100) == 2  # by shared memory
+    assert facts(16, 0, 32).programs(h100) == 32
+    assert facts(16, 0, 256).occupancy(h100) == 1
+    assert facts(101, 40960, 512).programs(mi300) == 1  # 104 registers: 4 waves a SIMD would fit, memory for one
+    assert facts(66, 1024, 256).programs(mi300) == 512 // 72 == 7
+    assert facts(66, 1024, 256).occupancy(mi300) == 7 / 8
