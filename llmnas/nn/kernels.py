@@ -122,8 +122,7 @@ def pack(weight: Tensor, gamma: Tensor) -> PackedTernary:
         from llmnas.triton_kernels.ternary_pack import pack2
 
         return PackedTernary(pack2(weight.detach(), gamma.detach().float()), gamma.detach().float())
-    if weight.dim() != 2 or not weight.is_floating_point():
-        raise ValueError(f"weight: {list(weight.shape)} of {weight.dtype}, must be a float matrix")
+    _float_matrix("weight", weight)
     _whole_groups("in_features of weight", weight.shape[1])
     gamma = gamma.detach().float()
     return PackedTernary(reference.pack2(reference.ternary_codes(weight.detach(), gamma)), gamma)
@@ -164,6 +163,63 @@ def _packed_cpu(x: Codes, weight: PackedTernary) -> Tensor:
     if codes.stride(1) != 1 or k > packed_cpu.EXACT_INPUTS:
         raise ValueError(f"packed weight: rows need neighbouring bytes and at most {packed_cpu.EXACT_INPUTS} inputs")
     return packed_cpu.matmul(x.codes, codes) * (weight.gamma.flatten() / x.scales)[:, None]
+
+
+def pack_signs(weight: Tensor) -> Tensor:
+    """Signs of a latent binary weight [N, K] -> int32 [N, K / 32].
+
+    Raises:
+        ValueError: K is not a multiple of 32, or not a float matrix.
+    """
+    if takes_triton(weight):
+        from llmnas.triton_kernels.xnor_matmul import pack1
+
+        return pack1(weight.detach())
+    _float_matrix("weight", weight)
+    _whole_groups("in_features of weight", weight.shape[1], WORD)
+    return reference.pack1(weight.detach())
+
+
+def packed_binary_linear(x: Tensor | Codes, bits: Tensor, alpha: Tensor) -> Tensor:
+    """Binary linear layer for inference from 1-bit weights: exact sums, scaled back. No gradients.
+
+    Args:
+        x: tokens [..., K], of which signs and mean magnitude count, or integers from `quantise`.
+        bits: int32 [N, K / 32], on the device of x.
+        alpha: N numbers, mean |W_n| of the full rows.
+
+    Returns:
+        [..., N] in the tokens' dtype.
+
+    Raises:
+        ValueError: sizes, dtypes or devices do not fit.
+    """
+    alpha, dtype = alpha.flatten(), x.link.dtype if isinstance(x, Codes) else x.dtype
+    rows = x.codes if isinstance(x, Codes) else _rows(x)
+    if bits.device != rows.device or bits.dtype != torch.int32 or bits.dim() != 2 or 32 * bits.shape[1] != x.shape[-1]:
+        wanted = f"int32 [any, {x.shape[-1] / WORD:g}] on {rows.device}"
+        raise ValueError(f"packed weight: {list(bits.shape)} of {bits.dtype} on {bits.device}, must be {wanted}")
+    if takes_triton(rows):
+        y = _packed_binary_triton(x, rows, bits, alpha)
+    else:
+        from llmnas.nn import packed_signs
+
+        if isinstance(x, Codes):
+            y = packed_signs.add(rows, bits) * (alpha / x.scales[:, None])
+        else:
+            y = packed_signs.count(rows.float(), bits) * rows.abs().mean(-1, keepdim=True) * alpha
+    return y.to(dtype).view(*x.shape[:-1], bits.shape[0])
+
+
+def _packed_binary_triton(x: Tensor | Codes, rows: Tensor, bits: Tensor, alpha: Tensor) -> Tensor:
+    from llmnas.triton_kernels.xnor_matmul import pack1, xnor_matmul
+
+    if isinstance(
+        x, Codes
+    ):  # no kernel multiplies integers by bits: the bits are stored, the product is an ordinary one
+        signs = reference.unpack1(bits).to(x.link.dtype)
+        return torch.nn.functional.linear(rows.to(x.link.dtype), signs) * (alpha / x.scales[:, None])
+    return xnor_matmul(pack1(rows), bits, rows.abs().mean(-1).float(), alpha.float(), rows.dtype)
 
 
 def check_codes(codes: Tensor) -> None:
@@ -254,6 +310,11 @@ def mlgru_scan(forget: Tensor, kept: Tensor, state: Tensor | None = None, starts
     return kept
 
 
-def _whole_groups(name: str, size: int) -> None:
-    if size <= 0 or size % GROUP:
-        raise ValueError(f"{name}: {size} cuts a group, must be a positive multiple of {GROUP}")
+def _float_matrix(name: str, value: Tensor) -> None:
+    if value.dim() != 2 or not value.is_floating_point():
+        raise ValueError(f"{name}: {list(value.shape)} of {value.dtype}, must be a float matrix")
+
+
+def _whole_groups(name: str, size: int, group: int = GROUP) -> None:
+    if size <= 0 or size % group:
+        raise ValueError(f"{name}: {size} cuts a group, must be a positive multiple of {group}")

@@ -42,9 +42,13 @@ class Signs:
 Tokens = Tensor | Codes | Signs
 
 
+PACKED = {torch.uint8: ("ternary", 4), torch.int32: ("binary", 32)}
+"""What a packed weight holds, and how many weights in an element."""
+
+
 def is_packed(weight: Tensor) -> bool:
-    """Whether a weight holds 2-bit codes, [N, K / 4], instead of latent values."""
-    return weight.dtype == torch.uint8
+    """Whether a weight holds 2-bit codes, uint8 [N, K / 4], or signs, int32 [N, K / 32], instead of latent values."""
+    return weight.dtype in PACKED
 
 
 def inputs(x: Tokens, kind: Weights, weight: Tensor, *, signed: bool = True) -> Tokens:
@@ -128,8 +132,16 @@ def _matrix(block: Tensor, out_dims: int) -> Tensor:
 def _packed(
     module: nn.Module, name: str, weight: Tensor, x: Tokens, kind: Weights, sizes: tuple[int, ...], out_dims: int
 ) -> Tensor:
-    rows, columns = math.prod(sizes[:out_dims]), math.prod(sizes[out_dims:])
-    if (rows, columns) != (weight.shape[0], 4 * weight.shape[1]) or not isinstance(x, Codes):
-        stored = [weight.shape[0], 4 * weight.shape[1]]
-        raise ValueError(f"{name}: {stored} ternary weights are packed, [{rows}, {columns}] {kind} ones are asked for")
-    return kernels.packed_linear(x, PackedTernary(weight, scale_of(module, name, kind, out_dims)))
+    held, each = PACKED[weight.dtype]
+    stored, wanted = (
+        [weight.shape[0], each * weight.shape[1]],
+        [math.prod(sizes[:out_dims]), math.prod(sizes[out_dims:])],
+    )
+    if stored != wanted or kind != held:
+        raise ValueError(f"{name}: {stored} {held} weights are packed, {wanted} {kind} ones are asked for")
+    scale = scale_of(module, name, kind, out_dims)
+    if isinstance(x, Codes) and kind == "ternary":
+        return kernels.packed_linear(x, PackedTernary(weight, scale))
+    if isinstance(x, Codes | Signs):
+        return kernels.packed_binary_linear(x.x if isinstance(x, Signs) else x, weight, scale)
+    raise ValueError(f"{name}: tokens of a packed weight come from `inputs`")

@@ -53,9 +53,7 @@ def _dot_blocks(builder: Any, row: Any, token: Any, size: Any, lanes: int, start
     """The part of the sum from byte `start` to byte `stop`, `lanes` bytes at once."""
     byte, short, word, wide = (ir.IntType(bits) for bits in (8, 16, 32, 64))
     bytes_, shorts, sums = ir.VectorType(byte, lanes), ir.VectorType(short, lanes // 2), ir.VectorType(word, lanes // 4)
-    dot = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(sums, [sums] * 3), f"llvm.x86.avx512.vpdpbusd.{8 * lanes}"
-    )
+    dot = vnni(builder, lanes)
     zeros = ir.Constant(sums, [0] * (lanes // 4))
     totals = [cgutils.alloca_once_value(builder, zeros) for _ in range(4)]
     with cgutils.for_range_slice(builder, start, stop, ir.Constant(wide, lanes)) as (at, _):
@@ -69,9 +67,21 @@ def _dot_blocks(builder: Any, row: Any, token: Any, size: Any, lanes: int, start
     found = zeros
     for total in totals:
         found = builder.add(found, builder.load(total))
-    add = ir.FunctionType(word, [sums])
-    name = f"llvm.vector.reduce.add.v{lanes // 4}i32"
-    return builder.call(cgutils.get_or_insert_function(builder.module, add, name), [found])
+    return horizontal_sum(builder, found, lanes // 4)
+
+
+def vnni(builder: Any, lanes: int) -> Any:
+    """The instruction that adds four products of unsigned by signed bytes to each of lanes / 4 sums."""
+    sums = ir.VectorType(ir.IntType(32), lanes // 4)
+    name = f"llvm.x86.avx512.vpdpbusd.{8 * lanes}"
+    return cgutils.get_or_insert_function(builder.module, ir.FunctionType(sums, [sums] * 3), name)
+
+
+def horizontal_sum(builder: Any, sums: Any, lanes: int) -> Any:
+    """The sum of a vector of 32-bit integers."""
+    add = ir.FunctionType(ir.IntType(32), [ir.VectorType(ir.IntType(32), lanes)])
+    name = f"llvm.vector.reduce.add.v{lanes}i32"
+    return builder.call(cgutils.get_or_insert_function(builder.module, add, name), [sums])
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]

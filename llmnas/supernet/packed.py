@@ -1,8 +1,8 @@
-"""A network whose ternary weights really take 2 bits: made once, run, stored, and never quantised again.
+"""A network whose ternary weights really take 2 bits and its binary ones 1: packed once, never quantised again.
 
 The latent weights are gone, so such a network only reads. Its codes and scales are those of the network that it was
-made of and its products sum the same integers, so on the CPU the logits are equal bit for bit. Dense and binary
-layers, embedding and head stay as they are.
+made of and its products sum the same integers, so on the CPU the logits are equal bit for bit. Dense layers, embedding
+and head stay as they are; low-bit experts are refused.
 """
 
 from __future__ import annotations
@@ -20,20 +20,22 @@ from torch import Tensor, nn
 from llmnas.errors import UserError
 from llmnas.files import atomic_open
 from llmnas.nn import kernels
+from llmnas.nn.lowbit import PACKED, is_packed
 from llmnas.nn.moe import Experts
 from llmnas.nn.ternary import scale_name, scale_of
-from llmnas.space.architecture import Architecture, BaseModel, FixedShape
+from llmnas.space.architecture import Architecture, BaseModel, FixedShape, LayerSpec, Weights
 from llmnas.supernet.extract import LOW_BIT_LAYOUTS
 from llmnas.supernet.model import Transformer
 
-FORMAT = "llmnas packed ternary 1"
+FORMAT = "llmnas packed 2"
+GROUPS = {"ternary": kernels.GROUP, "binary": kernels.WORD}
 
 
 def pack(model: Transformer) -> Transformer:
-    """A stand-alone network with its ternary weights packed; the other tensors are shared with `model`.
+    """A stand-alone network with its low-bit weights packed; the other tensors are shared with `model`.
 
     Raises:
-        ValueError: a supernet, experts, or a weight whose inputs are no multiple of 64.
+        ValueError: a supernet, low-bit experts, or a weight whose inputs are no multiple of 64 (binary: 32).
     """
     for i, kinds in enumerate(model.kinds):
         if len(kinds.weights) > 1 or len(kinds.mixers) > 1:
@@ -41,24 +43,31 @@ def pack(model: Transformer) -> Transformer:
     base = replace(model.base, rope_dim=model.rope_dim)
     packed = _skeleton(base, model.envelope)
     state, modules = model.state_dict(), dict(model.named_modules())
-    for path, name, out in _ternary_weights(packed):
+    for path, name, kind, out in _low_bit_weights(packed):
         module = modules[path]
-        gamma = scale_of(module, name, "ternary", out).float()
+        scale = scale_of(module, name, kind, out).float()
         matrix = getattr(module, name).detach().flatten(out).flatten(0, out - 1)
-        state[f"{path}.{name}"] = kernels.pack(matrix, gamma.flatten()[0]).codes
-        state[f"{path}.{scale_name(name, 'ternary')}"] = gamma
+        ternary = kind == "ternary"
+        state[f"{path}.{name}"] = (
+            kernels.pack(matrix, scale.flatten()[0]).codes if ternary else kernels.pack_signs(matrix)
+        )
+        state[f"{path}.{scale_name(name, kind)}"] = scale
     return _filled(packed, state)
 
 
 def packable(model: Transformer) -> bool:
     """Whether there is something to pack, and `pack` takes it."""
-    ternary = [spec for _, spec in model.envelope.kept if spec.weights == "ternary"]
+    low_bit = [spec for _, spec in model.envelope.kept if spec.weights != "dense"]
     alone = all(len(kinds.weights) == 1 == len(kinds.mixers) for kinds in model.kinds)
-    if not ternary or not alone or any(spec.experts > 1 for spec in ternary):
+    if not low_bit or not alone or any(spec.experts > 1 for spec in low_bit):
         return False
-    widths = {model.envelope.hidden_size, *(spec.ffn_size for spec in ternary)}
-    widths |= {spec.q_heads * spec.head_dim for spec in ternary if spec.mixer != "none"}
-    return all(width % kernels.GROUP == 0 for width in widths)
+
+    def whole(spec: LayerSpec) -> bool:
+        widths = [model.envelope.hidden_size, spec.ffn_size]
+        widths += [spec.q_heads * spec.head_dim] if spec.mixer != "none" else []
+        return all(width % GROUPS[spec.weights] == 0 for width in widths)
+
+    return all(whole(spec) for spec in low_bit)
 
 
 def save_packed(model: Transformer, path: Path) -> None:
@@ -91,11 +100,8 @@ def load_packed(path: Path) -> Transformer:
         raise UserError(f"{path}: its description of the network is damaged ({error})") from None
     for name, wanted in model.state_dict().items():
         found = state.get(name)
-        if (
-            found is None
-            or found.shape != wanted.shape
-            or (found.dtype == torch.uint8) != (wanted.dtype == torch.uint8)
-        ):
+        packed = wanted.dtype if is_packed(wanted) else None
+        if found is None or found.shape != wanted.shape or (found.dtype if is_packed(found) else None) != packed:
             what = "missing" if found is None else f"{list(found.shape)} of {found.dtype}"
             raise UserError(f"{path}: {name} is {what}, must be {list(wanted.shape)} of {wanted.dtype}")
         if found.dtype == torch.uint8:
@@ -109,39 +115,40 @@ def load_packed(path: Path) -> Transformer:
 
 
 def _skeleton(base: BaseModel, arch: Architecture) -> Transformer:
-    """The network without values, packed weights as bytes.
+    """The network without values, packed weights as integers.
 
     Raises:
-        ValueError: a ternary weight that cannot be packed.
+        ValueError: a low-bit weight that cannot be packed.
     """
     with torch.device("meta"):
         model = Transformer(FixedShape(base, arch))
     modules = dict(model.named_modules())
-    for path, name, out in _ternary_weights(model):
+    for path, name, kind, out in _low_bit_weights(model):
         weight: Tensor = getattr(modules[path], name)
-        rows, columns = weight.shape[:out].numel(), weight.shape[out:].numel()
-        if columns % kernels.GROUP:
+        rows, columns, group = weight.shape[:out].numel(), weight.shape[out:].numel(), GROUPS[kind]
+        if columns % group:
             raise ValueError(
-                f"{path}.{name}: {columns} inputs cut a group, a packed weight needs a multiple of {kernels.GROUP}"
+                f"{path}.{name}: {columns} inputs cut a group, a packed weight needs a multiple of {group}"
             )
-        _become_bytes(modules[path], name, torch.empty(rows, columns // 4, dtype=torch.uint8, device="meta"))
+        dtype, each = next((dtype, each) for dtype, (held, each) in PACKED.items() if held == kind)
+        _become_codes(modules[path], name, torch.empty(rows, columns // each, dtype=dtype, device="meta"))
     return model
 
 
-def _ternary_weights(model: Transformer) -> Iterator[tuple[str, str, int]]:
-    """(path of the module, name of the weight, axes that are outputs) of every ternary weight."""
+def _low_bit_weights(model: Transformer) -> Iterator[tuple[str, str, Weights, int]]:
+    """(path of the module, name of the weight, its kind, axes that are outputs) of every low-bit weight."""
     for i, (_, spec) in enumerate(model.envelope.kept):
-        if spec.weights != "ternary":
+        if spec.weights == "dense":
             continue
         for path, module in model.layers[i].named_modules(prefix=f"layers.{i}"):
             if isinstance(module, Experts):
-                raise ValueError(f"{path}: ternary experts are not packed, only dense feed-forwards")
+                raise ValueError(f"{path}: {spec.weights} experts are not packed, only feed-forwards without a router")
             if type(module) in LOW_BIT_LAYOUTS:
                 for name, out in LOW_BIT_LAYOUTS[type(module)][0].items():
-                    yield path, name, out
+                    yield path, name, spec.weights, out
 
 
-def _become_bytes(module: nn.Module, name: str, codes: Tensor) -> None:
+def _become_codes(module: nn.Module, name: str, codes: Tensor) -> None:
     """A parameter becomes a buffer of codes."""
     del module._parameters[name]
     module.register_buffer(name, codes)

@@ -49,6 +49,25 @@ def test_tokens_are_quantised_as_the_twin_does(shape):
 
 
 @pytest.mark.usefixtures("processor")
+@pytest.mark.parametrize("m", [0, 1, 7, 40])
+@pytest.mark.parametrize(("n", "k"), [(1, 32), (7, 96), (500, 704), (130, 64)])
+def test_packed_binary_products_are_exact(m, n, k):
+    """Signs against signs, and integers against signs, as in float64; rows of a slice lie apart."""
+    weight, x = torch.randn(n, k + 64), torch.randn(m, k)
+    bits, alpha = kernels.pack_signs(weight), magnitude(weight, "binary", 1)
+    assert bits.nbytes * 32 == weight.nbytes
+    bits, signs = bits[:, : k // 32], torch.where(weight[:, :k] >= 0, 1.0, -1.0).double()
+    found = kernels.packed_binary_linear(x, bits, alpha)
+    wanted = torch.where(x >= 0, 1.0, -1.0).double() @ signs.T
+    assert torch.equal(found, wanted.float() * x.abs().mean(-1, keepdim=True) * alpha.flatten())
+    codes = kernels.quantise(x, packed=True)
+    wanted = codes.codes.double() @ signs.T
+    assert torch.equal(
+        kernels.packed_binary_linear(codes, bits, alpha), wanted.float() * (alpha.flatten() / codes.scales[:, None])
+    )
+
+
+@pytest.mark.usefixtures("processor")
 def test_largest_sums_do_not_wrap():
     weight = kernels.PackedTernary(reference.pack2(torch.ones(1, 1 << 16, dtype=torch.int8)), torch.tensor(1.0))
     assert product(-127 * torch.ones(1, 1 << 16), weight).item() == -127 * 65536
@@ -162,6 +181,13 @@ def test_layers_scan_through_the_door():
 
 
 BAD = {
+    "in_features of weight: 40": lambda: kernels.pack_signs(torch.zeros(4, 40)),
+    r"packed weight: \[4, 1\] of torch.int32 on cpu, must be int32 \[any, 2\] on cpu": lambda: (
+        kernels.packed_binary_linear(torch.zeros(1, 64), torch.zeros(4, 1, dtype=torch.int32), torch.ones(4))
+    ),
+    r"must be int32 \[any, 1\]": lambda: kernels.packed_binary_linear(
+        torch.zeros(1, 32), torch.zeros(4, 1, dtype=torch.int8), torch.ones(4)
+    ),
     "in_features of weight: 100": lambda: kernels.pack(torch.zeros(4, 100), torch.tensor(1.0)),
     "must be a float matrix": lambda: kernels.pack(torch.zeros(4, 64, dtype=torch.int8), torch.tensor(1.0)),
     "in_features of the slice: 65": lambda: packed(4, 128)[1].leading(4, 65),

@@ -18,24 +18,27 @@ BASE = BaseModel(vocab_size=64, max_seq=32, qk_norm=True, qkv_bias=True)
 MLGRU = LayerSpec(2, 1, 32, 128, weights="ternary", mixer="mlgru")
 ATTENTION = replace(MLGRU, mixer="attention", queries_per_group=2)
 ALL_TERNARY = Architecture(64, (MLGRU, ATTENTION, MLGRU, replace(MLGRU, mixer="none")))
-MIXED = Architecture(64, (MLGRU, LayerSpec(1, 1, 8, 20), replace(ATTENTION, weights="binary"), ATTENTION))
+BINARY = replace(ATTENTION, weights="binary")
+MIXED = Architecture(64, (MLGRU, LayerSpec(1, 1, 8, 20), BINARY, ATTENTION))
+ALL_BINARY = Architecture(64, (BINARY, replace(MLGRU, weights="binary", ffn_size=96), BINARY))
 
 
 def network(arch=ALL_TERNARY):
     return scrambled(FixedShape(BASE, arch), seed=2).eval()
 
 
-@pytest.mark.parametrize("arch", [ALL_TERNARY, MIXED])
+@pytest.mark.parametrize("arch", [ALL_TERNARY, MIXED, ALL_BINARY])
 def test_packed_logits_are_those_of_the_network(arch):
     model, tokens = network(arch), random_tokens(BASE, 3, 20)
     with torch.no_grad():
         assert torch.equal(pack(model)(tokens), model(tokens))
 
 
+@pytest.mark.parametrize("arch", [ALL_TERNARY, ALL_BINARY])
 @pytest.mark.parametrize("pieces", [[1] * 12, [5, 1, 6], [11, 1]])
-def test_chunks_and_single_steps_are_the_whole(pieces):
+def test_chunks_and_single_steps_are_the_whole(pieces, arch):
     """A step of few tokens and a long prefix take other loops, of the same integers."""
-    model, tokens = pack(network()), random_tokens(BASE, 2, 12)
+    model, tokens = pack(network(arch)), random_tokens(BASE, 2, 12)
     cache = model.new_cache(model.envelope, 2, 12)
     with torch.no_grad():
         whole = model(tokens)
@@ -74,8 +77,19 @@ def test_two_bits_are_two_bits_in_memory_and_in_the_file(tmp_path):
     assert (tmp_path / "small.safetensors").stat().st_size < latent // 4 + rest + 10_000
 
 
-def test_stored_and_read_again_bit_for_bit(tmp_path):
-    small, tokens = pack(network(MIXED)), random_tokens(BASE, 2, 9)
+def test_one_bit_is_one_bit_in_memory():
+    small = pack(network(ALL_BINARY))
+    latent = sum(
+        parameter.numel()
+        for name, parameter in network(ALL_BINARY).named_parameters()
+        if name.startswith("layers") and parameter.dim() > 1 and not name.endswith(("norm", "bias", "lower"))
+    )
+    assert sum(value.nbytes for value in small.state_dict().values() if value.dtype == torch.int32) * 8 == latent
+
+
+@pytest.mark.parametrize("arch", [MIXED, ALL_BINARY])
+def test_stored_and_read_again_bit_for_bit(tmp_path, arch):
+    small, tokens = pack(network(arch)), random_tokens(BASE, 2, 9)
     save_packed(small, tmp_path / "a")
     again = load_packed(tmp_path / "a")
     assert again.base == small.base
@@ -93,10 +107,16 @@ def test_what_is_packed_and_what_is_refused():
     assert not packable(odd)
     with pytest.raises(ValueError, match=r"layers.0.ffn.down: 100 inputs cut a group, .* a multiple of 64"):
         pack(odd)
-    experts = network(Architecture(64, (replace(MLGRU, experts=2),)))
-    assert not packable(experts)
-    with pytest.raises(ValueError, match="ternary experts are not packed"):
-        pack(experts)
+    thin = network(Architecture(64, (replace(BINARY, ffn_size=48),)))
+    assert not packable(thin)
+    with pytest.raises(ValueError, match=r"layers.0.ffn.down: 48 inputs cut a group, .* a multiple of 32"):
+        pack(thin)
+    assert packable(network(ALL_BINARY))
+    for kind in ("ternary", "binary"):
+        experts = network(Architecture(64, (replace(MLGRU, experts=2, weights=kind),)))
+        assert not packable(experts)
+        with pytest.raises(ValueError, match=f"{kind} experts are not packed"):
+            pack(experts)
     space = SearchSpace.from_dict({
         "base": {"vocab_size": 64}, "layers": 1, "hidden_size": 64, "depth": 1, "kv_heads": 1, "queries_per_group": 1,
         "head_dim": 64, "ffn_size": 64, "weights": ["ternary", "dense"],
