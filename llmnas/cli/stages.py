@@ -149,10 +149,18 @@ def export(
             help="A Hugging Face folder, one GGUF file for llama.cpp, or a folder with sizes by layer for vLLM.",
         ),
     ] = "hf",
+    ternary: Annotated[
+        Literal["tq1_0", "tq2_0"] | None,
+        typer.Option(
+            "--ternary", help="With --format gguf: the type of ternary weights, 1.7 or 2.1 bits; default tq2_0."
+        ),
+    ] = None,
 ) -> None:
     """Write the retrained winner as a Hugging Face checkpoint or GGUF file, checked by reading it again."""
     if elastic and format_ != "hf":
         raise UserError(f"--format {format_}: not with --elastic, whose checkpoint is a Hugging Face folder")
+    if ternary and format_ != "gguf":
+        raise UserError(f"--ternary {ternary}: only with --format gguf")
     with open_context(config, run_dir, set_) as context:
         if elastic:
             from llmnas.pipeline.elastic import export as elastic_stage
@@ -165,7 +173,7 @@ def export(
         if format_ == "gguf":
             from llmnas.pipeline.export import export_as_gguf
 
-            path, name = export_as_gguf(context, force=force or resume)
+            path, name = export_as_gguf(context, force=force or resume, ternary=ternary)
             console.print(f"export: {path} (GGUF, {name})", soft_wrap=True, highlight=False)
             return
         from llmnas.pipeline.export import export as stage

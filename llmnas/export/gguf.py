@@ -158,7 +158,7 @@ def export_gguf(
     name: str,
     eos_id: int = EOS_ID,
     force: bool = False,
-    ternary: str = "tq2_0",
+    ternary: str | None = None,
 ) -> Contents:
     """`write_gguf` under a temporary name, renamed to `path` when it has been read back.
 
@@ -185,7 +185,7 @@ def export_gguf(
 
 
 def write_gguf(
-    model: Transformer, path: Path, *, tokenizer_path: Path | None, name: str, ternary: str = "tq2_0"
+    model: Transformer, path: Path, *, tokenizer_path: Path | None, name: str, ternary: str | None = None
 ) -> Contents:
     """Write one file and read it back.
 
@@ -194,14 +194,16 @@ def write_gguf(
         path: of the new file.
         tokenizer_path: a byte-level `tokenizer.json`, or None.
         name: of the model, in the file.
-        ternary: a key of `TERNARY_TYPES`.
+        ternary: a key of `TERNARY_TYPES`; None for TQ2_0 where there are ternary weights.
 
     Raises:
-        UserError: llama.cpp computes no such network.
+        UserError: llama.cpp computes no such network, or `ternary` is given for one without ternary weights.
         RunError: the file does not hold what was written.
     """
     held = contents(model)
-    quantisation, file_type = TERNARY_TYPES[ternary]
+    if ternary and not held.codes:
+        raise UserError(f"export: {ternary} is a type of ternary weights, and this network has none")
+    quantisation, file_type = TERNARY_TYPES[ternary or "tq2_0"]
     writer = GGUFWriter(path, held.arch)
     writer.add_name(name)
     _add_sizes(writer, model, held)

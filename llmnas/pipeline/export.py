@@ -50,14 +50,14 @@ def export(context: Context, *, force: bool = False, blocks: bool = False) -> Ex
     return report
 
 
-def export_as_gguf(context: Context, *, force: bool = False) -> tuple[Path, str]:
+def export_as_gguf(context: Context, *, force: bool = False, ternary: str | None = None) -> tuple[Path, str]:
     """The same network as one GGUF file beside its folder; returns where it is and llama.cpp's architecture."""
     run = context.run
     model, arch, best = _winner(context)
     path = run.export(arch.id).with_suffix(".gguf")
     held = export_gguf(
         model, path, tokenizer_path=run.tokenizer, name=f"{context.config.name}-{arch.id}", force=force,
-        eos_id=context.tokens("train").info.eos_id,
+        ternary=ternary, eos_id=context.tokens("train").info.eos_id,
     )  # fmt: skip
     run.record("gguf", file=str(path.relative_to(run.path)), arch=held.arch, of=best["identity"])
     return path, held.arch

@@ -1,4 +1,4 @@
-"""Write a config for a corpus and a parameter budget.
+"""Write a config for a corpus, a parameter budget, and a device with a latency.
 
 The rules, also written into the file:
 - vocabulary: the largest power of two (512 to 32768) for which there are 1,000 bytes of text an entry and whose
@@ -7,7 +7,9 @@ The rules, also written into the file:
   hidden size w, FFN 3w, and w / 20 layers (at least 3), as small models of today have;
 - around that middle, hidden sizes from 0.5 w to 1.5 w, FFN from w to 5w, depth from half to one and a half times:
   the budget lies in the middle of the space;
-- training: 20 tokens a parameter of the budget, but at most 4 passes over the text.
+- training: 20 tokens a parameter of the budget, but at most 4 passes over the text;
+- search: loss against parameters, or, where a device or a latency is given, against milliseconds a generated token
+  on that device.
 """
 
 from __future__ import annotations
@@ -99,8 +101,12 @@ def choose_vocabulary(corpus_bytes: int, max_params: int, max_seq: int) -> tuple
     )
 
 
-def write_config(path: Path, corpus: str, max_params: int, *, force: bool) -> Written:
+def write_config(
+    path: Path, corpus: str, max_params: int, *, force: bool, device: str | None = None, latency_ms: float | None = None
+) -> Written:
     """Write a commented config that `llmnas run` accepts as it is.
+
+    `device`: of `hardware.device`, where the found network will run; `latency_ms`: at most, a generated token there.
 
     Raises:
         UserError: the file exists, no text, or nothing fits the budget.
@@ -117,7 +123,8 @@ def write_config(path: Path, corpus: str, max_params: int, *, force: bool) -> Wr
     tokens = min(20 * max_params, 4 * size // _BYTES_A_TOKEN)
     steps = max(200, tokens // (batch_size * seq_len))
     values = space_values(width, vocab_size, space.base.max_seq)
-    write_text(path, _render(name, corpus, values, max_params, steps, batch_size, seq_len, size, width))
+    search = _search(device, latency_ms)
+    write_text(path, _render(name, corpus, values, max_params, steps, batch_size, seq_len, size, width, search))
     config = load_config(path, [])
     least, most = (count_params(arch, space.base).total for arch in (space.smallest(), space.largest()))
     return Written(
@@ -136,6 +143,7 @@ def _render(
     seq: int,
     size: int,
     width: int,
+    search: str,
 ) -> str:
     base = ", ".join(f"{key}: {str(value).lower()}" for key, value in space["base"].items())
     return f"""\
@@ -169,10 +177,7 @@ train:
   lr: 0.002              # the first knob to try: 0.001, 0.004
   sampler: {{kind: single, largest: budget}}    # which networks are trained; all keys: docs/entanglement.md
 
-search:
-  strategy: nsga2
-  objectives: {{val_loss: min, params: min}}
-  evaluations: 200
+{search}
 
 # The best one is trained alone, beside a hand-designed network of the same size.
 retrain:
@@ -180,6 +185,22 @@ retrain:
   seeds: 3               # fewer than 2 cannot tell a difference from noise
   hand_designed: [smollm2]
 """
+
+
+def _search(device: str | None, latency_ms: float | None) -> str:
+    timed = device is not None or latency_ms is not None
+    lines = [
+        "search:",
+        "  strategy: nsga2",
+        f"  objectives: {{val_loss: min, {'decode_latency_ms' if timed else 'params'}: min}}",
+        "  evaluations: 200",
+    ]
+    if latency_ms is not None:
+        lines.append(f"  constraints: {{decode_latency_ms: {latency_ms:g}}}    # milliseconds a generated token")
+    if device not in {None, "this"}:
+        lines += ["", "# Where the found network will run; its latency is an estimate: docs/latency.md.", "hardware:"]
+        lines.append(f"  device: {device}")
+    return "\n".join(lines)
 
 
 def _quoted(text: str) -> str:

@@ -29,10 +29,11 @@ CASES = {
     "deci": (BASE, MIXED),
     "mixtral": (BASE, EXPERTS),
     "qwen3": (replace(BASE, qk_norm=True), MIXED),
+    "qwen3-bias": (replace(BASE, qk_norm=True, qkv_bias=True), MIXED),
     "qwen3moe": (replace(BASE, qk_norm=True), EXPERTS),
     "bitnet": (BASE, TERNARY),
 }
-ARCH = {"llama-bias": "llama", "mixtral": "llama"}
+ARCH = {"llama-bias": "llama", "mixtral": "llama", "qwen3-bias": "qwen3"}
 
 
 def model_of(case):
@@ -133,7 +134,7 @@ print("FOUND" + json.dumps([found, text]))
 @pytest.mark.skipif(
     importlib.util.find_spec("xllamacpp") is None, reason="needs llama.cpp: pip install llmnas[llama-cpp]"
 )
-@pytest.mark.parametrize(("case", "ternary"), [*((case, "tq2_0") for case in CASES), ("bitnet", "tq1_0")])
+@pytest.mark.parametrize(("case", "ternary"), [*((case, None) for case in CASES), ("bitnet", "tq1_0")])
 def test_llama_cpp_gives_our_probabilities(case, ternary, tokenizer_path, tmp_path):
     model, path = model_of(case), tmp_path / "model.gguf"
     write_gguf(model, path, tokenizer_path=tokenizer_path, name=case, ternary=ternary)
@@ -164,6 +165,9 @@ def test_the_verb_writes_a_file_and_refuses_to_replace_it(copied, llmnas):
     before = file.read_bytes()
     assert export().code == 2
     assert export("--elastic").code == 2
+    assert "this network has none" in export("--force", "--ternary", "tq1_0").complaint
+    alone = llmnas("export", copied.config, "--run-dir", copied.folder, "--ternary", "tq1_0")
+    assert "--ternary tq1_0: only with --format gguf" in alone.complaint
     assert export("--force").code == 0
     assert file.read_bytes() == before
     assert not list((copied.folder / "export").glob(".*"))

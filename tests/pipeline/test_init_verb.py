@@ -78,6 +78,32 @@ def test_a_file_is_replaced_only_when_forced(tmp_path, corpus):
     assert path.read_bytes() != before
 
 
+@pytest.mark.parametrize(
+    ("options", "objective", "constraints", "device"),
+    [
+        ([], "params", {}, "this"),
+        (["--device", "this"], "decode_latency_ms", {}, "this"),
+        (["--latency-ms", "2.5"], "decode_latency_ms", {"decode_latency_ms": 2.5}, "this"),
+        (["--device", "h100", "--latency-ms", "3"], "decode_latency_ms", {"decode_latency_ms": 3}, "h100"),
+    ],
+)
+def test_a_device_and_a_latency_are_searched_for(options, objective, constraints, device, tmp_path, corpus, llmnas):
+    done = llmnas("init", tmp_path / "c.yaml", "--corpus", corpus, "--max-params", "200k", *options)
+    assert done.code == 0, done.err
+    config = load_config(tmp_path / "c.yaml", [])
+    assert config.search.objectives == {"val_loss": "min", objective: "min"}
+    assert config.search.constraints == constraints
+    assert (config.hardware.device if config.hardware else "this") == device
+    assert config.budget.max_params == 200_000
+
+
+def test_a_device_that_nobody_knows_is_one_line(tmp_path, corpus, llmnas):
+    done = llmnas("init", tmp_path / "c.yaml", "--corpus", corpus, "--max-params", "200k", "--device", "abacus")
+    assert done.code == 2
+    assert "abacus" in done.complaint
+    assert not (tmp_path / "c.yaml").exists()
+
+
 def test_too_little_text(tmp_path):
     (tmp_path / "a.txt").write_text("short")
     with pytest.raises(UserError, match="5 bytes of text"):
