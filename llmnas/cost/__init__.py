@@ -1,7 +1,7 @@
 """What an architecture costs, in closed form, and drawing architectures under a budget."""
 
 from llmnas.cost.budget import COSTS, Budget, costs
-from llmnas.cost.flops import decode_flops_per_token, prefill_flops_per_token
+from llmnas.cost.flops import decode_flops_per_token, operations_by_kind, prefill_flops_per_token
 from llmnas.cost.hand import FAMILIES, hand_designed
 from llmnas.cost.memory import Memory, Workload, memory
 from llmnas.cost.params import ParamCount, count_params
@@ -21,6 +21,7 @@ __all__ = [
     "decode_flops_per_token",
     "hand_designed",
     "memory",
+    "operations_by_kind",
     "prefill_flops_per_token",
     "sample",
 ]

@@ -6,10 +6,14 @@ one block at a time, as an engine without gradients keeps them.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 from llmnas.cost.params import count_params, layer_params, layer_vector_params, router_params
 from llmnas.space import Architecture, BaseModel, LayerSpec
+
+TERNARY_BITS = (2, 1.6)
 
 
 @dataclass(frozen=True)
@@ -20,17 +24,21 @@ class Workload:
         batch: sequences at once.
         context: tokens in each, None for the model's longest sequence.
         bytes_per_value: 2 for fp16 and bf16, 4 for fp32; weights, cache and activations.
+        ternary_bits: of a packed ternary weight: 2 as kernels read it, 1.6 as five in a byte are stored.
     """
 
     batch: int = 1
     context: int | None = None
     bytes_per_value: int = 2
+    ternary_bits: float = 2
 
     def __post_init__(self) -> None:
         for name in ("batch", "context", "bytes_per_value"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or value <= 0):
                 raise ValueError(f"{name} must be positive, got {value}")
+        if self.ternary_bits not in TERNARY_BITS:
+            raise ValueError(f"ternary_bits must be 2 or 1.6, got {self.ternary_bits}")
 
     def tokens(self, base: BaseModel) -> int:
         """Tokens of one sequence."""
@@ -54,17 +62,22 @@ class Memory:
         return self.weights + self.kv_cache + self.activations
 
 
-BITS = {"ternary": 2, "binary": 1}
-"""Bits of a packed weight; dense ones are stored as the workload's values."""
+def weights_a_byte(spec: LayerSpec, workload: Workload) -> Fraction:
+    """How many weights of a matrix a byte holds."""
+    if spec.weights == "binary":
+        return Fraction(8)
+    if spec.weights == "ternary":
+        return Fraction(4 if workload.ternary_bits == 2 else 5)
+    return Fraction(1, workload.bytes_per_value)
 
 
-def layer_weight_bytes(base: BaseModel, hidden_size: int, spec: LayerSpec, bytes_per_value: int) -> int:
-    """Weights of one block: packed matrices (rounded up to whole bytes), the rest as values."""
+def layer_weight_bytes(base: BaseModel, hidden_size: int, spec: LayerSpec, workload: Workload) -> int:
+    """Weights of one block: packed matrices (rounded up to whole bytes, not to groups), the rest as values."""
     total = layer_params(base, hidden_size, spec)
-    if spec.weights == "dense":
-        return bytes_per_value * total
     plain = layer_vector_params(base, hidden_size, spec) + router_params(hidden_size, spec)
-    return bytes_per_value * plain + -(-BITS[spec.weights] * (total - plain) // 8)
+    if spec.weights == "dense":
+        plain = 0
+    return workload.bytes_per_value * plain + math.ceil((total - plain) / weights_a_byte(spec, workload))
 
 
 def layer_kv_values(spec: LayerSpec) -> int:
@@ -107,7 +120,7 @@ def memory(arch: Architecture, base: BaseModel, workload: Workload = DEFAULT_WOR
     size, specs = workload.bytes_per_value, [spec for _, spec in arch.kept]
     outside = count_params(arch, base).total - sum(layer_params(base, arch.hidden_size, spec) for spec in specs)
     return Memory(
-        weights=size * outside + sum(layer_weight_bytes(base, arch.hidden_size, spec, size) for spec in specs),
+        weights=size * outside + sum(layer_weight_bytes(base, arch.hidden_size, spec, workload) for spec in specs),
         kv_cache=size * sum(layer_cache_values(spec, workload, base) for spec in specs),
         activations=max(activation_bytes(base, arch.hidden_size, spec, workload) for spec in specs),
     )

@@ -1,17 +1,18 @@
 """Latency of known GPUs from published peaks: a lower bound, never a measurement.
 
 A block takes at least max(operations / peak, bytes / bandwidth) (Williams, Waterman and Patterson 2009, the
-roofline model), and so does the head; the blocks of a network follow one another. Real engines reach 40-80 % of
-it at large sizes and far less at small ones, where launching kernels costs more than the work.
+roofline model), and so does the head; the blocks of a network follow one another. Products with ternary and binary
+weights run on the int8 tensor cores (binary ones could be faster still on boards that multiply bits). Real engines
+reach 40-80 % of it at large sizes and far less at small ones, where launching kernels costs more than the work.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from llmnas.cost.flops import head_flops, layer_flops
+from llmnas.cost.flops import head_flops, layer_flops, low_bit_operations
 from llmnas.cost.latency import Phase
-from llmnas.cost.memory import BITS, Workload, layer_kv_values, layer_state_values, layer_weight_bytes
+from llmnas.cost.memory import Workload, layer_kv_values, layer_state_values, layer_weight_bytes, weights_a_byte
 from llmnas.cost.params import expert_matmul_params
 from llmnas.errors import UserError
 from llmnas.space import Architecture, BaseModel, LayerSpec
@@ -22,31 +23,42 @@ class Gpu(NamedTuple):
 
     Attributes:
         flops: a second, dense bf16 tensor cores with fp32 accumulation.
+        int8: operations a second, dense int8 tensor cores.
         bandwidth: bytes a second of device memory.
         watts: board power.
         source: where the figures stand.
     """
 
     flops: float
+    int8: float
     bandwidth: float
     watts: float
     source: str
 
 
 GPUS = {
-    "a100": Gpu(312e12, 2039e9, 400, "NVIDIA A100 80GB SXM data sheet"),
-    "h100": Gpu(989.4e12, 3350e9, 700, "NVIDIA H100 SXM data sheet and Hopper architecture white paper (dense)"),
-    "h200": Gpu(989.4e12, 4800e9, 700, "NVIDIA H200 SXM data sheet (dense)"),
-    "l4": Gpu(121e12, 300e9, 72, "NVIDIA L4 data sheet (half of the figure with sparsity)"),
-    "rtx4090": Gpu(165.2e12, 1008e9, 450, "NVIDIA Ada GPU architecture white paper, appendix A (dense)"),
+    "a100": Gpu(312e12, 624e12, 2039e9, 400, "NVIDIA A100 80GB SXM data sheet"),
+    "h100": Gpu(
+        989.4e12, 1978.9e12, 3350e9, 700, "NVIDIA H100 SXM data sheet and Hopper architecture white paper (dense)"
+    ),
+    "h200": Gpu(989.4e12, 1978.9e12, 4800e9, 700, "NVIDIA H200 SXM data sheet (dense)"),
+    "l4": Gpu(121e12, 242e12, 300e9, 72, "NVIDIA L4 data sheet (half of the figure with sparsity)"),
+    "rtx4090": Gpu(165.2e12, 660.6e12, 1008e9, 450, "NVIDIA Ada GPU architecture white paper, appendix A (dense)"),
 }
 
 
 class Work(NamedTuple):
-    """What one piece of a pass does at least: floating-point operations, and bytes to and from memory."""
+    """What one piece of a pass does at least.
+
+    Attributes:
+        flops: operations, those with low-bit weights included.
+        bytes: to and from memory.
+        integers: of the operations, those with low-bit weights.
+    """
 
     flops: float
     bytes: float
+    integers: float = 0.0
 
 
 def gpu(name: str) -> Gpu:
@@ -67,10 +79,12 @@ def layer_work(base: BaseModel, hidden_size: int, spec: LayerSpec, workload: Wor
     attended = (context + 1) / 2 if phase == "prefill" else context
     size = workload.bytes_per_value
     untouched = max(0, spec.experts - tokens * spec.top_k) * expert_matmul_params(hidden_size, spec)
-    weights = layer_weight_bytes(base, hidden_size, spec, size) - untouched * BITS.get(spec.weights, 8 * size) / 8
+    idle = float(untouched / weights_a_byte(spec, workload))
+    weights = layer_weight_bytes(base, hidden_size, spec, workload) - idle
     values = 2 * tokens * hidden_size
     values += workload.batch * (context * layer_kv_values(spec) + 2 * layer_state_values(spec))
-    return Work(tokens * layer_flops(hidden_size, spec, attended), weights + size * values)
+    flops, integers = layer_flops(hidden_size, spec, attended), low_bit_operations(hidden_size, spec)
+    return Work(tokens * flops, weights + size * values, tokens * integers)
 
 
 def head_work(base: BaseModel, hidden_size: int, workload: Workload) -> Work:
@@ -88,4 +102,9 @@ def work(arch: Architecture, base: BaseModel, workload: Workload, phase: Phase) 
 def roofline_ms(arch: Architecture, base: BaseModel, workload: Workload, phase: Phase, device: Gpu) -> float:
     """The least milliseconds that one pass takes on the device."""
     pieces = work(arch, base, workload, phase)
-    return 1e3 * sum(max(piece.flops / device.flops, piece.bytes / device.bandwidth) for piece in pieces)
+    return 1e3 * sum(max(_busy(piece, device), piece.bytes / device.bandwidth) for piece in pieces)
+
+
+def _busy(piece: Work, device: Gpu) -> float:
+    """The least seconds of its operations."""
+    return (piece.flops - piece.integers) / device.flops + piece.integers / device.int8

@@ -100,4 +100,4 @@ def _layer(space: SearchSpace, name: str, hidden_size: int, spec: LayerSpec, wor
     if name == "active_params":
         return layer_params(base, hidden_size, spec) - idle_params(hidden_size, spec)
     cache = workload.bytes_per_value * layer_cache_values(spec, workload, base)
-    return layer_weight_bytes(base, hidden_size, spec, workload.bytes_per_value) + cache
+    return layer_weight_bytes(base, hidden_size, spec, workload) + cache

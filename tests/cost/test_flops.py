@@ -15,9 +15,10 @@ from strategies import random_tokens, spaces_with_members
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from llmnas.cost import decode_flops_per_token, prefill_flops_per_token
+from llmnas.cost import decode_flops_per_token, operations_by_kind, prefill_flops_per_token
 from llmnas.space import Architecture, BaseModel, LayerSpec
 from llmnas.supernet import Transformer, extract
+from llmnas.supernet.extract import LOW_BIT_LAYOUTS
 
 
 def counted(model, tokens, *arch):
@@ -59,3 +60,20 @@ def test_decoding_by_hand(context, attention):
     arch = Architecture(576, (LayerSpec(3, 3, 64, 1536),) * 30)
     weights = 49_152 * 576 + 30 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536)
     assert decode_flops_per_token(arch, BaseModel(49_152), context) == 2 * weights + 30 * 4 * 576 * attention
+
+
+@given(spaces_with_members(max_layers=3, kinds=True), st.integers(1, 9))
+@settings(max_examples=20)
+def test_operations_by_kind_are_two_for_every_weight_that_a_token_meets(case, context):
+    """Counted on the modules; of equal experts a token meets `top_k`."""
+    space, arch = case
+    small, met = extract(Transformer(space), arch), {"ternary": 0.0, "binary": 0.0}
+    for (_, spec), block in zip(arch.kept, small.layers, strict=True):
+        for module in block.modules():
+            if spec.weights in met and type(module) in LOW_BIT_LAYOUTS:
+                names, matrices = LOW_BIT_LAYOUTS[type(module)]
+                share = spec.top_k / spec.experts if matrices else 1
+                met[spec.weights] += 2 * share * sum(getattr(module, name).numel() for name in names)
+    found = operations_by_kind(arch, space.base, context)
+    assert {kind: found[kind] for kind in met} == pytest.approx(met)
+    assert sum(found.values()) == pytest.approx(decode_flops_per_token(arch, space.base, context))

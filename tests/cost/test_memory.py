@@ -1,5 +1,7 @@
 """Memory against bytes of real tensors: weights, a real KV cache, and the measured peak of a block."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,8 +15,9 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from llmnas.cost import Memory, Workload, memory
 from llmnas.nn.block import Block
 from llmnas.nn.rope import frequencies, rotations
-from llmnas.space import Architecture, BaseModel, LayerKinds, LayerSpec
-from llmnas.supernet import extract
+from llmnas.space import Architecture, BaseModel, FixedShape, LayerKinds, LayerSpec
+from llmnas.supernet import Transformer, extract, pack
+from llmnas.triton_kernels import reference
 
 FP32 = Workload(bytes_per_value=4)
 
@@ -84,6 +87,28 @@ def test_weights_are_the_bytes_of_the_module(case):
     small = extract(scrambled(space), arch)
     assert memory(arch, space.base, FP32).weights == sum(p.nbytes for p in small.parameters())
     assert memory(arch, space.base).weights == sum(p.nbytes for p in small.bfloat16().parameters())
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("ternary", torch.uint8), ("binary", torch.int32)])
+def test_low_bit_weights_are_the_bytes_of_the_packed_module(kind, dtype):
+    """Scales, one number a matrix or an output, are left out."""
+    layers = (LayerSpec(2, 2, 32, 192, weights=kind), LayerSpec(1, 2, 64, 64, weights=kind, mixer="mlgru"))
+    shape = FixedShape(BaseModel(32), Architecture(128, (*layers, LayerSpec(1, 1, 8, 20))))
+    found = pack(Transformer(shape)).state_dict()
+    stored = {name: value for name, value in found.items() if not name.endswith("_scale")}
+    assert memory(shape.envelope, shape.base, FP32).weights == sum(value.nbytes for value in stored.values())
+    assert {value.dtype for value in stored.values()} == {torch.float32, dtype}
+
+
+def test_five_ternary_weights_in_a_byte():
+    """1.6 bits, where rows are whole groups of 80 as the base-3 packing makes them."""
+    spec = LayerSpec(5, 1, 16, 160, weights="ternary")
+    arch, base, matrices = Architecture(80, (spec,)), BaseModel(32), [(80, 80)] * 4 + [(160, 80)] * 2 + [(80, 160)]
+    two, five = (memory(arch, base, replace(FP32, ternary_bits=bits)).weights for bits in (2, 1.6))
+    packed = sum(reference.pack3(torch.zeros(shape, dtype=torch.int8)).nbytes for shape in matrices)
+    assert two - five == sum(n * k // 4 for n, k in matrices) - packed
+    with pytest.raises(ValueError, match=r"ternary_bits must be 2 or 1.6, got 3"):
+        Workload(ternary_bits=3)
 
 
 @pytest.mark.parametrize(("batch", "context"), [(1, 1), (3, 7)])

@@ -39,6 +39,19 @@ def test_prefill_of_a_large_network_is_its_operations_over_the_peak():
     assert roofline_ms(BIG, BASE, workload, "prefill", a100) == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["ternary", "binary"])
+def test_low_bit_products_run_at_the_rate_of_int8(kind):
+    """A lower bound of a ternary network must not assume bf16's rate: reading a prompt is bound by operations."""
+    workload, h = Workload(batch=4, context=2048), 4096
+    arch = Architecture(h, (replace(BIG.layers[0], weights=kind),))
+    products = 2 * 4 * 2048 * (h * 128 * 80 + 3 * h * 14336)
+    scores = 4 * 2048 * 4 * 32 * 128 * 2049 / 2
+    for device in GPUS.values():
+        head = 2 * (32000 * h + 4 * (32000 + h)) / device.bandwidth
+        expected = 1e3 * (products / device.int8 + scores / device.flops + head)
+        assert roofline_ms(arch, BASE, workload, "prefill", device) == pytest.approx(expected, rel=1e-12)
+
+
 @settings(max_examples=12)
 @given(spaces_with_members(kinds=True), st.integers(1, 3), st.integers(1, 16), st.sampled_from([2, 4]))
 def test_pieces_add_up_to_the_closed_forms(case, batch, context, size):
@@ -78,7 +91,7 @@ def test_modelled_energy_is_never_zero(case, phase):
     space, arch = case
     workload = Workload(1, 8)
     pieces = work(arch, space.base, workload, phase)
-    expected = sum(0.75e-12 * p.flops + 243.75e-12 * p.bytes for p in pieces)
+    expected = sum(0.75e-12 * (p.flops - p.integers) + 5e-14 * p.integers + 243.75e-12 * p.bytes for p in pieces)
     assert modelled_energy_j(arch, space.base, workload, phase) == pytest.approx(expected, rel=1e-9)
     assert expected > 0
     l4 = gpu("l4")
