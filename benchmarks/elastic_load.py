@@ -15,6 +15,7 @@ import itertools
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean, median, quantiles
@@ -26,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llmnas.export.modeling_llmnas import LlmnasForCausalLM
+from llmnas.export.stopwatch import decode_ms
 from llmnas.files import write_json
 from llmnas.serve.adaptive import Controller, Trace, draw, generate, ladder
 
@@ -69,7 +71,10 @@ def figures(traces: list[Trace], rungs: list[Any], target_ms: float) -> dict[str
 def measured(model: LlmnasForCausalLM, slack: float, tokens: int, processes: int) -> dict[str, Any]:
     """Both ways in every phase; the target is `slack` times the mean wall time of the largest network at first."""
     longest = int(model.config.max_position_embeddings)
-    ms = model.measure_latency(longest, 5.0).ms
+    found = [one.arch for one in model.subnetworks]
+    # CPU time: what a token takes with a core to itself, whatever runs beside
+    alone = decode_ms(model.model, found, longest, 5.0, clock=time.process_time)
+    ms = {arch.id: each for arch, each in zip(found, alone, strict=True)}
     rungs = ladder(model.subnetworks, ms, {})
     times, archs = [ms[one.id] for one in rungs], [one.arch for one in rungs]
     prompts = torch.randint(model.config.vocab_size, (64, 1, 4), generator=torch.Generator().manual_seed(0))
