@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 
 from llmnas.cli.app import app, console
+from llmnas.config import Device
 
 
 @app.command()
@@ -17,7 +18,7 @@ def init(
     corpus: Annotated[str, typer.Option("--corpus", help="Text: a folder, a .txt, .md or .jsonl file, or sotu.")],
     max_params: Annotated[str, typer.Option("--max-params", help="Parameter budget: 800000, 1.5M, 2B.")],
     device: Annotated[
-        Literal["this", "a100", "h100", "h200", "l4", "rtx4090"] | None,
+        Device | None,
         typer.Option("--device", help="Search loss against latency on it: this machine, or a GPU by its data sheet."),
     ] = None,
     latency_ms: Annotated[

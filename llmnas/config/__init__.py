@@ -2,12 +2,13 @@
 
 from llmnas.config.load import differences, load_config, make_config
 from llmnas.config.run import Config
-from llmnas.config.sections import HARDWARE_METRICS, METRICS, HardwareConfig, SearchConfig
+from llmnas.config.sections import HARDWARE_METRICS, METRICS, Device, HardwareConfig, SearchConfig
 
 __all__ = [
     "HARDWARE_METRICS",
     "METRICS",
     "Config",
+    "Device",
     "HardwareConfig",
     "SearchConfig",
     "differences",

@@ -126,6 +126,9 @@ class SpeculateConfig(Strict):
     longest: PositiveInt = 8
 
 
+Device = Literal["this", "a100", "h100", "h200", "l4", "rtx4090"]
+
+
 class HardwareConfig(Strict):
     """What latency and energy are those of; batch and context are those of `budget.workload`.
 
@@ -134,7 +137,7 @@ class HardwareConfig(Strict):
     and `energy_j`. `seconds` to spend on the table; `correction`: networks measured to correct it.
     """
 
-    device: Literal["this", "a100", "h100", "h200", "l4", "rtx4090"] = "this"
+    device: Device = "this"
     method: Literal["table", "measure"] | None = None
     phase: Literal["prefill", "decode"] = "decode"
     threads: PositiveInt = 1
