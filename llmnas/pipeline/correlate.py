@@ -65,8 +65,10 @@ def worth(scores: Mapping[str, np.ndarray], truth: np.ndarray, params: np.ndarra
 def gradient_conflicts(context: Context, model: Transformer, archs: list[Architecture]) -> dict[str, Any]:
     """How the networks' gradients stand to each other, each to the next one's; empty where nothing was asked for."""
     count = context.config.correlate.gradient_windows
-    found = neighbour_conflicts(model, archs, context.training_windows(count)) if count else []
-    return {"windows": count, "pairs": [pair._asdict() for pair in found]} if found else {}
+    if not count or len(archs) < 2:
+        return {}
+    text = context.training_windows(count)
+    return {"windows": len(text), "pairs": [pair._asdict() for pair in neighbour_conflicts(model, archs, text)]}
 
 
 def adapted_runs(context: Context, archs: list[Architecture]) -> list[dict[str, Any]]:
