@@ -38,7 +38,7 @@ from llmnas.train.trainer import train
 
 CENTRE, BAND = 125_000, 0.1
 NETWORKS, SEEDS, WINDOWS = 16, 2, 256
-ALONE, ALONE_LONGER, SUPERNET, SUPERNET_LONGER = 500, 1500, 2000, 8000  # networks trained: one a step, but a sandwich's
+ALONE, ALONE_LONGER, SUPERNET, SUPERNET_LONGER = 500, 1500, 1500, 6000  # networks trained: one a step, but a sandwich's
 VALUES: dict[str, Any] = {
     "name": "entanglement",
     "space": {
@@ -74,7 +74,7 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
         "band", {"anchor_every": 0, "distribution": "uniform", "attentive": {"pick": "worst"}}
     ),
     "uniform, wider band": ("wider", {"anchor_every": 0}),
-    "path dropout, wider band": ("wider", {"anchor_every": 0, "path_dropout": {"rate": 0.5, "ramp": 1000}}),
+    "path dropout, wider band": ("wider", {"anchor_every": 0, "path_dropout": {"rate": 0.5, "ramp": 750}}),
 }  # fmt: skip
 DIMENSIONS = ("nothing", "hidden_size", "depth", "heads", "ffn_size")
 
@@ -101,17 +101,17 @@ class Job:
 
 
 def jobs() -> Iterator[Job]:
-    """Everything to train, the most needed first; the longer trainings last."""
+    """Everything to train, the most needed first."""
     yield from (Job("alone", str(i), 0, ALONE) for i in range(NETWORKS))
     yield from (Job("sampler", name, 0, SUPERNET) for name in SAMPLERS)
     yield from (Job("alone", str(i), seed, ALONE) for seed in range(1, SEEDS) for i in range(NETWORKS))
     yield from (Job("dimension", name, 0, SUPERNET) for name in DIMENSIONS)
+    yield Job("sampler", "uniform, band", 0, SUPERNET_LONGER)
     for seed in range(1, SEEDS):
         yield from (Job("sampler", name, seed, SUPERNET) for name in SAMPLERS)
         yield from (Job("dimension", name, seed, SUPERNET) for name in DIMENSIONS)
-    yield Job("sampler", "uniform, band", 0, SUPERNET_LONGER)
+        yield Job("sampler", "uniform, band", seed, SUPERNET_LONGER)
     yield from (Job("alone", str(i), 0, ALONE_LONGER) for i in range(NETWORKS))
-    yield Job("sampler", "uniform, band", 1, SUPERNET_LONGER)
 
 
 class Study:
