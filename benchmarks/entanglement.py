@@ -38,7 +38,7 @@ from llmnas.train.trainer import train
 
 CENTRE, BAND = 125_000, 0.1
 NETWORKS, SEEDS, WINDOWS = 16, 2, 256
-ALONE, ALONE_LONGER, SUPERNET, SUPERNET_LONGER = 500, 1500, 1500, 6000  # networks trained: one a step, but a sandwich's
+ALONE, ALONE_LONGER, SUPERNET, SUPERNET_LONGER = 500, 1500, 1200, 6000  # networks trained: one a step, but a sandwich's
 VALUES: dict[str, Any] = {
     "name": "entanglement",
     "space": {
@@ -74,8 +74,9 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
         "band", {"anchor_every": 0, "distribution": "uniform", "attentive": {"pick": "worst"}}
     ),
     "uniform, wider band": ("wider", {"anchor_every": 0}),
-    "path dropout, wider band": ("wider", {"anchor_every": 0, "path_dropout": {"rate": 0.5, "ramp": 750}}),
+    "path dropout, wider band": ("wider", {"anchor_every": 0, "path_dropout": {"rate": 0.5, "ramp": 600}}),
 }  # fmt: skip
+KINDS = ("alone", "sampler", "dimension")
 DIMENSIONS = ("nothing", "hidden_size", "depth", "heads", "ffn_size")
 
 
@@ -217,11 +218,12 @@ def main() -> None:
     """Train what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where trainings are stored")
+    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=KINDS, help="for several processes at a time")
     parser.add_argument("--list", action="store_true", help="what would be trained, and what is stored")
     args = parser.parse_args()
     torch.set_num_threads(1)
     study = Study(args.folder)
-    for job in jobs():
+    for job in (job for job in jobs() if job.kind in args.kinds):
         if args.list:
             print(f"{job.label}: {'missing' if study.stored(job) is None else 'stored'}")
         else:
