@@ -76,7 +76,6 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "uniform, wider band": ("wider", {"anchor_every": 0}),
     "path dropout, wider band": ("wider", {"anchor_every": 0, "path_dropout": {"rate": 0.5, "ramp": 600}}),
 }  # fmt: skip
-KINDS = ("alone", "sampler", "dimension")
 DIMENSIONS = ("nothing", "hidden_size", "depth", "heads", "ffn_size")
 
 
@@ -218,12 +217,12 @@ def main() -> None:
     """Train what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where trainings are stored")
-    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=KINDS, help="for several processes at a time")
+    parser.add_argument("--only", nargs="*", default=[""], metavar="TEXT", help="trainings with this in their label")
     parser.add_argument("--list", action="store_true", help="what would be trained, and what is stored")
     args = parser.parse_args()
     torch.set_num_threads(1)
     study = Study(args.folder)
-    for job in (job for job in jobs() if job.kind in args.kinds):
+    for job in (job for job in jobs() if any(text in job.label for text in args.only)):
         if args.list:
             print(f"{job.label}: {'missing' if study.stored(job) is None else 'stored'}")
         else:
