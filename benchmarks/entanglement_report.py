@@ -31,13 +31,16 @@ PARTS = {"all": "", "embedding": "embedding", "attention": ".attention.", "feed-
 
 
 def alone_losses(study: Study, steps: int) -> np.ndarray:
-    """Losses of the networks trained alone for so many steps, [complete seeds, networks]."""
-    rows = []
-    for seed in range(SEEDS):
-        found = [study.stored(Job("alone", str(i), seed, steps)) for i in range(len(study.networks))]
-        if all(found):
-            rows.append([one["losses"][0] for one in found if one])
-    return np.array(rows).reshape(len(rows), len(study.networks))
+    """Losses of the networks trained alone for so many steps, [SEEDS, networks]; NaN where one is missing."""
+    found = [
+        [study.stored(Job("alone", str(i), seed, steps)) for i in range(len(study.networks))] for seed in range(SEEDS)
+    ]
+    return np.array([[one["losses"][0] if one else np.nan for one in row] for row in found])
+
+
+def whole_rows(losses: np.ndarray) -> np.ndarray:
+    """The seeds that every network has."""
+    return losses[np.isfinite(losses).all(1)]
 
 
 def sampler_losses(study: Study, name: str, steps: int) -> np.ndarray:
@@ -73,17 +76,22 @@ def ranking(study: Study, name: str, steps: int, alone: np.ndarray) -> dict[str,
 
 
 def truth(study: Study, steps: int) -> dict[str, Any]:
-    """What training alone says: the ceiling that its seeds set, and what parameters alone would say."""
-    losses = alone_losses(study, steps)
+    """What training alone says: the ceiling that its seeds set, and what parameters alone would say.
+
+    Seeds are compared over the networks that have been trained with all of them.
+    """
+    every = alone_losses(study, steps)
+    losses, repeated = whole_rows(every), every[:, np.isfinite(every).all(0)]
     params = np.array([count_params(arch, study.space.base).total for arch in study.networks])
     found: dict[str, Any] = {
-        "losses": losses.tolist(),
+        "losses": [[None if np.isnan(loss) else loss for loss in row] for row in every.tolist()],
         "between_networks": float(losses.mean(0).std(ddof=1)),
         "params_only": agreement(-params, losses.mean(0)),
+        "repeated": repeated.shape[1],
     }
-    if len(losses) > 1:
-        found["seed_to_seed"] = agreement(losses[0], losses[1])
-        found["between_seeds"] = float(np.sqrt(losses.var(0, ddof=1).mean()))
+    if repeated.shape[1] >= 3:
+        found["seed_to_seed"] = agreement(repeated[0], repeated[1])
+        found["between_seeds"] = float(np.sqrt(repeated.var(0, ddof=1).mean()))
     return found
 
 
@@ -139,7 +147,8 @@ def gradients(study: Study, job: Job) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for part, key in PARTS.items():
         of = [{name: value for name, value in gradient.items() if key in name} for gradient in first]
-        pairs = [conflict(a, b) for a, b in itertools.combinations(of, 2)]
+        # two networks may have no layer in common
+        pairs = [conflict(a, b) for a, b in itertools.combinations(of, 2) if a.keys() & b.keys()]
         found[part] = mean_of(pairs)
     found["other_text"] = mean_of([conflict(a, b) for a, b in zip(first, second, strict=True)])
     crossed = [conflict(first[i], second[j]) for i, j in itertools.combinations(range(len(first)), 2)]
@@ -161,7 +170,7 @@ def mean_of(pairs: Sequence[Conflict]) -> dict[str, float]:
 
 def gather(study: Study) -> dict[str, Any]:
     """Every number that the page quotes."""
-    alone = alone_losses(study, ALONE)
+    alone = whole_rows(alone_losses(study, ALONE))
     if not len(alone):
         raise SystemExit(f"{study.folder}: not every network was trained alone yet; run entanglement.py first")
     done = [name for name in SAMPLERS if len(sampler_losses(study, name, SUPERNET))]
@@ -184,7 +193,7 @@ def gather(study: Study) -> dict[str, Any]:
         found["gradients"][f"{band}, {SUPERNET_LONGER:,} networks"] = gradients(
             study, Job("sampler", band, 0, SUPERNET_LONGER)
         )
-    longer = alone_losses(study, ALONE_LONGER)
+    longer = whole_rows(alone_losses(study, ALONE_LONGER))
     if len(longer):
         found["alone longer"] = truth(study, ALONE_LONGER)
         found["alone longer"]["tau_with_shorter"] = agreement(alone.mean(0), longer.mean(0))
@@ -220,7 +229,8 @@ def sampler_table(found: dict[str, Any]) -> list[str]:
         )
     alone, after = found["alone"], found.get("alone longer", {})
     ceiling = tau_text(alone["seed_to_seed"]) if "seed_to_seed" in alone else ""
-    rows.append(f"| one seed alone against the other | {ceiling} | | | | {alone['between_networks']:.3f} | |")
+    which = f"one seed alone against the other, {alone['repeated']} networks"
+    rows.append(f"| {which} | {ceiling} | | | | {alone['between_networks']:.3f} | |")
     params = tau_text(after["params_only"]) if after else ""
     rows.append(f"| parameters only | {tau_text(alone['params_only'])} | | | | | {params} |")
     if after:
@@ -232,6 +242,8 @@ def dimension_table(found: dict[str, Any]) -> list[str]:
     """Markdown: a row a dimension."""
     rows = ["| varies | networks | loss of the middle network | gap, by seed |", "|---|---|---|---|"]
     for name, row in found["dimensions"].items():
+        if not row["losses"]:
+            continue
         losses, gaps = np.mean(row["losses"]), ", ".join(f"{gap:+.3f}" for gap in row["gaps"])
         rows.append(f"| {name} | {row['networks']:,} | {losses:.3f} | {gaps} |")
     return rows
