@@ -1,11 +1,10 @@
-"""What is left of a pretrained model when it is cut, with its parts sorted or not, and after a short distillation.
+"""What is left of a pretrained model right after it is cut, with its parts sorted or not.
 
 python benchmarks/compress_study.py MODEL_FOLDER --out benchmarks/results/compress_slices_NAME.json
 
-75 % and 50 % of the parameters: fewer FFN channels, narrower layers (hidden and FFN), or fewer layers.
-Right after cutting: parts sorted by importance, in the order of the folder, in random orders. Then the sorted width
-network is trained for a few steps three ways: on the text, with the model's logits, with logits and block outputs.
-A whole compression beside its baselines is `llmnas compress MODEL_FOLDER --baselines`.
+75 % and 50 % of the parameters: fewer FFN channels, narrower layers (hidden and FFN), or fewer layers; parts sorted by
+importance, in the order of the folder, in random orders. What healing makes of it: `compress_healing.py`. A whole
+compression beside its baselines is `llmnas compress MODEL_FOLDER --baselines`.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,21 +25,49 @@ from llmnas.evaluate.quality import window_losses
 from llmnas.pipeline.pruned import pruned
 from llmnas.rng import generator
 from llmnas.space import Architecture, FixedShape
-from llmnas.supernet import Transformer, extract
+from llmnas.supernet import Transformer
 from llmnas.supernet.importance import Importance, importance, layer_importance, reorder
-from llmnas.train.distill import Original
-from llmnas.train.engine import start_processes
-from llmnas.train.sampling import OneNetwork
-from llmnas.train.settings import DistillSettings, TrainSettings
-from llmnas.train.trainer import train
 from llmnas.train.warmstart import Pretrained, read_pretrained, warm_start
 
 SHARES = (0.75, 0.5)
-WAYS = {
-    "text": {},
-    "logits": {"source": "original", "weight": 0.5, "top_k": 64},
-    "logits and blocks": {"source": "original", "weight": 0.5, "top_k": 64, "blocks": 0.1},
-}
+
+
+class Text(NamedTuple):
+    """A corpus in a model's own tokens, [tokens] each, split by whole documents."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    eos_id: int
+
+    def sequences(self, seq_len: int, seed: int) -> Sequences:
+        """The training side in the order of a seed."""
+        return Sequences(self.train, seq_len, seed, self.eos_id)
+
+    def windows(self, seq_len: int, count: int) -> np.ndarray:
+        """[count, seq + 1] of the validation side."""
+        return Sequences(self.validation, seq_len, 0).fixed(count)
+
+    def calibration(self, seq_len: int, count: int) -> list[torch.Tensor]:
+        """Batches of training windows that importance is measured on."""
+        chosen = self.sequences(seq_len, 0).fixed(count)
+        return [torch.from_numpy(chosen[i : i + 4]) for i in range(0, len(chosen), 4)]
+
+
+def read_text(model: Path, vocab_size: int, corpus: str, documents: int = 0) -> Text:
+    """A corpus with a tenth of its documents held out; of each side the first `documents`, 0 takes all."""
+    tokenizer = read_model_tokenizer(model, vocab_size)
+    found = open_corpus(corpus)
+    split = split_documents(found, 0.1, 0)
+    texts: dict[str, list[str]] = {"train": [], "validation": []}
+    for document in found:
+        texts[split.side(document.text)].append(document.text)
+    sides = [
+        np.concatenate(
+            [[*ids, tokenizer.eos_id] for ids in encode_texts(tokenizer.tokenizer, side[: documents or None])]
+        )
+        for side in texts.values()
+    ]
+    return Text(*sides, tokenizer.eos_id)
 
 
 def started(pretrained: Pretrained) -> Transformer:
@@ -68,11 +96,13 @@ def fewer_channels(pretrained: Pretrained, params: int) -> Architecture:
     raise ValueError(f"even one channel is more than {params} parameters")
 
 
-def slices(pretrained: Pretrained, windows: np.ndarray, calibration: list[torch.Tensor], orders: int) -> list[dict]:
+def slices(
+    pretrained: Pretrained, windows: np.ndarray, calibration: list[torch.Tensor], orders: int, layer_batches: int
+) -> list[dict]:
     """Losses right after cutting, of every share, way to cut and order."""
     stored = started(pretrained)
     scores = importance(stored, [batch[:, :-1] for batch in calibration])
-    layers = layer_importance(stored, calibration)
+    layers = layer_importance(stored, calibration[:layer_batches])
     sorted_model = started(pretrained)
     reorder(sorted_model, scores)
     total = count_params(pretrained.arch, pretrained.base).total
@@ -103,33 +133,6 @@ def slices(pretrained: Pretrained, windows: np.ndarray, calibration: list[torch.
     return [*rows, {"layer_importance": layers}]
 
 
-def healing(
-    pretrained: Pretrained, sequences: Sequences, windows: np.ndarray, calibration: list[torch.Tensor], args
-) -> list[dict]:
-    """The sorted width network of every share after a few steps, each way."""
-    whole = started(pretrained)
-    reorder(whole, importance(whole, [batch[:, :-1] for batch in calibration]))
-    total = count_params(pretrained.arch, pretrained.base).total
-    rows = []
-    for share in SHARES:
-        arch = pruned("width", FixedShape(pretrained.base, pretrained.arch), int(share * total), [])
-        for way, distill in WAYS.items():
-            settings = TrainSettings(
-                steps=args.steps, batch_size=args.batch, seq_len=args.seq, lr=args.lr, threads=1, distill=distill
-            )
-            student = extract(whole, arch)
-            guide = Original(whole, DistillSettings(**distill), range(len(arch.layers))) if distill else None
-            begun = time.process_time()
-            outcome = train(student, OneNetwork(student.envelope), sequences, settings, start_processes(), guide=guide)
-            loss = float(window_losses(student, None, windows).mean())
-            rows.append({
-                "share": share, "way": way, "tokens": outcome.tokens, "loss": loss,
-                "cpu_seconds": round(time.process_time() - begun, 1),
-            })  # fmt: skip
-            print(json.dumps(rows[-1]), flush=True)
-    return rows
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
@@ -139,36 +142,20 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=64, help="validation windows")
     parser.add_argument("--calibration", type=int, default=64, help="training windows that importance is measured on")
     parser.add_argument("--orders", type=int, default=3, help="random orders")
-    parser.add_argument("--steps", type=int, default=100, help="of healing; 0 leaves it out")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--speeches", type=int, default=0, help="of the train side that are tokenised; 0: all")
+    parser.add_argument("--layer-batches", type=int, default=16, help="of 4 windows, that layers are judged on")
+    parser.add_argument("--documents", type=int, default=0, help="of each side that are tokenised; 0: all")
     args = parser.parse_args()
     torch.set_num_threads(1)
     pretrained = read_pretrained(args.model)
-    tokenizer = read_model_tokenizer(args.model, pretrained.base.vocab_size)
-    corpus = open_corpus(args.corpus)
-    split = split_documents(corpus, 0.1, 0)
-    texts: dict[str, list[str]] = {"train": [], "validation": []}
-    for document in corpus:
-        texts[split.side(document.text)].append(document.text)
-    if args.speeches:
-        texts = {side: found[: args.speeches] for side, found in texts.items()}
-    tokens = {
-        side: np.concatenate([[*ids, tokenizer.eos_id] for ids in encode_texts(tokenizer.tokenizer, found)])
-        for side, found in texts.items()
-    }
-    sequences = Sequences(tokens["train"], args.seq, 0, tokenizer.eos_id)
-    windows = Sequences(tokens["validation"], args.seq, 0).fixed(args.windows)
-    chosen = sequences.fixed(args.calibration)
-    calibration = [torch.from_numpy(chosen[i : i + 4]) for i in range(0, len(chosen), 4)]
+    text = read_text(args.model, pretrained.base.vocab_size, args.corpus, args.documents)
+    windows = text.windows(args.seq, args.windows)
+    calibration = text.calibration(args.seq, args.calibration)
     begun = time.process_time()
     result = {
         "model": args.model.name,
         "parameters": count_params(pretrained.arch, pretrained.base).total,
-        "windows": len(windows), "seq": args.seq, "calibration": len(chosen),
-        "slices": slices(pretrained, windows, calibration, args.orders),
-        "healing": healing(pretrained, sequences, windows, calibration, args) if args.steps else [],
+        "windows": len(windows), "seq": args.seq, "calibration": args.calibration,
+        "slices": slices(pretrained, windows, calibration, args.orders, args.layer_batches),
         "cpu_seconds": round(time.process_time() - begun, 1),
         "threads": 1,
     }  # fmt: skip
