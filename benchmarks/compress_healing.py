@@ -137,7 +137,8 @@ class Study:
     ) -> dict[str, Any]:  # fmt: skip
         """Losses of the seeds at the best learning rate of the grid.
 
-        `source`: what the network is cut out of, where that is not its teacher.
+        `name`: tells apart networks that start from, or learn, something else; `source`: what the network is cut out of,
+        where that is not its teacher.
         """
         whole, distill, both = WAYS[way]
         steps = self.args.steps + (self.args.correction if both else 0)
@@ -150,7 +151,8 @@ class Study:
             return float(window_losses(student, None, self.windows if windows is None else windows).mean())
 
         def stored(lr: float, seed: int) -> float:
-            key = f"{name}--{way}--lr{lr:g}--seed{seed}".replace(" ", "-").replace(":", "").replace(",", "")
+            # by architecture: recipes that agree are one network
+            key = f"{name}{arch.id}--{way}--lr{lr:g}--seed{seed}".replace(" ", "-").replace(":", "").replace(",", "")
             return float(self.stored(key, lambda: loss(lr, seed)))
 
         grid = {lr: stored(lr, self.args.seeds) for lr in self.args.grid}
@@ -165,7 +167,7 @@ class Study:
     def teachers(self) -> dict[str, Any]:
         """One narrower network, every way."""
         arch = pruned("width", self.shape, self.params, [])
-        found = {way: self.healed("width", arch, way) for way in WAYS}
+        found = {way: self.healed("", arch, way) for way in WAYS}
         before = {name: float(window_losses(getattr(self, name), None, self.windows).mean())
                   for name in ("original", "corrected")}  # fmt: skip
         cut = {name: float(window_losses(getattr(self, name), arch, self.windows).mean()) for name in before}
@@ -181,7 +183,7 @@ class Study:
                    for seed, chunk in enumerate([count // 4] * 4 + [self.args.windows])]  # fmt: skip
         text = Text(np.concatenate(written[:4]).flatten(), written[4].flatten(), -1)
         arch = pruned("width", self.shape, self.params, [])
-        found = {way: self.healed("own-text", arch, way, text, written[4]) for way in ("text", "logits")}
+        found = {way: self.healed("own-text-", arch, way, text, written[4]) for way in ("text", "logits")}
         before = float(window_losses(self.original, None, written[4]).mean())
         return {"teacher": before, "healed": found, "differences": differences(found, [("logits", "text")])}
 
@@ -193,9 +195,9 @@ class Study:
         }
         supernet = self.supernet()
         found = Architecture.from_dict(self.stored("found", lambda: self.search(supernet).to_dict()))
-        results = {name: self.healed(name, arch, way) for name, arch in archs.items()}
-        results["found"] = self.healed("found", found, way)
-        results["found, out of the supernet"] = self.healed("found-supernet", found, way, source=supernet)
+        results = {name: self.healed("", arch, way) for name, arch in archs.items()}
+        results["found"] = self.healed("", found, way)
+        results["found, out of the supernet"] = self.healed("supernet-", found, way, source=supernet)
         pairs = [("found", other) for other in archs] + [("found, out of the supernet", "found")]
         return {"found": found.to_dict(), "healed": results, "differences": differences(results, pairs)}
 

@@ -54,6 +54,11 @@ class RunFolder:
         return self.path / "supernet" / "initial.safetensors"
 
     @property
+    def pretrained(self) -> Path:
+        """The pretrained model before it was trained on the text; only where `train.correction` asks for that."""
+        return self.path / "supernet" / "pretrained.safetensors"
+
+    @property
     def supernet(self) -> Path:
         """The trained supernet's weights."""
         return self.path / "supernet" / "model.safetensors"

@@ -25,7 +25,7 @@ from llmnas.space import SearchSpace
 from llmnas.space.restrict import restricted
 from llmnas.train.settings import DartsSettings, TrainSettings
 
-_OF_THE_SUPERNET = {"sampler", "distill", "shared_batch", "init_from", "calibration"}
+_OF_THE_SUPERNET = {"sampler", "distill", "shared_batch", "init_from", "calibration", "correction"}
 """Settings of `train` that later trainings of one network do not take over."""
 
 

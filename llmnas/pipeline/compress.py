@@ -22,7 +22,7 @@ from llmnas.cost import count_params
 from llmnas.data import open_corpus, read_model_tokenizer
 from llmnas.errors import UserError
 from llmnas.evaluate.measure import measure_latency, this_device
-from llmnas.evaluate.quality import quality, window_losses
+from llmnas.evaluate.quality import window_losses
 from llmnas.files import read_json
 from llmnas.pareto import Archive
 from llmnas.pipeline.context import Context
@@ -148,16 +148,22 @@ def _require_between(option: str, limit: float, low: float, high: float, form: s
 def compress_table(context: Context) -> Table:
     """The model, what was found, before and after healing, and the baselines that were asked for."""
     config, run = context.config, context.run
-    windows, bytes_per_token = context.windows(config.search.windows)
+    windows, _ = context.windows(config.search.windows)
     model = load_weights(Transformer(config.space, seed=None), run.initial).eval()
-    whole = quality(float(window_losses(model, None, windows).mean()), bytes_per_token)
+    taught = float(window_losses(model, None, windows).mean())
     archive = Archive.load(run.evaluations)
     found = chosen(context, archive)
     archive.close()
     of_model = count_params(config.space.envelope, config.space.base).total
     cut = window_losses(model, found.arch, windows).mean()
-    named = {
-        "the model": (of_model, whole["val_loss"]),
+    named = {"the model": (of_model, taught)}
+    if config.train.correction:
+        untaught = load_weights(Transformer(config.space, seed=None), run.pretrained).eval()
+        named = {
+            "the model": (of_model, float(window_losses(untaught, None, windows).mean())),
+            "the model, trained on the text": (of_model, taught),
+        }
+    named |= {
         "found, cut out of the model": (int(found.metrics["params"]), float(cut)),
         "found, in the trained supernet": (int(found.metrics["params"]), found.metrics["val_loss"]),
     }
@@ -174,8 +180,10 @@ def compress_table(context: Context) -> Table:
     ]
     tokens = read_json(run.result("retrain"))["runs"]["found"][0]["tokens"]
     spent = run.recorded("train").get("tokens", 0)
+    corrected = run.recorded("correction").get("tokens", 0)
+    first = f", which was trained on {corrected:,} tokens first," if corrected else ""
     note = (
-        f"Validation text of {config.data.source}. Healed: {tokens:,} tokens each, the model as teacher; the found one "
-        f"starts from the supernet, which saw {spent:,} tokens before, the others from the model."
+        f"Validation text of {config.data.source}. Healed: {tokens:,} tokens each, the model{first} as teacher; the "
+        f"found one starts from the supernet, which saw {spent:,} tokens before, the others from the model."
     )
     return Table("Compressed", ("network", "parameters", "of the model", "val loss (nats)", "perplexity"), rows, note)

@@ -9,7 +9,7 @@ from llmnas.errors import UserError
 from llmnas.evaluate.quality import window_losses
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.prepare import prepare
-from llmnas.pipeline.warm import original, write_initial
+from llmnas.pipeline.warm import correct, original, write_initial
 from llmnas.rng import generator, torch_seed
 from llmnas.supernet import Transformer, save_weights
 from llmnas.train.engine import build, start_processes, wait_for_all
@@ -37,6 +37,8 @@ def train_supernet(context: Context, *, prepare_first: bool = False) -> Outcome 
     settings, space = config.train, config.space
     if processes.rank == 0:
         write_initial(context)
+    wait_for_all(processes)
+    correct(context, processes)
     wait_for_all(processes)
     sequences = context.sequences(settings.seq_len, config.seed)
     sampler = SupernetSampler(space, config.budget, settings.sampler, config.seed)

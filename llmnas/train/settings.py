@@ -205,6 +205,8 @@ class TrainSettings(_Strict):
         threads: CPU threads a process; 0 shares the cores of the machine among the local processes.
         init_from: folder of a pretrained model to start the supernet from; None starts from random weights.
         calibration: training sequences on which the importance of its parts is measured.
+        correction: steps that the pretrained model itself is trained on the text first; where the text is new to it,
+            its distribution is no aim ("teacher correction", Sreenivas et al. 2024, section 2.1).
     """
 
     steps: PositiveInt
@@ -236,6 +238,7 @@ class TrainSettings(_Strict):
     threads: NonNegativeInt = 0
     init_from: str | None = None
     calibration: PositiveInt = 64
+    correction: NonNegativeInt = 0
 
     @model_validator(mode="after")
     def _master_weights_are_kept(self) -> Self:
@@ -263,9 +266,11 @@ class TrainSettings(_Strict):
         return self
 
     @model_validator(mode="after")
-    def _calibration_is_used(self) -> Self:
-        if self.calibration != type(self).model_fields["calibration"].default and not self.init_from:
+    def _what_needs_a_model_has_one(self) -> Self:
+        if "calibration" in changed(self) and not self.init_from:
             raise ValueError("calibration does nothing without init_from: only a pretrained model is reordered")
+        if self.correction and not self.init_from:
+            raise ValueError("correction does nothing without init_from: it trains the pretrained model on the text")
         return self
 
 

@@ -153,6 +153,7 @@ def test_what_does_not_fit_is_one_line(llmnas, model, tmp_path):
     )
     assert "set data.tokenizer to" in complaint("--set", f"train.init_from={folder}")
     assert "calibration does nothing without init_from" in complaint("--set", "train.calibration=3")
+    assert "correction does nothing without init_from" in complaint("--set", "train.correction=3")
     other = shutil.copytree(folder, tmp_path / "other")
     stored = json.loads((other / "tokenizer.json").read_text())
     stored["model"]["vocab"] = {t: i ^ 1 if i >= 500 else i for t, i in stored["model"]["vocab"].items()}
@@ -172,6 +173,33 @@ def test_another_space_cannot_go_on_with_the_weights(llmnas, model, tmp_path):
     )
     assert done.code == 2
     assert "made with another config: space.hidden_size" in done.complaint
+
+
+def test_a_model_is_trained_on_the_text_before_it_is_cut_and_teaches(llmnas, model, tmp_path):
+    """Correction lowers the model's own loss and sorts it again; the supernet starts from what it became."""
+    from llmnas.data import Sequences, TokenFile
+    from llmnas.evaluate.quality import window_losses
+    from llmnas.supernet.importance import importance
+
+    folder, _ = model
+    config, run = config_of(tmp_path), RunFolder(tmp_path / "run")
+    assert llmnas("train", config, "--init-from", folder, "--prepare", "--run-dir", run.path, "--set", "train.steps=1",
+                  "--set", "train.correction=12", "--set", "train.lr=0.001").code == 0  # fmt: skip
+    space = load_config(config, []).space
+    first, taught, supernet = (
+        load_weights(Transformer(space), path) for path in (run.pretrained, run.initial, run.supernet)
+    )
+    windows = Sequences(TokenFile.open(run.tokens("validation")).tokens, 64, 0).fixed(16)
+    losses = [window_losses(m, None, windows).mean() for m in (first, taught)]
+    assert losses[1] < losses[0] - 0.3
+    assert (
+        (supernet.embedding - taught.embedding).abs().max() < 0.002 < (taught.embedding - first.embedding).abs().max()
+    )
+    assert run.recorded("correction")["steps"] == 12
+    # the leading channels are the important ones of what it became
+    tokens = Sequences(TokenFile.open(run.tokens("train")).tokens, 64, 0).fixed(16)[:, :-1]
+    scores = importance(taught, [torch.from_numpy(tokens)]).channels["layers.0.ffn"]
+    assert scores[:170].mean() > 2 * scores[170:].mean()
 
 
 def test_reordered_slices_are_better_than_those_of_the_folder(llmnas, model, tmp_path):

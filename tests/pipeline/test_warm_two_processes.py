@@ -54,26 +54,31 @@ def losses_of(run):
 
 
 @pytest.mark.parametrize(
-    ("stage", "space"),
+    ("stage", "space", "correction"),
     [
-        pytest.param(3, SPACE, id="3"),
-        pytest.param(0, SPACE, id="0", marks=pytest.mark.full),
-        pytest.param(2, SPACE, id="2", marks=pytest.mark.full),
-        pytest.param(3, MIXTURE, id="3-experts", marks=pytest.mark.full),
+        pytest.param(3, SPACE, 3, id="3-corrected"),
+        pytest.param(0, SPACE, 0, id="0", marks=pytest.mark.full),
+        pytest.param(2, SPACE, 3, id="2-corrected", marks=pytest.mark.full),
+        pytest.param(3, MIXTURE, 0, id="3-experts", marks=pytest.mark.full),
     ],
 )
-def test_two_processes_start_from_a_folder_and_train_what_one_does(llmnas, tmp_path, stage, space):
-    """The first rank writes text, tokens and sorted weights, both read them; each has the frozen teacher."""
+def test_two_processes_start_from_a_folder_and_train_what_one_does(llmnas, tmp_path, stage, space, correction):
+    """The first rank writes text, tokens and sorted weights, both read them; each has the frozen teacher.
+
+    Where the model itself is trained on the text first, both do that too.
+    """
     folder = tmp_path / "glass"
     write_glass(folder)
     config = config_of(tmp_path, space)
     alone, together = RunFolder(tmp_path / "alone"), RunFolder(tmp_path / "together")
-    arguments = ("train", config, "--init-from", folder, "--prepare", "--run-dir")
+    common = ("train", config, "--init-from", folder, "--prepare", "--set", f"train.correction={correction}")
+    arguments = (*common, "--run-dir")
     assert llmnas(*arguments, alone.path).code == 0
     sets = [argument for key, value in STAGE[stage].items() for argument in ("--set", f"train.{key}={value}")]
     done = launched((*arguments, together.path, *sets), tmp_path)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert alone.initial.read_bytes() == together.initial.read_bytes()
+    start = ("pretrained" if correction else "initial") + ".safetensors"
+    assert alone.initial.with_name(start).read_bytes() == together.initial.with_name(start).read_bytes()
     assert losses_of(together) == pytest.approx(losses_of(alone), rel=1e-4)
     first, one, two = (load_file(path) for path in (alone.initial, alone.supernet, together.supernet))
     assert one.keys() == two.keys()
