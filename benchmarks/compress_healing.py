@@ -137,8 +137,8 @@ class Study:
     ) -> dict[str, Any]:  # fmt: skip
         """Losses of the seeds at the best learning rate of the grid.
 
-        `name`: tells apart networks that start from, or learn, something else; `source`: what the network is cut out of,
-        where that is not its teacher.
+        `name`: tells apart networks that start from, or learn, something else; `source`: what the network is cut
+        out of, where that is not its teacher.
         """
         whole, distill, both = WAYS[way]
         steps = self.args.steps + (self.args.correction if both else 0)
