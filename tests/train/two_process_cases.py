@@ -48,6 +48,7 @@ VARIANTS = {
     "micro2": ({"zero_stage": 2, "micro_batch": 1, "checkpoint_blocks": True}, ("distilled",)),
     "micro3": ({"zero_stage": 3, "micro_batch": 1, "deepspeed": NOTHING_PERSISTS}, ("uniform", "distilled")),
 }
+HALF_PRECISION = ("uniform", "single")
 
 
 class Repeats(SupernetSampler):
@@ -140,6 +141,10 @@ class Cases:
         for name, (changes, kinds) in VARIANTS.items():
             for kind in kinds:
                 self.run(f"{kind}-{name}", settings_of(kind, **changes))
+
+    def half_precision(self):
+        for stage, kind in itertools.product((1, 2, 3), HALF_PRECISION):
+            self.run(f"bf16-{kind}-{stage}", settings_of(kind, stage, dtype="bf16"))
 
     def wrong(self):
         for stage, kind in itertools.product((1, 2), ("sandwich", "single")):
@@ -236,6 +241,7 @@ def main(out, only=None):
         getattr(cases, only)()
         return
     cases.right()
+    cases.half_precision()
     cases.wrong()
     cases.resumed()
     cases.faults()
