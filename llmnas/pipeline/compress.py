@@ -7,7 +7,8 @@ The rules (every one may be changed with `--set`):
   lets every layer choose its own KV heads and FFN, and then a stock checkpoint pads them with zeros;
 - the supernet is trained for a short time on the text, with the frozen model as teacher of the logits, at a
   learning rate that falls with size: 1e-3 below 10 million parameters, 3e-4 below a billion, else 1e-4;
-- the winner is healed alone, with logits and block outputs of the model as aims.
+- the winner is healed alone, with logits and block outputs of the model as aims, below 10 million parameters at 3e-3
+  (the best of three rates with and without a teacher, docs/compress.md).
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ def compress_values(request: Request) -> dict[str, Any]:
     params = count_params(whole, base).total
     seq_len = min(128 if params < 10**7 else 256, base.max_seq)
     lr = 1e-3 if params < 10**7 else 3e-4 if params < 10**9 else 1e-4
+    healing_lr = 3e-3 if params < 10**7 else lr
     teach = {"source": "original", "weight": 0.5, "top_k": 64}
     values: dict[str, Any] = {
         "name": f"compress-{''.join(c if c.isalnum() or c in '._-' else '-' for c in request.model.resolve().name)}",
@@ -73,7 +75,7 @@ def compress_values(request: Request) -> dict[str, Any]:
         },
         "search": {"objectives": {"val_loss": "min", "params": "min"}, "evaluations": 100},
         "retrain": {
-            "train": {"steps": 300, "distill": teach | {"blocks": 0.1}}, "seeds": 1, "inherit": True,
+            "train": {"steps": 300, "lr": healing_lr, "distill": teach | {"blocks": 0.1}}, "seeds": 1, "inherit": True,
             "hand_designed": [], "pruned": ["last_layers", "depth", "width"] if request.baselines else [],
         },
     }  # fmt: skip
