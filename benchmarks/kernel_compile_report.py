@@ -6,7 +6,9 @@ python benchmarks/kernel_compile_report.py [--targets cuda90 gfx942] [--out benc
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from gpu_kernels import Case, work
 from tables import line, write_csv
@@ -67,6 +69,21 @@ def row(kernel: str, target: str) -> dict[str, object]:
         "memory_instructions": memory,
         "bytes_moved": least_bytes(kernel),
     }
+
+
+def page(rows: Iterable[Mapping[str, Any]], target: str = "cuda90", bandwidth: float = 3350e9) -> list[str]:
+    """Lines of the table in docs/kernels.md: one target, with the least time that the bytes take at a bandwidth."""
+    lines = [
+        "| kernel | registers | occupancy | instructions | of products | of memory | MB | least us |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for cells in rows:
+        if cells["target"] == target:
+            moved = int(cells["bytes_moved"])
+            figures = [cells[name] for name in ("registers", "occupancy", "instructions", "product_instructions")]
+            figures += [cells["memory_instructions"], f"{moved / 1e6:.1f}", f"{1e6 * moved / bandwidth:.1f}"]
+            lines.append(f"| {cells['kernel']} | {' | '.join(map(str, figures))} |")
+    return lines
 
 
 def main() -> None:

@@ -135,7 +135,7 @@ def search_family(folder: Path, family: str, windows: np.ndarray, evaluations: i
     ]
 
 
-def decode_ms(model: Transformer, repeats: int = 7) -> float:
+def decode_ms(model: Transformer, repeats: int = 3) -> float:
     """Milliseconds of one decoded token with packed weights: CPU time of one thread, median of `repeats`."""
     decode = decoder(pack(model) if packable(model) else model)
     now, found = CLOCKS["cpu"], []

@@ -1,8 +1,8 @@
 """Memory of a process that decodes: dense fp32 weights, latent fp32 ones read as ternary, and packed ones.
 
 Every figure is of a process of its own that reads the weights from a file, then a prompt, then decodes: resident bytes
-of it before the weights, with them, and at its peak while it decodes. Beside them the bytes that the tensors have by
-their shapes: what the process holds more is the runtime's.
+of it before the weights, with them, after decoding, and the peak, which loading decides. Beside them the bytes that
+the tensors have by their shapes: what the process holds more is the runtime's.
 
     python benchmarks/packed_memory.py [--out benchmarks/results/packed_memory.csv]
 """

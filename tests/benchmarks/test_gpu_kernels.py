@@ -119,3 +119,14 @@ def test_a_case_that_fails_costs_only_itself(gpu, monkeypatch, tmp_path, capsys)
     assert f"FAILED {bad}: RuntimeError: out of resource" in said
     assert f"WRONG: {bad}, {wrong}" in said
     assert f"left out for want of time: {late}" in said
+
+
+def test_the_page_shows_the_table_of_compiled_kernels():
+    """Occupancy, bytes and instructions, all from the CSV; it names every kernel for every target."""
+    from llmnas.triton_kernels.compiled import CASES, TARGETS
+
+    report = load("kernel_compile_report")
+    rows = list(csv.DictReader(report.RESULTS.open()))
+    assert {(row["kernel"], row["target"]) for row in rows} == {(name, target) for name in CASES for target in TARGETS}
+    assert all(int(row["bytes_moved"]) == report.least_bytes(row["kernel"]) for row in rows)
+    assert "\n".join(report.page(rows)) in (FOLDER.parent / "docs" / "kernels.md").read_text()
