@@ -171,11 +171,13 @@ class CompareConfig(Strict):
     """Strategies that `llmnas compare` runs, each with `seeds` seeds and `evaluations` evaluations.
 
     The strategy of the `search` section takes that section's options, the others have their defaults.
+    `yardstick`: evaluations of one more random search, of another seed, that the others are measured by; 0: none.
     """
 
     strategies: tuple[str, ...] = ("random", "evolution", "nsga2", "local", "bayes", "reinforce", "ofa")
     seeds: PositiveInt = 5
     evaluations: PositiveInt = 200
+    yardstick: NonNegativeInt = 0
 
 
 class ExtractConfig(Strict):

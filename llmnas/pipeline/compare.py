@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,14 @@ from llmnas.cost import costs
 from llmnas.errors import UserError
 from llmnas.evaluate.evaluator import Evaluator
 from llmnas.files import write_json
-from llmnas.pareto import Archive
+from llmnas.pareto import Archive, Evaluation
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.stores import Evaluate, remembered, store_of
 from llmnas.pipeline.table import read_table
 from llmnas.report.html import Table
 from llmnas.report.plots import Band, comparison_png
 from llmnas.search import search
-from llmnas.search.compare import Comparison, compare
+from llmnas.search.compare import REPORTED, Comparison, compare
 from llmnas.search.predictor import Predictor, split
 from llmnas.space import Architecture
 
@@ -40,24 +41,30 @@ def compare_strategies(context: Context, table: Path | None = None) -> dict[str,
     else:
         store, (evaluate, about) = None, table_surrogate(context, table)
 
-    def one(strategy: str, seed: int) -> Archive:
+    def one(strategy: str, seed: int, evaluations: int = config.compare.evaluations) -> Archive:
         options = config.search.options if strategy == config.search.strategy else {}
         return search(
             config.space, evaluate, strategy, dict(config.search.objectives), config.budget,
-            dict(config.search.constraints), config.compare.evaluations, seed, options=dict(options),
+            dict(config.search.constraints), evaluations, seed, options=dict(options),
             batch=config.search.batch,
         )  # fmt: skip
 
-    total = len(config.compare.strategies) * config.compare.seeds
+    total = len(config.compare.strategies) * config.compare.seeds + 1
     done = iter(range(total))
 
     def progress(strategy: str, seed: int) -> None:
         context.tracker.progress("compare", next(done), total, f"{strategy}, seed {seed}")
 
     try:
+        long: tuple[Evaluation, ...] = ()
+        if config.compare.yardstick:
+            progress("random", config.compare.seeds)
+            with closing(one("random", config.compare.seeds, config.compare.yardstick)) as archive:
+                long = archive.evaluations
         found = compare(
-            one, config.compare.strategies, range(config.compare.seeds), config.compare.evaluations, on_run=progress
-        )
+            one, config.compare.strategies, range(config.compare.seeds), config.compare.evaluations, on_run=progress,
+            yardstick=long,
+        )  # fmt: skip
     finally:
         if store is not None:
             store.close()
@@ -134,17 +141,23 @@ def table_surrogate(context: Context, path: Path) -> tuple[Evaluate, dict[str, A
 
 
 def strategies_table(result: dict[str, Any]) -> Table:
-    """The end of every curve, the best first."""
+    """Every strategy at the numbers of evaluations that are reported, the one that ends best first."""
+    curves = result["strategies"]
+    at = next(iter(curves.values()))["evaluations"]
+    shown = [at.index(n) for n in dict.fromkeys((*(n for n in REPORTED if n in at), at[-1]))]
     rows = []
-    for name, curve in sorted(result["strategies"].items(), key=lambda item: -item[1]["mean"][-1]):
+    for name, curve in sorted(curves.items(), key=lambda item: -item[1]["mean"][-1]):
+        cells = [f"{curve['mean'][k]:.4f} [{curve['low'][k]:.4f}, {curve['high'][k]:.4f}]" for k in shown]
         p_values = curve["p_against_random"]
         p_last = "" if p_values is None or name == "random" else f"{p_values[-1]:.3g}"
-        interval = f"[{curve['low'][-1]:.3f}, {curve['high'][-1]:.3f}]"
-        rows.append((name, str(curve["evaluations"][-1]), f"{curve['mean'][-1]:.3f}", interval, p_last))
-    seeds = len(next(iter(result["strategies"].values()))["seeds"])
+        rows.append((name, *cells, p_last))
+    seeds = len(next(iter(curves.values()))["seeds"])
     note = f"Share of the hypervolume of all runs together; {seeds} seeds, 95 % bootstrap interval of the mean."
+    if result["yardstick"]:
+        long = result["yardstick"]
+        note += f" {long['evaluations']:,} random evaluations reach {long['share']:.4f}."
     if result["evaluated_by"] == "surrogate":
         ranks = ", ".join(f"{name} tau {q['tau']:.2f}" for name, q in result["surrogate"].items()) or "costs only"
         note += f" Evaluated by a predictor of {result['rows']} rows (held out: {ranks})."
-    columns = ("strategy", "evaluations", "share", "interval", "p (better than random)")
+    columns = ("strategy", *(f"after {at[k]}" for k in shown), "p (better than random at the end)")
     return Table("Strategies compared", columns, rows, note)

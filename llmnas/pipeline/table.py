@@ -1,6 +1,7 @@
 """Tables of evaluations that a strategy can be compared on without a supernet: `.csv.gz`, or a search's archive.
 
-A row of the CSV is an architecture's code (`space.encode`, digits in base 36, one a decision) and its metrics.
+A row of the CSV is an architecture's code (`space.encode`, digits in base 36, one for each decision that has a choice,
+so that a dimension added later, with one value, changes no table) and its metrics.
 """
 
 from __future__ import annotations
@@ -30,12 +31,13 @@ def write_table(path: Path, space: SearchSpace, evaluations: Sequence[Evaluation
     """
     if max(cardinalities(space)) > len(_DIGITS):
         raise UserError(f"table: a decision of this space has more than {len(_DIGITS)} choices")
+    free = np.array(cardinalities(space)) > 1
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(["code", *metrics])
     for e in evaluations:
         if e.failure is None:
-            code = "".join(_DIGITS[digit] for digit in encode(space, e.arch))
+            code = "".join(_DIGITS[digit] for digit in encode(space, e.arch)[free])
             writer.writerow([code, *(f"{e.metrics[name]:.9g}" for name in metrics)])
     with atomic_open(path) as stream:
         stream.write(gzip.compress(text.getvalue().encode(), mtime=0))
@@ -63,13 +65,17 @@ def read_table(path: Path, space: SearchSpace) -> list[Evaluation]:
 
 def _read_csv(path: Path, space: SearchSpace) -> list[Evaluation]:
     line = 1
+    free = np.flatnonzero(np.array(cardinalities(space)) > 1)
     try:
         rows = csv.reader(io.StringIO(gzip.decompress(path.read_bytes()).decode()))
         metrics = next(rows)[1:]
         found = []
         for row in rows:
             line += 1
-            code = np.array([_DIGITS.index(digit) for digit in row[0]])
+            code = np.zeros(len(cardinalities(space)), dtype=np.int64)
+            if len(row[0]) != len(free):
+                raise ValueError(f"a code of {len(row[0])} digits, this space has {len(free)} decisions")
+            code[free] = [_DIGITS.index(digit) for digit in row[0]]
             values = dict(zip(metrics, map(float, row[1:]), strict=True))
             if not all(math.isfinite(value) for value in values.values()):
                 raise ValueError("a metric that is not finite")

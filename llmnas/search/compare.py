@@ -42,17 +42,23 @@ class Curve(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Every strategy's curve; `reference` and `best` (the hypervolume of all runs together) are common to all."""
+    """Every strategy's curve; `reference` and `best` (the hypervolume of all runs together) are common to all.
+
+    Attributes:
+        yardstick: (evaluations, share of `best`) of the long run that the strategies are measured by; None without one.
+    """
 
     curves: dict[str, Curve]
     reference: dict[str, float]
     best: float
+    yardstick: tuple[int, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a JSON file."""
         return {
             "reference": self.reference,
             "best_hypervolume": self.best,
+            "yardstick": dict(zip(("evaluations", "share"), self.yardstick, strict=True)) if self.yardstick else None,
             "strategies": {
                 name: {
                     "evaluations": curve.at,
@@ -67,10 +73,14 @@ class Comparison(NamedTuple):
         }
 
 
+REPORTED = (50, 200, 1000)
+"""Numbers of evaluations that every comparison reports."""
+
+
 def checkpoints(evaluations: int, count: int = 24) -> list[int]:
-    """About `count` numbers up to `evaluations`, evenly spaced in logarithm; 50, 200 and 1000 are among them."""
+    """About `count` numbers up to `evaluations`, evenly spaced in logarithm; those of `REPORTED` are among them."""
     spaced = np.geomspace(min(8, evaluations), evaluations, count).round().astype(int).tolist()
-    return sorted({*spaced, *(n for n in (50, 200, 1000) if n <= evaluations)})
+    return sorted({*spaced, *(n for n in REPORTED if n <= evaluations)})
 
 
 def common_reference(
@@ -113,6 +123,7 @@ def compare(
     evaluations: int,
     reference: Mapping[str, float] | None = None,
     on_run: Callable[[str, int], None] | None = None,
+    yardstick: Sequence[Evaluation] = (),
 ) -> Comparison:
     """Run every strategy with every seed and compare how fast their fronts grow.
 
@@ -120,6 +131,7 @@ def compare(
         run: (strategy, seed) -> the archive of a search with `evaluations` evaluations.
         reference: of the hypervolume; None for the worst feasible value of each objective over all runs.
         on_run: called with (strategy, seed) before each search.
+        yardstick: evaluations of one long run beside them (random search, say); their share is reported too.
 
     Raises:
         UserError: no strategy or seed, or one named twice.
@@ -136,7 +148,7 @@ def compare(
             found.setdefault(strategy, []).append(archive.evaluations)
             goals, limits = archive.objectives, archive.constraints
             archive.close()
-    everything = [evaluations_ for runs in found.values() for evaluations_ in runs]
+    everything = [*(evaluations_ for runs in found.values() for evaluations_ in runs), yardstick]
     point = dict(reference) if reference else common_reference(everything, goals, limits)
     union = [e for evaluations_ in everything for e in evaluations_]
     best = hypervolume(front(union, goals, limits), goals, point)
@@ -145,7 +157,11 @@ def compare(
         name: np.array([shares(evaluations_, goals, limits, point, best, at) for evaluations_ in runs])
         for name, runs in found.items()
     }
-    return Comparison({name: _curve(at, table[name], table.get("random")) for name in strategies}, point, best)
+    curves = {name: _curve(at, table[name], table.get("random")) for name in strategies}
+    if not yardstick:
+        return Comparison(curves, point, best)
+    share = float(shares(yardstick, goals, limits, point, best, [len(yardstick)])[0])
+    return Comparison(curves, point, best, (len(yardstick), share))
 
 
 def _curve(at: list[int], found: np.ndarray, baseline: np.ndarray | None) -> Curve:

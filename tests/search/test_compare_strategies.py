@@ -1,7 +1,9 @@
 """Curves against hypervolumes computed again, the paired test, and a surrogate of a table."""
 
+import gzip
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import moocore
 import numpy as np
@@ -10,16 +12,18 @@ from PIL import Image
 from scipy.stats import wilcoxon
 from toy_problem import REFERENCE, SPACE, TWO, measure, params, val_loss
 
-from llmnas.config import Config
+from llmnas.config import Config, load_config
+from llmnas.cost import count_params
 from llmnas.errors import UserError
 from llmnas.pareto import Archive
 from llmnas.pipeline.compare import compare_strategies, strategies_table
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.stores import remembered
+from llmnas.pipeline.table import read_table, write_table
 from llmnas.runs import RunFolder
 from llmnas.search import search
 from llmnas.search.compare import checkpoints, common_reference, compare
-from llmnas.space import Architecture
+from llmnas.space import Architecture, cardinalities
 from llmnas.tracking import Tracker
 
 
@@ -133,3 +137,34 @@ def test_a_table_of_another_space_is_refused(tmp_path):
     search(other, evaluate, "random", TWO, evaluations=12, archive_path=tmp_path / "table.sqlite").close()
     with pytest.raises(UserError, match="another search space"):
         compare_strategies(context(tmp_path), tmp_path / "table.sqlite")
+
+
+def test_the_committed_table_is_read_and_names_its_networks(tmp_path):
+    root = Path(__file__).parents[2]
+    space = load_config(root / "search_configs" / "search_table.yaml", []).space
+    rows = read_table(root / "benchmarks" / "results" / "search_table.csv.gz", space)
+    assert len({e.arch for e in rows}) == len(rows) == 1159
+    assert all(e.metrics["params"] == count_params(e.arch, space.base).total for e in rows)
+
+
+def test_a_table_outlives_a_dimension_of_one_value(tmp_path):
+    rows = search(SPACE, measure, "random", TWO, evaluations=12).evaluations
+    write_table(tmp_path / "table.csv.gz", SPACE, rows, list(TWO))
+    found = read_table(tmp_path / "table.csv.gz", SPACE)
+    assert [e.arch for e in found] == [e.arch for e in rows]
+    code = gzip.decompress((tmp_path / "table.csv.gz").read_bytes()).decode().splitlines()[1].split(",")[0]
+    assert len(code) == sum(n > 1 for n in cardinalities(SPACE)) < len(cardinalities(SPACE))
+    longer = SPACE.model_copy(update={"layers": SPACE.layers + 1})
+    with pytest.raises(UserError, match="line 2: not a table of this search space"):
+        read_table(tmp_path / "table.csv.gz", longer)
+
+
+def test_the_yardstick_is_one_long_random_search(tmp_path):
+    search(SPACE, measure, "random", TWO, evaluations=60, archive_path=tmp_path / "table.sqlite").close()
+    result = compare_strategies(context(tmp_path, yardstick=80), tmp_path / "table.sqlite")
+    assert result["yardstick"]["evaluations"] == 80
+    assert 0 < result["yardstick"]["share"] <= 1
+    assert "80 random evaluations reach" in strategies_table(result).note
+    long = run("random", 7).evaluations
+    found = compare(run, ["random"], [7], 60, REFERENCE, yardstick=long)
+    assert found.yardstick == (60, pytest.approx(found.curves["random"].mean[-1]))
