@@ -38,6 +38,10 @@ PROPOSED = "proposed"
 """A metric that marks what no search asked for (a proposal of `llmnas analyse`): a search goes on as without it."""
 
 
+DROPPED = "dropped_after_windows"
+"""A metric that marks what successive halving dropped: a failed evaluation, the number of windows it was run on."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What was measured of one architecture.
@@ -234,6 +238,8 @@ class Archive:
 
     def _require_same(self, stored: dict[str, Any], asked: dict[str, Any]) -> None:
         old, new = _flat(stored), _flat(asked)
+        if "evaluation" not in stored:  # made before it was noted
+            new = _flat({key: value for key, value in asked.items() if key != "evaluation"})
         changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
         if changed:
             difference = ", ".join(f"{key}: {old.get(key)} -> {new.get(key)}" for key in changed)
@@ -289,7 +295,8 @@ class Archive:
             raise UserError(f"evaluate: returned no {missing[0]!r}; it returned {sorted(metrics)}")
         wrong = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        return Evaluation(arch, finite, ", ".join(wrong) or None, index)
+        dropped = [f"dropped after {metrics[DROPPED]:.0f} windows"] if DROPPED in metrics else []
+        return Evaluation(arch, finite, ", ".join(dropped or wrong) or None, index)
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from pydantic import BaseModel as Model
@@ -34,12 +35,21 @@ class DataConfig(Strict):
     tokenizer: str | None = None
 
 
+class HalvingConfig(Strict):
+    """Successive halving of each batch: all candidates are run on `first` windows, the share `keep` of them goes on
+    with 1 / `keep` times as many, and so on up to `search.sample`; the others are dropped and stored as such."""
+
+    first: PositiveInt
+    keep: float = Field(0.5, gt=0, lt=1)
+
+
 class SearchConfig(Strict):
     """What is searched for and how; `windows` are the validation windows that define the loss,
     `sample` those a candidate is run on.
 
     `recalibrate`: sequences of training text on which the statistics of every candidate (the biases that
     balance experts) are taken anew before it is judged; 0 judges it with the supernet's.
+    `halving`: stop early what is hopeless in its batch; off by default.
     """
 
     strategy: str = "nsga2"
@@ -51,6 +61,27 @@ class SearchConfig(Strict):
     windows: PositiveInt = 128
     sample: PositiveInt = 32
     recalibrate: NonNegativeInt = 0
+    halving: HalvingConfig | None = None
+
+    @model_validator(mode="after")
+    def _halves(self) -> SearchConfig:
+        if self.halving is None:
+            return self
+        sample = min(self.sample, self.windows)
+        if not {"val_loss", "perplexity", "bits_per_byte"} & set(self.objectives):
+            raise ValueError(
+                "search.halving compares candidates by their loss on few windows: make val_loss an objective"
+            )
+        if self.halving.first >= sample:
+            raise ValueError(
+                f"search.halving.first = {self.halving.first} must be less than the {sample} windows of a candidate"
+            )
+        if math.ceil(self.halving.keep * self.batch) >= self.batch:
+            raise ValueError(
+                f"search.halving.keep = {self.halving.keep} drops none of the {self.batch} candidates of a batch: "
+                "lower it, or take a larger search.batch"
+            )
+        return self
 
 
 class RetrainConfig(Strict):

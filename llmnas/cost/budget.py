@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 
 from llmnas.cost.flops import prefill_flops_per_token
@@ -12,15 +13,17 @@ from llmnas.space import Architecture, BaseModel
 COSTS = ("params", "active_params", "flops_per_token", "memory_bytes")
 
 
-def costs(arch: Architecture, base: BaseModel, workload: Workload = DEFAULT_WORKLOAD) -> dict[str, float]:
-    """Every closed-form cost by its metric name; FLOPs are those of prefill at the workload's context."""
-    count = count_params(arch, base)
-    return {
-        "params": count.total,
-        "active_params": count.active,
-        "flops_per_token": prefill_flops_per_token(arch, base, workload.tokens(base)),
-        "memory_bytes": memory(arch, base, workload).total,
+def costs(
+    arch: Architecture, base: BaseModel, workload: Workload = DEFAULT_WORKLOAD, names: Iterable[str] = COSTS
+) -> dict[str, float]:
+    """Closed-form costs, those of `names`, by metric name; FLOPs are those of prefill at the workload's context."""
+    forms: dict[str, Callable[[], float]] = {
+        "params": lambda: count_params(arch, base).total,
+        "active_params": lambda: count_params(arch, base).active,
+        "flops_per_token": lambda: prefill_flops_per_token(arch, base, workload.tokens(base)),
+        "memory_bytes": lambda: memory(arch, base, workload).total,
     }
+    return {name: forms[name]() for name in names}
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Budget:
         limits = self.limits()
         if not limits:
             return []
-        found = costs(arch, base, self.workload)
+        found = costs(arch, base, self.workload, limits)
         low = [f"min_{name}" for name, (least, _) in limits.items() if found[name] < least]
         return low + [f"max_{name}" for name, (_, most) in limits.items() if found[name] > most]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from llmnas.evaluate.providers import Evaluate
 from llmnas.space import Architecture
 
-SPEED = ("candidates_per_hour", "strategy_share", "processes")
+SPEED = ("candidates_per_hour", "strategy_share", "processes", "dropped", "windows_share")
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Pace:
         return noted
 
     def facts(self) -> dict[str, float]:
-        """By the names of `SPEED`; empty where nothing was evaluated."""
+        """The first three of `SPEED`; empty where nothing was evaluated."""
         if not self.networks:
             return {}
         seconds = self.evaluating + self.between

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
-from llmnas.evaluate.evaluator import Evaluator, Part
+from llmnas.config import SearchConfig
+from llmnas.evaluate.evaluator import Evaluator
+from llmnas.evaluate.halving import Halving, rungs
 from llmnas.evaluate.providers import with_providers
 from llmnas.files import read_json, write_json
 from llmnas.pareto import Archive, Evaluation
@@ -42,22 +44,24 @@ def search_supernet(context: Context, evaluations: int | None = None) -> Archive
     most = options.evaluations if evaluations is None else evaluations
     evaluator, team = _measuring(context)
     pace, started = Pace(team.size), time.process_time()
-
-    def quality(archs: Sequence[Architecture]) -> list[dict[str, float]]:
-        found = team([Part(arch, 0, len(evaluator.chosen)) for arch in archs])
-        return [evaluator.metrics(arch, losses) for arch, losses in zip(archs, found, strict=True)]
+    sample, halving = len(evaluator.chosen), options.halving
 
     def progress(archive: Archive) -> None:
-        best = min((e.metrics.get("val_loss", math.inf) for e in archive.evaluations), default=math.inf)
+        best = min((e.metrics["val_loss"] for e in archive.evaluations if e.failure is None), default=math.inf)
         tracker.progress("search", len(archive), most, f"{options.strategy}, best loss {best:.3f}")
 
     with team:
         # by rank 0 alone: latencies that are measured at the same time disturb each other
         extra = providers(config, run, context.own_metrics)
+        measure = Halving(
+            team, evaluator.metrics, with_providers(lambda archs: [{} for _ in archs], extra),
+            dict(options.objectives), dict(options.constraints),
+            rungs(sample, halving.first, halving.keep) if halving else [sample], halving.keep if halving else 1.0,
+        )  # fmt: skip
         archive = search(
-            config.space, pace.timed(with_providers(quality, extra)), options.strategy, dict(options.objectives),
-            config.budget, dict(options.constraints), most, config.seed, archive_path=run.evaluations,
-            options=dict(options.options), batch=options.batch, first=decoded(context), on_progress=progress,
+            config.space, pace.timed(measure), options.strategy, dict(options.objectives), config.budget,
+            dict(options.constraints), most, config.seed, archive_path=run.evaluations, options=dict(options.options),
+            batch=options.batch, first=decoded(context), on_progress=progress, evaluation=_how(options),
         )  # fmt: skip
     team.forget()
     front = write_front(run, archive)
@@ -78,9 +82,16 @@ def search_supernet(context: Context, evaluations: int | None = None) -> Archive
         _track(context, archive)
     provenance = {provider.metric: provider.provenance for provider in extra}
     speed = pace.facts() or {name: before[name] for name in SPEED if name in before}
+    if halving and pace.networks:
+        speed |= {"dropped": measure.dropped, "windows_share": round(measure.windows / pace.networks / sample, 4)}
     run.record("search", evaluations=len(archive), front=len(front), provenance=provenance, cpu_seconds=cpu_seconds,
         **speed)  # fmt: skip
     return archive
+
+
+def _how(options: SearchConfig) -> dict[str, Any]:
+    """What the numbers of an evaluation depend on, besides the supernet."""
+    return options.model_dump(mode="json", include={"windows", "sample", "recalibrate", "halving"})
 
 
 def help_search(context: Context) -> None:

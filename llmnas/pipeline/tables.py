@@ -29,7 +29,12 @@ def speed(facts: Mapping[str, Any]) -> str:
     """How fast the search was, as a sentence; empty where that was not noted."""
     if "candidates_per_hour" not in facts:
         return ""
-    return (
+    halved = (
+        f" Successive halving dropped {facts['dropped']}: {facts['windows_share']:.0%} of all windows were run."
+        if "dropped" in facts
+        else ""
+    )
+    return halved + (
         f" {facts['candidates_per_hour']:,.0f} candidates an hour on {facts['processes']} process(es); "
         f"between evaluations, where the strategy thinks: {facts['strategy_share']:.1%} of the time."
     )

@@ -60,6 +60,7 @@ def search(
     batch: int = 8,
     first: Sequence[Architecture] = (),
     on_progress: Callable[[Archive], None] | None = None,
+    evaluation: Mapping[str, Any] = {},
 ) -> Archive:
     """Search `space` for the Pareto front of `objectives`.
 
@@ -82,6 +83,7 @@ def search(
         options: the strategy's own options.
         first: members of the space within the budget to evaluate before the strategy is asked.
         on_progress: called with the archive after every stored batch.
+        evaluation: plain values that say how `evaluate` measures; an archive of other ones is refused.
 
     Raises:
         UserError: a wrong argument, a budget that nothing meets, a damaged archive or that of another
@@ -103,6 +105,7 @@ def search(
         "batch": batch,
         "budget": asdict(budget) if budget else None,
         "first": [arch.id for arch in first] or None,
+        "evaluation": evaluation or None,
     }
     outside = [
         arch.id for arch in first if not space.contains(arch) or (budget and not budget.admits(space.base, arch))

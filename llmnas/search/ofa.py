@@ -67,24 +67,24 @@ def extract(
         start: architectures of the first generation, filled up with random ones.
     """
     rng = candidates.rng
-    found: dict[Architecture, tuple[float, dict[str, float]]] = {}
+    found: dict[Architecture, dict[str, float]] = {}
+    worse: list[float] = []
 
     def grow(archs: Sequence[Architecture]) -> None:
         new = [arch for arch in dict.fromkeys(archs) if arch not in found]
-        for arch, metrics in zip(new, predict(new) if new else [], strict=True):
-            found[arch] = (goodness(metrics), metrics)
+        found.update(zip(new, predict(new) if new else [], strict=True))
+        worse.extend(-goodness(found[arch]) for arch in new)
 
-    def ranked(target: Target) -> list[Architecture]:
-        def key(arch: Architecture) -> tuple[float, float]:
-            good, metrics = found[arch]
-            excess = sum(max(metrics[name] / most - 1.0, 0.0) for name, most in target.items())
-            return (excess, -good)
-
-        return sorted(found, key=key)
+    def ranked(target: Target, most: int | None = None) -> list[Architecture]:
+        excess = np.zeros(len(found))
+        for name, limit in target.items():
+            excess += np.maximum(np.array([metrics[name] for metrics in found.values()]) / limit - 1.0, 0.0)
+        archs = list(found)
+        return [archs[i] for i in np.lexsort((np.array(worse), excess))[:most]]
 
     grow([*start, *(candidates.sample() for _ in range(max(population - len(start), population // 2)))])
     for _ in range(generations):
-        parents = list(dict.fromkeys(arch for target in targets for arch in ranked(target)[:_PARENTS]))
+        parents = list(dict.fromkeys(arch for target in targets for arch in ranked(target, _PARENTS)))
         children = []
         for _ in range(population):
             parent = parents[rng.integers(len(parents))]

@@ -115,7 +115,7 @@ class ClosedForms:
     def check(self, evaluations: Sequence[Evaluation]) -> None:
         """Drop the metrics that some evaluation contradicts."""
         for evaluation in evaluations if self.names else ():
-            found = costs(evaluation.arch, self._base, self._workload)
+            found = costs(evaluation.arch, self._base, self._workload, self.names)
             self.names = [
                 name
                 for name in self.names
@@ -126,5 +126,5 @@ class ClosedForms:
         """[archs, names]."""
         if not self.names:
             return np.zeros((len(archs), 0))
-        rows = [costs(arch, self._base, self._workload) for arch in archs]
+        rows = [costs(arch, self._base, self._workload, self.names) for arch in archs]
         return np.array([[row[name] for name in self.names] for row in rows])

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Literal, Protocol, get_args
 
 RopeOrder = Literal["leading", "spread"]
@@ -151,7 +152,17 @@ class Architecture:
         for i, spec in self.kept:
             _check_layer(i, spec)
 
-    @property
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.hidden_size, self.layers))  # searches look networks up again and again
+
+    def __reduce__(self) -> tuple[type[Architecture], tuple[Any, ...]]:
+        return Architecture, (self.hidden_size, self.layers)  # the hash of text is another in every process
+
+    @cached_property
     def kept(self) -> tuple[tuple[int, LayerSpec], ...]:
         """(index in the supernet, sizes) of the layers that are there."""
         return tuple((i, spec) for i, spec in enumerate(self.layers) if spec is not None)

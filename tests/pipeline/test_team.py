@@ -24,6 +24,7 @@ from llmnas.evaluate.evaluator import Evaluator, Part
 from llmnas.pareto import read_archive
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.search import search_supernet
+from llmnas.pipeline.tables import speed
 from llmnas.pipeline.team import Journal, deal
 from llmnas.rng import generator
 from llmnas.runs import RunFolder
@@ -99,9 +100,9 @@ def trained(run, folder):
     return folder
 
 
-def searched(run, folder, evaluations):
+def searched(run, folder, evaluations, *sets):
     """The same search in this process."""
-    config = load_config(Path(run.config), [*SETS, f"search.evaluations={evaluations}"])
+    config = load_config(Path(run.config), [*SETS, f"search.evaluations={evaluations}", *sets])
     with Tracker(folder, "off", "", {}) as tracker:
         search_supernet(Context(config, RunFolder(folder), tracker)).close()
     return stored(folder)
@@ -173,6 +174,20 @@ def test_a_killed_rank_loses_no_finished_evaluation_and_none_is_repeated(tiny_ru
     assert not (folder / "search").exists()  # the archive has everything
     alone = searched(tiny_run, trained(tiny_run, tmp_path / "alone"), count)
     assert resumed == alone  # every number, of two processes and of one
+
+
+def test_a_search_that_halves_says_what_it_dropped(tiny_run, tmp_path):
+    folder = trained(tiny_run, tmp_path / "halved")
+    found = searched(tiny_run, folder, 16, "search.halving={first: 10}", "search.batch=8")
+    assert [sum(word in str(why) for _, _, why in found) for word in ("after 10 windows", "after 20 windows")] == [8, 4]
+    facts = json.loads((folder / "manifest.json").read_text())["stages"]["search"]
+    assert facts["dropped"] == 12
+    assert facts["windows_share"] == (8 * 10 + 4 * 10 + 2 * 20) / (8 * 40)
+    assert " Successive halving dropped 12: 50% of all windows were run." in speed(facts)
+    front = json.loads((folder / "pareto.json").read_text())
+    full = {arch.id for arch, _, why in found if why is None}
+    assert len(full) == 4
+    assert {row["id"] for row in front} <= full
 
 
 @pytest.mark.full
