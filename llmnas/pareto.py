@@ -33,11 +33,8 @@ _SCHEMA = (
     " (idx INTEGER PRIMARY KEY, arch TEXT NOT NULL UNIQUE, metrics TEXT NOT NULL, failure TEXT)",
 )
 
-
 PROPOSED = "proposed"
 """A metric that marks what no search asked for (a proposal of `llmnas analyse`): a search goes on as without it."""
-
-
 DROPPED = "dropped_after_windows"
 """A metric that marks what successive halving dropped: a failed evaluation, the number of windows it was run on."""
 
@@ -237,9 +234,8 @@ class Archive:
             self._keep(Evaluation(Architecture.from_json(arch), json.loads(metrics), failure, index))
 
     def _require_same(self, stored: dict[str, Any], asked: dict[str, Any]) -> None:
-        old, new = _flat(stored), _flat(asked)
-        if "evaluation" not in stored:  # made before it was noted
-            new = _flat({key: value for key, value in asked.items() if key != "evaluation"})
+        noted = "evaluation" in stored  # archives of before it was noted have none
+        old, new = _flat(stored), _flat(asked if noted else {**asked, "evaluation": None})
         changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
         if changed:
             difference = ", ".join(f"{key}: {old.get(key)} -> {new.get(key)}" for key in changed)

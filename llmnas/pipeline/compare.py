@@ -12,10 +12,10 @@ import numpy as np
 from llmnas.cost import costs
 from llmnas.errors import UserError
 from llmnas.evaluate.evaluator import Evaluator
-from llmnas.files import write_json
+from llmnas.files import sha256, write_json
 from llmnas.pareto import Archive, Evaluation
 from llmnas.pipeline.context import Context
-from llmnas.pipeline.stores import Evaluate, remembered, store_of
+from llmnas.pipeline.stores import Evaluate, evaluation_identity, remembered, store_of
 from llmnas.pipeline.table import read_table
 from llmnas.report.html import Table
 from llmnas.report.plots import Band, comparison_png
@@ -30,23 +30,27 @@ _ROWS = 2000  # of a table: a Gaussian process is cubic in them
 def compare_strategies(context: Context, table: Path | None = None) -> dict[str, Any]:
     """Write `compare/result.json` and `compare/hypervolume.png`: every strategy's hypervolume against evaluations.
 
-    All strategies and seeds share one store of evaluations, so no architecture is evaluated twice, and what was
-    interrupted goes on. With a `table` (a search's `evaluations.sqlite`, or a `.csv.gz`) nothing is evaluated:
-    a predictor that is trained on it stands for the supernet, and the result says how good it is.
+    All strategies and seeds share one store of evaluations, so no architecture is evaluated twice; every search has
+    an archive of its own beside the result, so what was interrupted goes on. With a `table` (a search's
+    `evaluations.sqlite`, or a `.csv.gz`) nothing is evaluated: a predictor that is trained on it stands for the
+    supernet, and the result says how good it is.
     """
     config, run = context.config, context.run
+    folder = run.result("compare").parent
     about: dict[str, Any] = {"evaluated_by": "supernet"}
     if table is None:
+        how = evaluation_identity(context)
         store, evaluate = _measured(context)
     else:
         store, (evaluate, about) = None, table_surrogate(context, table)
+        how = {"table": sha256(table)}
 
     def one(strategy: str, seed: int, evaluations: int = config.compare.evaluations) -> Archive:
         options = config.search.options if strategy == config.search.strategy else {}
         return search(
             config.space, evaluate, strategy, dict(config.search.objectives), config.budget,
             dict(config.search.constraints), evaluations, seed, options=dict(options),
-            batch=config.search.batch,
+            batch=config.search.batch, archive_path=folder / f"{strategy}-seed{seed}.sqlite", evaluation=how,
         )  # fmt: skip
 
     total = len(config.compare.strategies) * config.compare.seeds + 1

@@ -112,6 +112,10 @@ def test_a_table_stands_for_the_supernet(tmp_path):
     assert set(result["surrogate"]) == {"val_loss"}  # parameters are counted, not predicted
     stored = json.loads((tmp_path / "run/compare/result.json").read_text())
     assert stored == result
+    before = (tmp_path / "run/compare/local-seed1.sqlite").read_bytes()
+    (tmp_path / "run/compare/local-seed0.sqlite").unlink()
+    assert compare_strategies(context(tmp_path), tmp_path / "table.sqlite") == result  # goes on with what is there
+    assert (tmp_path / "run/compare/local-seed1.sqlite").read_bytes() == before
     with Image.open(tmp_path / "run/compare/hypervolume.png") as image:
         assert (
             len(
