@@ -4,23 +4,25 @@
     python benchmarks/strategies.py overhead
 
 `compare`: two objectives on a space of 12 layers; every number is computed, so runs are exactly repeatable. Writes
-JSON and a picture. `overhead`: seconds of `ask` + `tell` a batch with 200, 1,000 and 10,000 evaluations told, against
-the evaluation of the same batch by an untrained supernet (weights do not change its time), measured in turn.
+JSON and a picture. `overhead`: CPU seconds that a strategy takes for a candidate with 200, 1,000 and 10,000 evaluations
+in the archive, against a real evaluation by an untrained supernet (weights do not change its time). Writes JSON.
 """
 
 import argparse
 import math
 import statistics
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from interleave import environment
 
 from llmnas.cost import Workload, count_params
 from llmnas.evaluate.evaluator import Evaluator
 from llmnas.files import write_json
-from llmnas.pareto import Evaluation
+from llmnas.pareto import Archive, Evaluation
 from llmnas.report.plots import Band, comparison_png
 from llmnas.search import STRATEGIES, Problem, load_strategy, search
 from llmnas.search.compare import compare
@@ -41,6 +43,8 @@ SPACE = SearchSpace.from_dict(
 )
 GOALS = {"val_loss": "min", "params": "min"}
 BATCH = 8
+FITTING = ("bayes", "ofa", "reinforce")
+"""Strategies that learn for seconds: they are told many evaluations at once."""
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -80,39 +84,94 @@ def run_comparison(strategies: list[str], evaluations: int, seeds: int) -> None:
         print(f"{name:12}" + "".join(f"{cell:>26}" for cell in cells))
 
 
-def run_overhead(strategies: list[str], told: list[int]) -> None:
-    """Print the share of a strategy in the loop, with so many evaluations told, one and two objectives."""
-    rng = np.random.default_rng(0)
-    archs = list(dict.fromkeys(SPACE.sample(rng) for _ in range(11_000)))
-    windows = rng.integers(SPACE.base.vocab_size, size=(32, SPACE.base.max_seq + 1), dtype=np.int64)
+def candidate_seconds(archs: Sequence[Architecture]) -> float:
+    """Mean CPU seconds of a real evaluation: 32 windows of 256 tokens on an untrained supernet."""
+    windows = np.random.default_rng(0).integers(SPACE.base.vocab_size, size=(32, SPACE.base.max_seq + 1))
     evaluator = Evaluator(Transformer(SPACE, seed=0).eval(), windows, len(windows), 4.0, Workload())
+    begin = time.process_time()
+    evaluator(archs)
+    return (time.process_time() - begin) / len(archs)
+
+
+def by_searching(name: str, told: list[int]) -> list[tuple[int, float]]:
+    """(evaluations, CPU seconds a candidate of the last tenth before them), all but the evaluations themselves.
+
+    One search to the greatest number of `told`, whose archive is a file.
+    """
+    spent, at = 0.0, {}
+
+    def evaluate(archs: Sequence[Architecture]) -> list[dict[str, float]]:
+        nonlocal spent
+        begin = time.process_time()
+        rows = measure(archs)
+        spent += time.process_time() - begin
+        return rows
+
+    def note(archive: Archive) -> None:
+        at[len(archive)] = time.process_time() - spent
+
+    with tempfile.TemporaryDirectory() as folder:
+        search(SPACE, evaluate, name, GOALS, evaluations=max(told), batch=BATCH, on_progress=note,
+               archive_path=Path(folder) / "archive.sqlite").close()  # fmt: skip
+    found = []
+    for count in told:
+        last = max(n for n in at if n <= count)
+        first = max(n for n in at if n <= max(0.9 * count, BATCH))
+        found.append((count, (at[last] - at[first]) / (last - first)))
+    return found
+
+
+def by_telling(name: str, count: int, **options: int) -> tuple[float, float]:
+    """(CPU seconds a candidate of `ask` + `tell`, seconds of the first `ask`, which learns hyperparameters).
+
+    The strategy is told `count` random evaluations at once: it would take hours to ask for all of them.
+    """
+    rng = np.random.default_rng(0)
+    archs = list(dict.fromkeys(SPACE.sample(rng) for _ in range(count + count // 10)))[:count]
+    kind, make = load_strategy(name)
+    strategy = make(Problem(SPACE, GOALS, {}, None, 0), kind(**options))
+    strategy.tell([Evaluation(a, m, None, i) for i, (a, m) in enumerate(zip(archs, measure(archs), strict=True))])
+    times = []
+    for _ in range(4):
+        begin = time.process_time()
+        asked = strategy.ask(BATCH)
+        asking = time.process_time() - begin
+        told = [Evaluation(a, m) for a, m in zip(asked, measure(asked), strict=True)]
+        begin = time.process_time()
+        strategy.tell(told)
+        times.append(asking + time.process_time() - begin)
+    return statistics.median(times[1:]) / BATCH, times[0]
+
+
+def run_overhead(strategies: list[str], told: list[int]) -> None:
+    """Print and write what a strategy takes of the loop with so many evaluations in the archive, two objectives."""
+    rng = np.random.default_rng(1)
+    real = candidate_seconds([SPACE.sample(rng) for _ in range(8)])
+    print(f"a candidate: {real:.3f} s", flush=True)
     rows = []
+
+    def add(name: str, count: int, seconds: float, how: str, learning: float | None = None) -> None:
+        share = seconds / (seconds + real)
+        rows.append({"strategy": name, "evaluations": count, "seconds_a_candidate": seconds, "share": share,
+                     "measured": how, "first_ask_seconds": learning})  # fmt: skip
+        first = "" if learning is None else f"; first ask {learning:.2f} s"
+        print(f"{name:18} {count:6}: {1000 * seconds:8.2f} ms a candidate, {share:6.2%} of the loop{first}", flush=True)
+
     for name in strategies:
-        for count in told:
-            kind, make = load_strategy(name)
-            strategy = make(Problem(SPACE, GOALS, {}, None, 0), kind())
-            evaluations = [
-                Evaluation(a, m, None, i)
-                for i, (a, m) in enumerate(zip(archs[:count], measure(archs[:count]), strict=True))
-            ]
-            if name != "nsga2":  # it takes generations of its own only, and forgets all but the last
-                strategy.tell(evaluations)
-            asked = strategy.ask(BATCH)  # the first one fits hyperparameters: once a third more data
-            strategy.tell([Evaluation(a, m) for a, m in zip(asked, measure(asked), strict=True)])
-            ours, theirs = [], []
-            for _ in range(3):
-                start = time.process_time()
-                asked = strategy.ask(BATCH)
-                strategy.tell([Evaluation(a, m) for a, m in zip(asked, measure(asked), strict=True)])
-                middle = time.process_time()
-                evaluator(asked[:2])
-                ours.append(middle - start)
-                theirs.append((time.process_time() - middle) * len(asked) / 2)
-            own, real = statistics.median(ours), statistics.median(theirs)
-            rows.append({"strategy": name, "told": count, "seconds": own, "evaluation_seconds": real})
-            print(f"{name:12} {count:6} told: {1000 * own:7.1f} ms a batch of {BATCH}, evaluation {real:6.2f} s: "
-                  f"{100 * own / (own + real):5.2f} % of the loop", flush=True)  # fmt: skip
-    write_json(RESULTS / "strategies_overhead.json", rows)
+        if name in FITTING:
+            for count in told:
+                seconds, learning = by_telling(name, count)
+                add(name, count, seconds, "told at once", learning)
+        else:
+            for count, seconds in by_searching(name, told):
+                add(name, count, seconds, "searched")
+    if "bayes" in strategies:
+        found = by_telling("bayes", max(told), points=1000)
+        add("bayes, points 1000", max(told), found[0], "told at once", found[1])
+    write_json(RESULTS / "strategies_overhead.json", {
+        "environment": environment("cpu", ("torch", "botorch", "gpytorch", "pymoo", "numpy")),
+        "candidate_seconds": real, "batch": BATCH, "rows": rows,
+    })  # fmt: skip
 
 
 def main() -> None:

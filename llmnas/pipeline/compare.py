@@ -134,7 +134,7 @@ def table_surrogate(context: Context, path: Path) -> tuple[Evaluate, dict[str, A
         predictors[name] = trial.fit(archs, values)
 
     def evaluate(asked: Sequence[Architecture]) -> list[dict[str, float]]:
-        columns = {name: predictor.predict(asked)[0] for name, predictor in predictors.items()}
+        columns = {name: predictor.mean(asked) for name, predictor in predictors.items()}
         computed = [costs(arch, space.base, workload) for arch in asked]
         return [
             {name: float(columns[name][i]) if name in columns else float(computed[i][name]) for name in wanted}

@@ -171,7 +171,7 @@ class OnceForAll:
         columns = {name: computed[:, i] for i, name in enumerate(self._known.names)}
         for name, predictor in self._predictors.items():
             if name not in columns:
-                columns[name] = predictor.predict(archs)[0]
+                columns[name] = predictor.mean(archs)
         return [{name: float(column[i]) for name, column in columns.items()} for i in range(len(archs))]
 
     def _goodness(self, metrics: dict[str, float]) -> float:

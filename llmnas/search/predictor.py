@@ -163,12 +163,24 @@ class Predictor:
         Raises:
             UserError: not fitted yet, or an architecture of another space.
         """
+        model, features = self._ready(archs)
+        mean, deviation = model.predict(features)
+        return mean.numpy(), deviation.numpy()
+
+    def mean(self, archs: Sequence[Architecture]) -> np.ndarray:
+        """The first of `predict` alone, in a fraction of the time where a Gaussian process predicts."""
+        model, features = self._ready(archs)
+        found = model.mean(features) if isinstance(model, GaussianProcess) else model.predict(features)[0]
+        return found.numpy()
+
+    def _ready(self, archs: Sequence[Architecture]) -> tuple[GaussianProcess | Ensemble, Tensor]:
+        """(the model, the architectures as it sees them [n, F])."""
         if self._model is None:
             raise UserError("predictor: not fitted yet")
         codes = self._codes(archs)
-        features = self._model.kernel.embed(codes) if isinstance(self._model, GaussianProcess) else self._one_hot(codes)
-        mean, deviation = self._model.predict(features)
-        return mean.numpy(), deviation.numpy()
+        if isinstance(self._model, GaussianProcess):
+            return self._model, self._model.kernel.embed(codes)
+        return self._model, self._one_hot(codes)
 
     def _one_hot(self, codes: Tensor) -> Tensor:
         return self._layout.one_hot(codes, range(len(self._layout.values)))

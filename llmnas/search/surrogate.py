@@ -91,6 +91,11 @@ class GaussianProcess:
             posterior = self.model(features)
             return posterior.mean * self._spread + self._centre, posterior.stddev * self._spread
 
+    def mean(self, features: Tensor) -> Tensor:
+        """The mean [N] of `predict` alone, which costs a product instead of a triangular solve."""
+        with torch.no_grad(), exact(), gpytorch.settings.skip_posterior_variances():
+            return self.model(features).mean * self._spread + self._centre
+
 
 class exact(gpytorch.settings.max_cholesky_size):  # type: ignore[misc]  # noqa: N801 (a context manager)
     """No conjugate gradients: they draw probe vectors from the global generator."""

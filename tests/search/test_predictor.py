@@ -131,3 +131,10 @@ def test_the_strategy_asks_for_the_targets_it_is_given():
 def test_targets_that_name_nothing_are_refused(targets):
     with pytest.raises(UserError, match=r"options of ofa: targets: .*; allowed: \['params'\]"):
         search(SPACE, measure, "ofa", TWO, Budget(max_params=90_000), options={"targets": targets})
+
+
+def test_the_mean_alone_is_that_of_the_prediction(trained):
+    archs = draw(20, seed=5)
+    np.testing.assert_allclose(trained.mean(archs), trained.predict(archs)[0], rtol=1e-12)
+    with pytest.raises(UserError, match="not fitted"):
+        Predictor(SPACE).mean(archs)
