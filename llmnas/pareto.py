@@ -234,8 +234,7 @@ class Archive:
             self._keep(Evaluation(Architecture.from_json(arch), json.loads(metrics), failure, index))
 
     def _require_same(self, stored: dict[str, Any], asked: dict[str, Any]) -> None:
-        noted = "evaluation" in stored  # archives of before it was noted have none
-        old, new = _flat(stored), _flat(asked if noted else {**asked, "evaluation": None})
+        old, new = _flat(stored), _flat(asked if "evaluation" in stored else {**asked, "evaluation": None})
         changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
         if changed:
             difference = ", ".join(f"{key}: {old.get(key)} -> {new.get(key)}" for key in changed)
