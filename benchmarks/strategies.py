@@ -21,7 +21,7 @@ from interleave import environment
 
 from llmnas.cost import Workload, count_params
 from llmnas.evaluate.evaluator import Evaluator
-from llmnas.files import write_json
+from llmnas.files import read_json, write_json
 from llmnas.pareto import Archive, Evaluation
 from llmnas.report.plots import Band, comparison_png
 from llmnas.search import STRATEGIES, Problem, load_strategy, search
@@ -146,14 +146,16 @@ def by_telling(name: str, count: int, **options: int) -> tuple[float, float]:
 def run_overhead(strategies: list[str], told: list[int]) -> None:
     """Print and write what a strategy takes of the loop with so many evaluations in the archive, two objectives."""
     rng = np.random.default_rng(1)
-    real = candidate_seconds([SPACE.sample(rng) for _ in range(8)])
+    real = candidate_seconds([SPACE.sample(rng) for _ in range(4)])
     print(f"a candidate: {real:.3f} s", flush=True)
-    rows = []
+    path = RESULTS / "strategies_overhead.json"
+    rows = read_json(path)["rows"] if path.exists() else []  # strategies may be measured one at a time
 
     def add(name: str, count: int, seconds: float, how: str, learning: float | None = None) -> None:
         share = seconds / (seconds + real)
+        rows[:] = [row for row in rows if (row["strategy"], row["evaluations"]) != (name, count)]
         rows.append({"strategy": name, "evaluations": count, "seconds_a_candidate": seconds, "share": share,
-                     "measured": how, "first_ask_seconds": learning})  # fmt: skip
+                     "measured": how, "first_ask_seconds": learning, "evaluation_seconds": real})  # fmt: skip
         first = "" if learning is None else f"; first ask {learning:.2f} s"
         print(f"{name:18} {count:6}: {1000 * seconds:8.2f} ms a candidate, {share:6.2%} of the loop{first}", flush=True)
 
@@ -168,10 +170,8 @@ def run_overhead(strategies: list[str], told: list[int]) -> None:
     if "bayes" in strategies:
         found = by_telling("bayes", max(told), points=1000)
         add("bayes, points 1000", max(told), found[0], "told at once", found[1])
-    write_json(RESULTS / "strategies_overhead.json", {
-        "environment": environment("cpu", ("torch", "botorch", "gpytorch", "pymoo", "numpy")),
-        "candidate_seconds": real, "batch": BATCH, "rows": rows,
-    })  # fmt: skip
+    about = environment("cpu", ("torch", "botorch", "gpytorch", "pymoo", "numpy"))
+    write_json(path, {"environment": about, "batch": BATCH, "rows": sorted(rows, key=lambda row: row["strategy"])})
 
 
 def main() -> None:

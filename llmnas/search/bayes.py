@@ -17,7 +17,7 @@ from botorch.acquisition.analytic import (
     LogExpectedImprovement,
     LogProbabilityOfFeasibility,
 )
-from botorch.acquisition.multi_objective.logei import qLogNoisyExpectedHypervolumeImprovement
+from botorch.acquisition.multi_objective import logei
 from botorch.acquisition.multi_objective.objective import IdentityMCMultiOutputObjective
 from botorch.exceptions.warnings import NumericsWarning
 from botorch.models.model import Model
@@ -35,6 +35,9 @@ from llmnas.search.arch_kernel import Layout
 from llmnas.search.strategy import Candidates, Options, Problem
 from llmnas.search.surrogate import ClosedForms, GaussianProcess, KernelName
 from llmnas.space import Architecture
+
+# BoTorch would compile a kernel for it: a process killed meanwhile leaves a lock, on which all later ones wait for ever
+logei._load_attempted = True
 
 _ANCHORS = 32
 _SAMPLES = 16
@@ -306,7 +309,7 @@ class BayesianSearch:
         sampler = SobolQMCNormalSampler(
             torch.Size([_SAMPLES]), seed=torch_seed(self._problem.seed, "acquisition", len(self._told)) % 2**31
         )
-        return qLogNoisyExpectedHypervolumeImprovement(  # type: ignore[no-any-return]
+        return logei.qLogNoisyExpectedHypervolumeImprovement(  # type: ignore[no-any-return]
             model,
             ref_point=low - 0.1 * (high - low).clamp_min(0.1),
             X_baseline=torch.tensor([[float(size + i)] for i in feasible], dtype=torch.float64),

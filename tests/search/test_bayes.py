@@ -225,3 +225,9 @@ def test_three_objectives_and_a_constraint():
     )  # fmt: skip
     assert len(archive) == 24
     assert np.mean([e.metrics["depth"] >= 3 for e in archive.evaluations[16:]]) > 0.7
+
+
+def test_nothing_is_compiled(monkeypatch):
+    """A killed process would leave a lock on the compiler's folder, on which every later search waits for ever."""
+    monkeypatch.setattr("torch.utils.cpp_extension.load", lambda **options: pytest.fail("compiles a kernel"))
+    assert len(search(SPACE, measure, "bayes", TWO, evaluations=24, options={"start": 12, "pool": 16})) == 24
