@@ -41,9 +41,17 @@ class Layout:
         flags = {self.globals + i * (1 + self.own) for i in range(space.layers)}
         extended = range(self.globals, len(self.choices))
         self.values = [n + (i in extended and i not in flags) for i, n in enumerate(self.choices)]
+        self._known: dict[Architecture, np.ndarray] = {}
 
     def codes(self, archs: Sequence[Architecture]) -> Tensor:
-        """Codes of the architectures, [n, P] int64."""
+        """Codes of the architectures, [n, P] int64; computed once for each: a search asks for the same ones again."""
+        new = [arch for arch in dict.fromkeys(archs) if arch not in self._known]
+        if new:
+            self._known |= zip(new, self._coded(new).numpy(), strict=True)
+        return torch.from_numpy(np.stack([self._known[arch] for arch in archs]))
+
+    def _coded(self, archs: Sequence[Architecture]) -> Tensor:
+        """[n, P] int64."""
         codes = torch.from_numpy(np.stack([encode(self.space, arch) for arch in archs]))
         names = self.space.layer_dimensions
         used = [[[bool(s and s.uses(name)) for name in names] for s in arch.layers] for arch in archs]

@@ -94,7 +94,8 @@ class GaussianProcess:
     def mean(self, features: Tensor) -> Tensor:
         """The mean [N] of `predict` alone, which costs a product instead of a triangular solve."""
         with torch.no_grad(), exact(), gpytorch.settings.skip_posterior_variances():
-            return self.model(features).mean * self._spread + self._centre
+            mean: Tensor = self.model(features).mean * self._spread + self._centre
+        return mean
 
 
 class exact(gpytorch.settings.max_cholesky_size):  # type: ignore[misc]  # noqa: N801 (a context manager)
