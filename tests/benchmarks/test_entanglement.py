@@ -1,5 +1,7 @@
 """What docs/entanglement.md says was measured is what the script stored; and both scripts run."""
 
+import json
+
 import entanglement
 import entanglement_report as report
 import numpy as np
@@ -61,3 +63,9 @@ def test_one_dimension_varies_around_the_network_that_all_hold(study):
         assert space.contains(study.middle)
         assert space.size() == sizes[name]
     assert all(study.space.contains(arch) for arch in study.networks)
+
+
+@pytest.mark.parametrize("table", [report.sampler_table, report.dimension_table, report.gradient_table])
+def test_the_page_shows_the_stored_numbers(table):
+    stored = json.loads((tiny.ROOT / "benchmarks" / "results" / "entanglement.json").read_text())
+    assert "\n".join(table(stored)) in (tiny.ROOT / "docs" / "entanglement.md").read_text()
