@@ -253,14 +253,15 @@ def gradient_table(found: dict[str, Any]) -> list[str]:
     """Markdown: a row a supernet of seed 0."""
     rows = [
         "| trained | cosine (least) | pairs that conflict | signs opposed | embedding | attention | feed-forward "
-        "| same network, other text |",
-        "|---|---|---|---|---|---|---|---|",
+        "| same network, other text | other network, other text: cosine, pairs below 0 |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in found["gradients"].items():
         whole, parts = row["all"], [f"{row[part]['cosine']:.2f}" for part in PARTS if part != "all"]
         rows.append(
             f"| {name} | {whole['cosine']:.2f} ({whole['least']:.2f}) | {whole['rate']:.0%} | {whole['opposed']:.0%} "
-            f"| {' | '.join(parts)} | {row['other_text']['cosine']:.2f} |"
+            f"| {' | '.join(parts)} | {row['other_text']['cosine']:.2f} "
+            f"| {row['other_network_other_text']['cosine']:.2f}, {row['other_network_other_text']['rate']:.0%} |"
         )
     return rows
 
