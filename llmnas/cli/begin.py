@@ -29,9 +29,7 @@ def init(
     """Write a commented config for your text, device and budget."""
     from llmnas.pipeline.init import parse_count, write_config
 
-    written = write_config(
-        path, corpus, parse_count(max_params), force=force, device=device, latency_ms=latency_ms
-    )  # fmt: skip
+    written = write_config(path, corpus, parse_count(max_params), force=force, device=device, latency_ms=latency_ms)
     console.print(f"{written.summary}\nconfig: {path}\nnext: llmnas run {path}", soft_wrap=True, highlight=False)
 
 

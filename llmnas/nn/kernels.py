@@ -214,9 +214,8 @@ def packed_binary_linear(x: Tensor | Codes, bits: Tensor, alpha: Tensor) -> Tens
 def _packed_binary_triton(x: Tensor | Codes, rows: Tensor, bits: Tensor, alpha: Tensor) -> Tensor:
     from llmnas.triton_kernels.xnor_matmul import pack1, xnor_matmul
 
-    if isinstance(
-        x, Codes
-    ):  # no kernel multiplies integers by bits: the bits are stored, the product is an ordinary one
+    if isinstance(x, Codes):
+        # no kernel multiplies integers by bits: the bits are stored, the product is an ordinary one
         signs = reference.unpack1(bits).to(x.link.dtype)
         return torch.nn.functional.linear(rows.to(x.link.dtype), signs) * (alpha / x.scales[:, None])
     return xnor_matmul(pack1(rows), bits, rows.abs().mean(-1).float(), alpha.float(), rows.dtype)

@@ -133,10 +133,8 @@ def _packed(
     module: nn.Module, name: str, weight: Tensor, x: Tokens, kind: Weights, sizes: tuple[int, ...], out_dims: int
 ) -> Tensor:
     held, each = PACKED[weight.dtype]
-    stored, wanted = (
-        [weight.shape[0], each * weight.shape[1]],
-        [math.prod(sizes[:out_dims]), math.prod(sizes[out_dims:])],
-    )
+    stored = [weight.shape[0], each * weight.shape[1]]
+    wanted = [math.prod(sizes[:out_dims]), math.prod(sizes[out_dims:])]
     if stored != wanted or kind != held:
         raise ValueError(f"{name}: {stored} {held} weights are packed, {wanted} {kind} ones are asked for")
     scale = scale_of(module, name, kind, out_dims)

@@ -11,7 +11,6 @@ import numpy as np
 
 from llmnas.cost import costs
 from llmnas.errors import UserError
-from llmnas.evaluate.evaluator import Evaluator
 from llmnas.files import sha256, write_json
 from llmnas.pareto import Archive, Evaluation
 from llmnas.pipeline.context import Context
@@ -89,18 +88,10 @@ def bands(found: Comparison) -> list[Band]:
 
 def _measured(context: Context) -> tuple[Archive, Evaluate]:
     """The supernet behind a store of evaluations in the run folder."""
-    config = context.config
-    windows, bytes_per_token = context.windows(config.search.windows)
-    evaluator = Evaluator(
-        context.supernet(),
-        windows,
-        config.search.sample,
-        bytes_per_token,
-        config.budget.workload,
-        context.calibration(),
-    )
+    options = context.config.search
     path = context.run.result("compare").with_name("evaluations.sqlite")
-    store = store_of(context, path, dict(config.search.objectives), dict(config.search.constraints))
+    evaluator = context.evaluator(context.supernet())
+    store = store_of(context, path, dict(options.objectives), dict(options.constraints))
     return store, remembered(store, evaluator)
 
 

@@ -10,6 +10,7 @@ import yaml
 
 from llmnas.config import Config, differences
 from llmnas.data import Sequences, TokenFile
+from llmnas.evaluate.evaluator import Evaluator
 from llmnas.pipeline.metrics import OwnMetric, check_metrics
 from llmnas.runs import RunFolder, identity
 from llmnas.supernet import Transformer, load_weights
@@ -71,6 +72,14 @@ class Context:
     def training_windows(self, count: int) -> np.ndarray:
         """Training text to look at networks with, always the same, [count, seq + 1]."""
         return Sequences(self.tokens("train").tokens, self.config.train.seq_len, 0).fixed(count)
+
+    def evaluator(self, model: Transformer) -> Evaluator:
+        """What measures candidates with the weights of `model`, as the `search` section says."""
+        search = self.config.search
+        windows, bytes_per_token = self.windows(search.windows)
+        return Evaluator(
+            model, windows, search.sample, bytes_per_token, self.config.budget.workload, self.calibration()
+        )
 
     def supernet(self) -> Transformer:
         """The trained supernet."""

@@ -44,10 +44,7 @@ def analyse_experts(context: Context) -> dict[str, Any]:
     archive = Archive.load(run.require(run.evaluations, "search"))
     model = context.supernet()
     batches = _text(context)
-    windows, bytes_per_token = context.windows(config.search.windows)
-    evaluator = Evaluator(
-        model, windows, config.search.sample, bytes_per_token, config.budget.workload, context.calibration()
-    )
+    evaluator = context.evaluator(model)
     measure = with_providers(evaluator, providers(config, run, context.own_metrics))
     parents = _parents(context, archive)
     largest = next(iter(parents))

@@ -107,18 +107,9 @@ def help_search(context: Context) -> None:
 def _measuring(context: Context) -> tuple[Evaluator, Team]:
     """This process's evaluator, and all processes of the launch. Collective."""
     config, processes = context.config, start_processes()
-    options = config.search
     set_threads(config.train, processes)
     device = torch.device("cuda", processes.local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    windows, bytes_per_token = context.windows(options.windows)
-    evaluator = Evaluator(
-        context.supernet().to(device),
-        windows,
-        options.sample,
-        bytes_per_token,
-        config.budget.workload,
-        context.calibration(),
-    )
+    evaluator = context.evaluator(context.supernet().to(device))
     identity = evaluation_identity(context)
     return evaluator, Team(processes, evaluator.part, config.space.base, context.run.journals, identity)
 

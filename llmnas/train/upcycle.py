@@ -56,8 +56,9 @@ def upcycle(pretrained: Pretrained, model: Transformer, noise: float = 0.0, seed
         for name in ("gate", "up", "down"):
             key = f"layers.{i}.ffn.{name}"
             weights[key] = _copies(weights[key], getattr(ffn, name).detach(), name, noise, generator)
+        own = dict(ffn.named_parameters())
         for name in ("router", "shared_gate", "shared.gate", "shared.up", "shared.down"):
-            new = dict(ffn.named_parameters()).get(name)
+            new = own.get(name)
             if new is not None:
                 initial = new.detach()
                 weights[f"layers.{i}.ffn.{name}"] = torch.zeros_like(initial) if name == "shared.down" else initial

@@ -109,26 +109,30 @@ def test_the_throughput_script_runs(tmp_path):
     assert set(report["processes"]["tokens_per_second"]) == {"one", "two"}
 
 
+@pytest.fixture
+def measured_elastic(copied, llmnas, tmp_path):
+    """Runs a script on an elastic checkpoint and gives back its JSON."""
+
+    def run(script, *options):
+        assert llmnas("export", copied.config, "--run-dir", copied.folder, "--elastic").code == 0
+        target = tmp_path / "measured.json"
+        command = [sys.executable, str(FOLDER / script), str(copied.folder / "export" / "elastic"), *options]
+        subprocess.run([*command, "--json", str(target)], env=ENVIRONMENT, check=True, capture_output=True)
+        return json.loads(target.read_text())
+
+    return run
+
+
 @pytest.mark.full
-def test_the_elastic_script_runs(copied, llmnas, tmp_path):
-    assert llmnas("export", copied.config, "--run-dir", copied.folder, "--elastic").code == 0
-    target = tmp_path / "serving.json"
-    command = [sys.executable, str(FOLDER / "elastic_serving.py"), str(copied.folder / "export" / "elastic")]
-    options = ["--context", "16", "--seconds", "0.2", "--json", str(target)]
-    subprocess.run([*command, *options], env=ENVIRONMENT, check=True, capture_output=True)
-    report = json.loads(target.read_text())
+def test_the_elastic_script_runs(measured_elastic):
+    report = measured_elastic("elastic_serving.py", "--context", "16", "--seconds", "0.2")
     assert report["switch_us"] > 0
     assert len(report["subnetworks"]) >= 1
     assert all(row["ms_a_token"] > 0 for row in report["subnetworks"])
 
 
 @pytest.mark.full
-def test_the_load_script_runs(copied, llmnas, tmp_path):
-    assert llmnas("export", copied.config, "--run-dir", copied.folder, "--elastic").code == 0
-    target = tmp_path / "load.json"
-    command = [sys.executable, str(FOLDER / "elastic_load.py"), str(copied.folder / "export" / "elastic")]
-    options = ["--tokens", "40", "--processes", "1", "--json", str(target)]
-    subprocess.run([*command, *options], env=ENVIRONMENT, check=True, capture_output=True)
-    report = json.loads(target.read_text())
+def test_the_load_script_runs(measured_elastic):
+    report = measured_elastic("elastic_load.py", "--tokens", "40", "--processes", "1")
     assert [row["phase"] for row in report["phases"]] == [n for n in ("quiet", "busy", "quiet again") for _ in range(2)]
     assert all(row["tokens"] >= 40 and row["mean_ms"] > 0 for row in report["phases"])
