@@ -90,7 +90,7 @@ def _measured(context: Context) -> tuple[Archive, Evaluate]:
     """The supernet behind a store of evaluations in the run folder."""
     options = context.config.search
     path = context.run.result("compare").with_name("evaluations.sqlite")
-    evaluator = context.evaluator(context.supernet())
+    evaluator = context.evaluator()
     store = store_of(context, path, dict(options.objectives), dict(options.constraints))
     return store, remembered(store, evaluator)
 

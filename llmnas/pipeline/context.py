@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 import yaml
 
 from llmnas.config import Config, differences
@@ -73,13 +74,12 @@ class Context:
         """Training text to look at networks with, always the same, [count, seq + 1]."""
         return Sequences(self.tokens("train").tokens, self.config.train.seq_len, 0).fixed(count)
 
-    def evaluator(self, model: Transformer) -> Evaluator:
-        """What measures candidates with the weights of `model`, as the `search` section says."""
+    def evaluator(self, device: torch.device | None = None) -> Evaluator:
+        """What measures candidates with the trained supernet's weights, as the `search` section says."""
         search = self.config.search
         windows, bytes_per_token = self.windows(search.windows)
-        return Evaluator(
-            model, windows, search.sample, bytes_per_token, self.config.budget.workload, self.calibration()
-        )
+        model, workload = self.supernet().to(device), self.config.budget.workload
+        return Evaluator(model, windows, search.sample, bytes_per_token, workload, self.calibration())
 
     def supernet(self) -> Transformer:
         """The trained supernet."""

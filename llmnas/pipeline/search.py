@@ -109,7 +109,7 @@ def _measuring(context: Context) -> tuple[Evaluator, Team]:
     config, processes = context.config, start_processes()
     set_threads(config.train, processes)
     device = torch.device("cuda", processes.local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    evaluator = context.evaluator(context.supernet().to(device))
+    evaluator = context.evaluator(device)
     identity = evaluation_identity(context)
     return evaluator, Team(processes, evaluator.part, config.space.base, context.run.journals, identity)
 

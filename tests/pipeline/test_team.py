@@ -119,6 +119,11 @@ def finished(folder):
     return [json.dumps(json.loads(line)["architecture"]) for f in files for line in f.read_text().split("\n")[1:-1]]
 
 
+def archived(evaluations):
+    """The architectures of `stored`, as `finished` writes them."""
+    return {json.dumps(arch.to_dict()) for arch, _, _ in evaluations}
+
+
 def rank_process(launcher, rank):
     """The process of this rank below the launcher."""
     for process in psutil.Process(launcher).children(recursive=True):
@@ -142,11 +147,19 @@ def test_a_killed_rank_loses_no_finished_evaluation_and_none_is_repeated(tiny_ru
     process = launched(tiny_run, folder, "search.evaluations=2000000")
     wait_until(lambda: (folder / "evaluations.sqlite").exists() and len(finished(folder)) > 8, process)
     victim = rank_process(process.pid, 1)
-    victim.send_signal(signal.SIGSTOP)
-    time.sleep(1)
-    seen = -1
-    while seen != (seen := len(finished(folder))):  # until rank 0 waits for the other
+
+    def frozen_within_a_batch():
+        victim.send_signal(signal.SIGSTOP)
         time.sleep(1)
+        seen = -1
+        while seen != (seen := len(finished(folder))):  # until rank 0 waits for the other
+            time.sleep(1)
+        if set(finished(folder)) > archived(stored(folder)):
+            return True
+        victim.send_signal(signal.SIGCONT)  # it was about to be sent a batch, and rank 0 cannot send it
+        return False
+
+    wait_until(frozen_within_a_batch, process)
     before = stored(folder)
     victim.kill()
     out, _ = process.communicate(timeout=200)
@@ -154,8 +167,7 @@ def test_a_killed_rank_loses_no_finished_evaluation_and_none_is_repeated(tiny_ru
     assert "Traceback" not in out, out[-3000:]
     journalled = finished(folder)
     assert max(Counter(journalled).values()) == 1
-    in_archive = {json.dumps(arch.to_dict()) for arch, _, _ in before}
-    assert set(journalled) > in_archive  # something was finished beyond the archive
+    assert set(journalled) > archived(before)  # something was finished beyond the archive
 
     run = []
     part = Evaluator.part
