@@ -104,11 +104,12 @@ def require_divisible(model: nn.Module, size: int, processes: int) -> None:
 def divide(model: nn.Module, exchange: ExpertExchange, group_name: str) -> None:
     """Keep every P-th expert, and mark them so that DeepSpeed averages their gradients over other processes."""
     for _, experts in _layers(model):
-        for name in _DIVIDED:
-            whole: Tensor = getattr(experts, name)
-            part = nn.Parameter(whole.detach()[exchange.rank :: exchange.size].clone())
-            part.allreduce = False  # type: ignore[attr-defined]
-            part.group_name = group_name  # type: ignore[attr-defined]
+        for name, whole in _by_expert(experts).items():
+            part = whole.detach()[exchange.rank :: exchange.size].clone()
+            if isinstance(whole, nn.Parameter):
+                part = nn.Parameter(part)
+                part.allreduce = False  # type: ignore[attr-defined]
+                part.group_name = group_name  # type: ignore[attr-defined]
             setattr(experts, name, part)
         experts.exchange = exchange
 
@@ -117,12 +118,12 @@ def divide(model: nn.Module, exchange: ExpertExchange, group_name: str) -> None:
 def unite(model: nn.Module, exchange: ExpertExchange) -> None:
     """Make every process whole again, one weight at a time, in main memory; collective."""
     for _, experts in _layers(model):
-        for name in _DIVIDED:
-            part: Tensor = getattr(experts, name).detach().contiguous()
+        for name, held in _by_expert(experts).items():
+            part = held.detach().contiguous()
             parts = [torch.empty_like(part) for _ in range(exchange.size)]
             dist.all_gather(parts, part, group=exchange.group)
             whole = torch.stack([p.cpu() for p in parts], 1).flatten(0, 1)
-            setattr(experts, name, nn.Parameter(whole))
+            setattr(experts, name, nn.Parameter(whole) if isinstance(held, nn.Parameter) else whole)
         experts.exchange = None
 
 
@@ -151,6 +152,7 @@ def save_experts(model: nn.Module, optimizer: Any, exchange: ExpertExchange, fol
         found[name] = parameter.detach()
         state = optimizer.state[parameter]
         found |= {f"{name}:{moment}": state[moment] for moment in _MOMENTS}
+    found |= _scales(model)
     plain = {name: value.detach().cpu().contiguous() for name, value in found.items()}
     save_file(plain, _file(folder, exchange.rank))
 
@@ -167,6 +169,8 @@ def load_experts(model: nn.Module, optimizer: Any, exchange: ExpertExchange, fol
         parameter.copy_(found[name])
         for moment in _MOMENTS:
             optimizer.state[parameter][moment].copy_(found[f"{name}:{moment}"])
+    for name, scale in _scales(model).items():
+        scale.copy_(found[name])
 
 
 def require_parts(folder: Path, size: int) -> None:
@@ -185,6 +189,22 @@ def require_parts(folder: Path, size: int) -> None:
 
 def _file(folder: Path, rank: int) -> Path:
     return folder / f"experts-part-{rank}.safetensors"
+
+
+def _by_expert(experts: Experts) -> dict[str, Tensor]:
+    """What belongs to single experts, by name: their weights, and the scales of low-bit ones."""
+    named = [*experts.named_parameters(recurse=False), *experts.named_buffers(recurse=False)]
+    return {name: value for name, value in named if name.split("_")[0] in _DIVIDED}
+
+
+def _scales(model: nn.Module) -> dict[str, Tensor]:
+    """Scales of the experts of this process, by their names in the model."""
+    return {
+        f"layers.{i}.ffn.{name}": value
+        for i, experts in _layers(model)
+        for name, value in _by_expert(experts).items()
+        if not isinstance(value, nn.Parameter)
+    }
 
 
 def _layers(model: nn.Module) -> list[tuple[int, Experts]]:

@@ -32,9 +32,21 @@ SPACE = SearchSpace.from_dict(
         "shared_experts": {"choices": [0, 1], "per_layer": True},
     }
 )
+# besides, low-bit weights and the gated recurrence: whole mixers are without a gradient in a step
+LOW_BIT = SearchSpace.from_dict(
+    {
+        **SPACE.model_dump(),
+        "weights": {"choices": ["ternary", "dense", "binary"], "per_layer": True},
+        "mixer": {"choices": ["mlgru", "attention", "none"], "per_layer": True},
+    }
+)
 IDLE = (1, 3)  # layer and expert that never gets a token: its bias is out of reach
 NOTHING_PERSISTS = str(Path(__file__).with_name("zero3_nothing_persists.json"))
-KINDS = {"single": {"kind": "single", "anchor_every": 3}, "sandwich": {"kind": "sandwich"}}
+KINDS = {
+    "single": {"kind": "single", "anchor_every": 3},
+    "sandwich": {"kind": "sandwich"},
+    "low_bit": {"kind": "uniform", "random": 2},
+}
 STAGES = (0, 1, 2, 3)
 
 
@@ -48,8 +60,12 @@ def settings_of(kind, stage=0, parallel=1):
     )  # fmt: skip
 
 
-def sampler_of(settings):
-    return SupernetSampler(SPACE, None, settings.sampler, seed=0)
+def space_of(kind):
+    return LOW_BIT if kind == "low_bit" else SPACE
+
+
+def sampler_of(kind):
+    return SupernetSampler(space_of(kind), None, settings_of(kind).sampler, seed=0)
 
 
 def with_an_idle_expert(model):
@@ -62,8 +78,8 @@ def with_an_idle_expert(model):
 def reference(kind, bias=True, decays_idle=True):
     """Final state of plain PyTorch on the full batch; the options are mistakes that the comparison must see."""
     settings = settings_of(kind)
-    model = with_an_idle_expert(Transformer(SPACE, seed=0))
-    plain = {name for name, _ in model.named_parameters() if name.endswith("norm") or name == "embedding"}
+    model = with_an_idle_expert(Transformer(space_of(kind), seed=0))
+    plain = {name for name, _ in model.named_parameters() if name.endswith(("norm", "lower")) or name == "embedding"}
     optimizer = torch.optim.AdamW(
         [{"params": [p for n, p in model.named_parameters() if (n in plain) == free], "weight_decay": 1.0 - free}
          for free in (False, True)],
@@ -71,7 +87,7 @@ def reference(kind, bias=True, decays_idle=True):
     )  # fmt: skip
     for step in range(settings.steps):
         optimizer.zero_grad()
-        networks = sampler_of(settings).networks(step)
+        networks = sampler_of(kind).networks(step)
         excess = {i: [] for i in range(SPACE.layers)}
         for i, arch in enumerate(networks):
             batch = torch.from_numpy(SEQUENCES.batch((step * len(networks) + i) * 4, 4))
@@ -95,17 +111,19 @@ def reference(kind, bias=True, decays_idle=True):
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
-def run(name, out, processes, settings, folder=None):
+def run(name, kind, out, processes, settings, folder=None):
     logged = []
-    model = with_an_idle_expert(build(SPACE, 0, settings, processes))
+    model = with_an_idle_expert(build(space_of(kind), 0, settings, processes))
 
     def evaluate(model):
         with torch.no_grad():
             batch = torch.from_numpy(SEQUENCES.fixed(2))
-            return {"val_loss": float(model(batch[:, :-1], SPACE.largest(), targets=batch[:, 1:]).cross_entropy)}
+            return {
+                "val_loss": float(model(batch[:, :-1], space_of(kind).largest(), targets=batch[:, 1:]).cross_entropy)
+            }
 
     train(
-        model, sampler_of(settings), SEQUENCES, settings, processes, folder=folder,
+        model, sampler_of(kind), SEQUENCES, settings, processes, folder=folder,
         log=lambda step, metrics: logged.append(metrics), evaluate=evaluate if settings.zero_stage < 3 else None,
     )  # fmt: skip
     if processes.rank == 0 or settings.zero_stage < 3:
@@ -118,15 +136,15 @@ def main(out):
     processes = start_processes()
     for kind in KINDS:
         for stage in STAGES:
-            run(f"{kind}-{stage}", out, processes, settings_of(kind, stage))
-        run(f"{kind}-parallel", out, processes, settings_of(kind, parallel=2))
+            run(f"{kind}-{stage}", kind, out, processes, settings_of(kind, stage))
+        run(f"{kind}-parallel", kind, out, processes, settings_of(kind, parallel=2))
     folder = out / "checkpoints"
-    run("straight", out, processes, settings_of("sandwich", parallel=2), folder)
+    run("straight", "sandwich", out, processes, settings_of("sandwich", parallel=2), folder)
     if processes.rank == 0:
         shutil.copytree(folder / "step-00000003", out / "step-00000003")
         shutil.rmtree(folder / "step-00000006")
     torch.distributed.barrier()
-    run("resumed", out, processes, settings_of("sandwich", parallel=2), folder)
+    run("resumed", "sandwich", out, processes, settings_of("sandwich", parallel=2), folder)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Experts on two processes against plain PyTorch on one: ZeRO 0 to 3, an idle expert, experts divided."""
+"""Experts, low-bit weights and MLGRU on two processes against plain PyTorch on one: ZeRO 0 to 3, experts divided."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from expert_cases import IDLE, KINDS, SPACE, STAGES, reference, settings_of
+from expert_cases import IDLE, KINDS, SPACE, STAGES, reference, sampler_of, settings_of, space_of
 from safetensors.torch import load_file
 from train_script import SEQUENCES
 
@@ -42,9 +42,9 @@ def launched(tmp_path_factory):
     return out
 
 
-def update_error(state, expected):
+def update_error(state, expected, kind="single"):
     """|w - w_expected| / |w_expected - w_0| over all parameters together; buffers are compared by themselves."""
-    first = {name: value.detach() for name, value in Transformer(SPACE, seed=0).named_parameters()}
+    first = {name: value.detach() for name, value in Transformer(space_of(kind), seed=0).named_parameters()}
     assert state.keys() == expected.keys()
     wrong = sum(float((state[name] - expected[name]).double().square().sum()) for name in first)
     update = sum(float((expected[name] - first[name]).double().square().sum()) for name in first)
@@ -59,13 +59,23 @@ def state_of(launched, name, rank=0):
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_train_experts_as_one_does(launched, kind, run):
     expected, state = reference(kind), state_of(launched, f"{kind}-{run}")
-    assert update_error(state, expected) <= TOLERANCE
+    assert update_error(state, expected, kind) <= TOLERANCE
     for name in expected:
         if name.endswith("balance"):
             torch.testing.assert_close(state[name], expected[name], atol=1e-6, rtol=0)
     for rank in (1,) if run != "3" else ():
         other = state_of(launched, f"{kind}-{run}", rank)
-        assert all(torch.equal(state[name], other[name]) for name in state)
+        torch.testing.assert_close(state, other, rtol=0, atol=0, equal_nan=True)
+
+
+def test_the_low_bit_networks_hold_every_kind_of_layer():
+    """Ternary, binary and dense, MLGRU and attention, with and without a router, and steps without a whole mixer."""
+    steps = [sampler_of("low_bit").networks(step) for step in range(6)]
+    layers = [[spec for arch in step for _, spec in arch.kept] for step in steps]
+    found = {(spec.weights, spec.mixer, spec.experts > 1) for step in layers for spec in step}
+    assert {("ternary", "mlgru", True), ("ternary", "attention", True), ("binary", "mlgru", False)} <= found
+    assert {("dense", "mlgru", True), ("dense", "attention", True), ("binary", "attention", True)} <= found
+    assert any(all(spec.mixer != "mlgru" for spec in step) for step in layers)
 
 
 def test_the_idle_expert_decays_and_is_named(launched):
@@ -80,10 +90,11 @@ def test_the_idle_expert_decays_and_is_named(launched):
 
 
 @pytest.mark.parametrize(
-    ("kind", "mistake"), [*((k, {"bias": False}) for k in KINDS), ("single", {"decays_idle": False})]
+    ("kind", "mistake"),
+    [*((k, {"bias": False}) for k in KINDS), *((k, {"decays_idle": False}) for k in ("single", "low_bit"))],
 )
 def test_a_smaller_mistake_would_be_seen(kind, mistake):
-    assert update_error(reference(kind, **mistake), reference(kind)) > TOLERANCE
+    assert update_error(reference(kind, **mistake), reference(kind), kind) > TOLERANCE
 
 
 def test_divided_experts_go_on_from_a_checkpoint_and_are_evaluated(launched):
