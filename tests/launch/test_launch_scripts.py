@@ -49,10 +49,39 @@ SCONTROL = """#!/usr/bin/env bash
 if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> scontrol.log; fi
 """
 
+# what carries DeepSpeed's commands to the machines of a hostfile, all of which are this one: `ssh` and `pdsh` as it calls them
+SSH = r"""#!/usr/bin/env bash
+while [[ $1 == -* ]]; do
+  [[ $1 == -[op] ]] && shift
+  shift
+done
+echo "$1" >> ssh.log
+shift
+exec bash -c "$*"
+"""
+PDSH = r"""#!/usr/bin/env bash
+while [[ $1 == -* ]]; do
+  [[ $1 == -w ]] && IFS=, read -ra hosts <<< "$2"
+  [[ $1 == -[fw] ]] && shift
+  shift
+done
+command=$*
+pids=()
+for i in "${!hosts[@]}"; do
+  ssh "${hosts[i]}" "${command//%n/$i}" &
+  pids+=($!)
+done
+worst=0
+for pid in "${pids[@]}"; do
+  wait "$pid" || worst=$?
+done
+exit "$worst"
+"""
+
 
 @pytest.fixture
 def folder(tmp_path):
-    """A place to run in: corpus, configs, `llmnas` and a pretended SLURM on the path."""
+    """A place to run in: corpus, configs, `llmnas`, and on the path a SLURM and an ssh that know this machine only."""
     words = [f"word{i} is the {i * 7 % 13}th of {i} words and not the last." for i in range(400)]
     documents = [json.dumps({"text": " ".join(words[i : i + 40])}) for i in range(0, 400, 40)]
     (tmp_path / "tiny.jsonl").write_text("\n".join(documents))
@@ -61,7 +90,7 @@ def folder(tmp_path):
     commands = tmp_path / "bin"
     commands.mkdir()
     for name, text in (("llmnas", f'#!/usr/bin/env bash\nexec "{sys.executable}" -m llmnas.cli "$@"\n'),
-                       ("srun", SRUN), ("scontrol", SCONTROL)):  # fmt: skip
+                       ("srun", SRUN), ("scontrol", SCONTROL), ("ssh", SSH), ("pdsh", PDSH)):  # fmt: skip
         (commands / name).write_text(text)
         (commands / name).chmod(0o755)
     return tmp_path
@@ -121,11 +150,16 @@ def test_one_node_at_stage_3(folder):
 
 
 @pytest.mark.full
-def test_many_nodes_with_a_hostfile_of_this_machine(folder):
-    (folder / "hosts").write_text("localhost slots=2\n")
-    found = run(folder, "launch/many_nodes.sh", "hosts", "search_configs/quickstart.yaml", *TINY)
+def test_many_nodes_of_a_hostfile(folder):
+    """Two machines of one process each, started by DeepSpeed's own launcher; only the wire is not real."""
+    (folder / "hosts").write_text("node1 slots=1\nnode2 slots=1\n")
+    found = run(folder, "launch/many_nodes.sh", "hosts", "search_configs/quickstart.yaml", *TINY, MASTER="127.0.0.1")
     assert found.returncode == 0, found.stdout[-3000:] + found.stderr[-3000:]
     assert (folder / "run" / "pareto.json").exists()
+    manifest = json.loads((folder / "run/supernet/checkpoints/step-00000004/files.json").read_text())
+    assert manifest["processes"] == 2
+    for_each_verb = [host for verb in ("train", "search") for host in ("node1", "node1", "node2")]
+    assert sorted((folder / "ssh.log").read_text().split()) == sorted(for_each_verb)  # reachable?, then one on each
 
 
 def slurm(folder, *sets):
