@@ -49,7 +49,7 @@ SCONTROL = """#!/usr/bin/env bash
 if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> scontrol.log; fi
 """
 
-# what carries DeepSpeed's commands to the machines of a hostfile, all of which are this one: `ssh` and `pdsh` as it calls them
+# what carries DeepSpeed's commands to the machines of a hostfile, as it calls them; all machines are this one
 SSH = r"""#!/usr/bin/env bash
 while [[ $1 == -* ]]; do
   [[ $1 == -[op] ]] && shift
