@@ -14,6 +14,8 @@ import yaml
 
 from llmnas.errors import UserError
 
+ABOUT_FILE = "llmnas.json"  # of an exported folder: the architecture, for tools; marks it as ours
+
 
 @contextlib.contextmanager
 def atomic_open(path: Path) -> Iterator[IO[bytes]]:

@@ -35,7 +35,6 @@ def compress(
 ) -> None:
     """Make a pretrained model smaller: warm start, short supernet training, search, healing, export."""
     from llmnas.pipeline.compress import Request, check_before, compress_table, compress_values
-    from llmnas.pipeline.everything import run_everything
     from llmnas.pipeline.init import parse_count
 
     count = None if max_params is None else parse_count(max_params)
@@ -44,6 +43,8 @@ def compress(
     target = run_dir or Path("runs") / config.name
     require_fresh(target / "config.yaml", resume)
     check_before(config)
+    from llmnas.pipeline.everything import run_everything  # and with it transformers, once the request is right
+
     with open_run(config, run_dir) as context:
         result = run_everything(context)
         table = compress_table(context)

@@ -38,17 +38,21 @@ def generate(
     ] = False,
 ) -> None:
     """Let the exported model go on with a text; a limit picks the best sub-network of an elastic checkpoint."""
+    from llmnas.pipeline.exported import elastic_folder, exported_folder
+
     limits = _limits(latency_ms, params, memory)
     if limits or adapt:
+        checkpoint = elastic_folder(folder)  # what is no checkpoint is refused before anything heavy is loaded
         from llmnas.pipeline.elastic import Asked, go_on_adapting, go_on_within
 
         asked = Asked(prompt, tokens, temperature, seed)
         within = go_on_adapting if adapt else go_on_within
-        print(within(folder, asked, limits, lambda text: print(text, file=sys.stderr)))
+        print(within(checkpoint, asked, limits, lambda text: print(text, file=sys.stderr)))
         return
+    checkpoint = exported_folder(folder)
     from llmnas.pipeline.export import go_on
 
-    print(go_on(folder, prompt, tokens=tokens, temperature=temperature, seed=seed))
+    print(go_on(checkpoint, prompt, tokens=tokens, temperature=temperature, seed=seed))
 
 
 def _limits(latency_ms: float | None, params: str | None, memory: str | None) -> dict[str, float]:

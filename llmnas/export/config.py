@@ -1,4 +1,4 @@
-"""Names in an exported folder, and the `config.json` of a stock transformers class."""
+"""Names of classes, and the `config.json` of a stock transformers class."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from llmnas.export.experts import StockExperts
 from llmnas.export.shape import StockShape
 from llmnas.space import Architecture, BaseModel
 
-ABOUT_FILE = "llmnas.json"  # the architecture, for tools; marks a folder as ours
 CLASS_NAMES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",

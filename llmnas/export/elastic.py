@@ -14,14 +14,13 @@ from transformers import GenerationConfig
 
 from llmnas.errors import UserError
 from llmnas.export.card import Card, table
-from llmnas.export.config import ABOUT_FILE
 from llmnas.export.folder import EOS_ID, check_folder, check_tokenizer_file, staged, verify_fresh, write_tokenizer
 from llmnas.export.modeling_llmnas import LlmnasForCausalLM
 from llmnas.export.own import CLASS_NAME, own_config, own_weights
 from llmnas.export.ship import shipped_files, write_code
 from llmnas.export.subnetworks import LatencyTable, Subnetwork
 from llmnas.export.verify import OTHER
-from llmnas.files import write_json, write_text
+from llmnas.files import ABOUT_FILE, write_json, write_text
 from llmnas.supernet import Transformer
 
 _VERIFIED = 8  # sub-networks whose logits are compared, spread over the table

@@ -15,8 +15,7 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer
 
 from llmnas.errors import RunError, UserError
-from llmnas.export.config import ABOUT_FILE
-from llmnas.files import read_json, sync_dir, write_json
+from llmnas.files import ABOUT_FILE, read_json, sync_dir, write_json
 
 EOS_ID = 0  # tokenizers of this project have the end of text first
 

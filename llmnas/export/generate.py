@@ -11,10 +11,9 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from llmnas.errors import UserError
-from llmnas.export.config import ABOUT_FILE
 from llmnas.export.modeling_decilm import DeciLMForCausalLM
 from llmnas.export.modeling_llmnas import LlmnasForCausalLM
-from llmnas.files import read_json
+from llmnas.files import ABOUT_FILE, read_json
 
 
 def load_model(folder: Path) -> Any:

@@ -15,12 +15,11 @@ from transformers import GenerationConfig
 from llmnas.cost import count_params
 from llmnas.export.bitnet import CODES_A_BYTE
 from llmnas.export.card import Card, Stored, render
-from llmnas.export.config import ABOUT_FILE
 from llmnas.export.folder import EOS_ID, check_folder, check_tokenizer_file, staged, verify_fresh, write_tokenizer
 from llmnas.export.layout import Layout, lay_out
 from llmnas.export.own import is_buffer
 from llmnas.export.ship import write_code
-from llmnas.files import read_json, write_json, write_text
+from llmnas.files import ABOUT_FILE, read_json, write_json, write_text
 from llmnas.supernet import Transformer
 
 

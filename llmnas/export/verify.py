@@ -21,8 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmnas.errors import RunError
 from llmnas.export.bitnet import BITNET
-from llmnas.export.config import ABOUT_FILE
-from llmnas.files import read_json
+from llmnas.files import ABOUT_FILE, read_json
 
 # float32 arithmetic in another order differs by about 1e-6
 TOLERANCE = 1e-4

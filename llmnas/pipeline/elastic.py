@@ -11,18 +11,14 @@ from typing import Any
 from llmnas.errors import UserError
 from llmnas.evaluate.evaluator import Evaluator
 from llmnas.export import Card
-from llmnas.export.config import ABOUT_FILE
 from llmnas.export.elastic import ElasticReport, export_elastic
 from llmnas.export.generate import generate, load_model, read_prompt
 from llmnas.export.subnetworks import Subnetwork, check_limits
-from llmnas.files import read_json
 from llmnas.pareto import Direction, front, read_archive
 from llmnas.pipeline.context import Context
+from llmnas.pipeline.exported import ELASTIC
 from llmnas.rng import torch_seed
-from llmnas.runs import RunFolder
 from llmnas.serve import adaptive
-
-_NAME = "elastic"
 
 
 def export(context: Context, *, force: bool = False) -> ElasticReport:
@@ -41,7 +37,7 @@ def export(context: Context, *, force: bool = False) -> ElasticReport:
     measure = Evaluator(supernet, windows, config.search.sample, bytes_per_token, config.budget.workload)
     table = [Subnetwork(arch, dict(metrics)) for arch, metrics in zip(found, measure(found), strict=True)]
     report = export_elastic(
-        supernet, table, run.export(_NAME), tokenizer_path=run.tokenizer, force=force,
+        supernet, table, run.export(ELASTIC), tokenizer_path=run.tokenizer, force=force,
         eos_id=context.tokens("train").info.eos_id,
         context=config.budget.workload.tokens(supernet.base),
         card=Card(
@@ -49,23 +45,8 @@ def export(context: Context, *, force: bool = False) -> ElasticReport:
             data=f"{config.data.source}, {config.data.validation:.0%} of the documents held out",
         ),
     )  # fmt: skip
-    run.record(_NAME, folder=str(report.folder.relative_to(run.path)), subnetworks=len(report.subnetworks))
+    run.record(ELASTIC, folder=str(report.folder.relative_to(run.path)), subnetworks=len(report.subnetworks))
     return report
-
-
-def elastic_folder(folder: Path) -> Path:
-    """The elastic checkpoint that a run folder holds, or the folder itself where it is one.
-
-    Raises:
-        UserError: neither.
-    """
-    own = not (folder / ABOUT_FILE).is_file()
-    checkpoint = RunFolder(folder).export(_NAME) if own else folder
-    if (checkpoint / ABOUT_FILE).is_file() and "elastic" in read_json(checkpoint / ABOUT_FILE)["export"]:
-        return checkpoint
-    if own:
-        raise UserError(f"{folder}: no elastic checkpoint there; run `llmnas export CONFIG --elastic` first")
-    raise UserError(f"{folder}: holds one network; a budget needs the folder of `llmnas export CONFIG --elastic`")
 
 
 @dataclass(frozen=True)
@@ -85,15 +66,14 @@ class Asked:
     seed: int
 
 
-def go_on_within(folder: Path, asked: Asked, limits: Mapping[str, float], say: Callable[[str], None]) -> str:
+def go_on_within(checkpoint: Path, asked: Asked, limits: Mapping[str, float], say: Callable[[str], None]) -> str:
     """The prompt and what the best sub-network within the limits adds to it; `say` gets what was picked.
 
     With a latency limit every sub-network is timed on this device first, at the length of this text.
 
     Raises:
-        UserError: no elastic checkpoint, or limits that no sub-network keeps.
+        UserError: limits that no sub-network keeps.
     """
-    checkpoint = elastic_folder(folder)
     model = load_model(checkpoint)
     picked = pick_within(model, limits, say)
     added = generate(
@@ -103,7 +83,7 @@ def go_on_within(folder: Path, asked: Asked, limits: Mapping[str, float], say: C
     return asked.prompt + added
 
 
-def go_on_adapting(folder: Path, asked: Asked, limits: Mapping[str, float], say: Callable[[str], None]) -> str:
+def go_on_adapting(checkpoint: Path, asked: Asked, limits: Mapping[str, float], say: Callable[[str], None]) -> str:
     """The prompt and what is added to it at `limits["latency_ms"]` a token, by sub-networks that change with the load.
 
     `say` gets where it began, and at the end what the tokens took.
@@ -113,7 +93,6 @@ def go_on_adapting(folder: Path, asked: Asked, limits: Mapping[str, float], say:
     """
     if "latency_ms" not in limits:
         raise UserError("--adapt: keeps a latency; give --latency-ms too")
-    checkpoint = elastic_folder(folder)
     model = load_model(checkpoint)
     longest = int(model.config.max_position_embeddings)
     tokenizer, ids = read_prompt(checkpoint, asked.prompt, longest)

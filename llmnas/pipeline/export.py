@@ -5,18 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from llmnas.errors import UserError
 from llmnas.export import Card, ExportReport, export_hf
 from llmnas.export.block_configs import lay_out_blocks
-from llmnas.export.config import ABOUT_FILE
 from llmnas.export.generate import generate
 from llmnas.export.gguf import export_gguf
 from llmnas.export.layout import lay_out
-from llmnas.files import read_json
+from llmnas.files import ABOUT_FILE, read_json
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.stand_alone import load_alone
 from llmnas.rng import torch_seed
-from llmnas.runs import RunFolder
 from llmnas.space import Architecture
 from llmnas.supernet import Transformer
 
@@ -82,26 +79,8 @@ def exported(context: Context) -> bool:
     return bool(done.get("of") == best["identity"] and (run.path / done["folder"] / ABOUT_FILE).is_file())
 
 
-def exported_folder(folder: Path) -> Path:
-    """The checkpoint that a run folder holds; an exported checkpoint is one itself.
-
-    Raises:
-        UserError: neither.
-    """
-    if (folder / ABOUT_FILE).is_file():
-        return folder
-    run = RunFolder(folder)
-    if not run.manifest.is_file():
-        raise UserError(f"{folder}: neither a run folder (no {run.manifest.name}) nor an export (no {ABOUT_FILE})")
-    done = read_json(run.manifest)["stages"].get("export")
-    if done is None or not (folder / done["folder"] / ABOUT_FILE).is_file():
-        raise UserError(f"{folder}: nothing exported there yet; run `llmnas export CONFIG --run-dir {folder}` first")
-    return folder / str(done["folder"])
-
-
-def go_on(folder: Path, prompt: str, *, tokens: int, temperature: float, seed: int) -> str:
-    """The prompt and what the exported model of a run folder, or an export, adds to it."""
-    added = generate(
-        exported_folder(folder), prompt, tokens=tokens, temperature=temperature, seed=torch_seed(seed, "generate")
+def go_on(checkpoint: Path, prompt: str, *, tokens: int, temperature: float, seed: int) -> str:
+    """The prompt and what an exported model adds to it."""
+    return prompt + generate(
+        checkpoint, prompt, tokens=tokens, temperature=temperature, seed=torch_seed(seed, "generate")
     )
-    return prompt + added

@@ -43,9 +43,13 @@ def read_shape(folder: Path, rope_order: RopeOrder = "leading") -> tuple[BaseMod
     """What `config.json` says of a model, without its weights.
 
     Raises:
-        UserError: another family, or a feature that this project's layers do not have.
+        UserError: no such folder, another family, or a feature that this project's layers do not have.
     """
-    return _shape(read_json(folder / "config.json"), folder / "config.json", rope_order)
+    path = folder / "config.json"
+    if not path.is_file():
+        what = "holds no config.json" if folder.is_dir() else "no such folder"
+        raise UserError(f"{folder}: {what}; give the Hugging Face folder of a model on this machine")
+    return _shape(read_json(path), path, rope_order)
 
 
 def read_pretrained(folder: Path, rope_order: RopeOrder = "leading") -> Pretrained:

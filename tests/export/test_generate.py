@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmnas.errors import UserError
 from llmnas.export.generate import generate
-from llmnas.pipeline.export import exported_folder
+from llmnas.pipeline.exported import exported_folder
 
 PROMPT = "Fellow citizens"
 

@@ -95,7 +95,7 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(llmnas, folder, corpus, t
         return done.complaint
 
     assert "no such folder" in complaint("--max-params", "600k", model=tmp_path / "absent")
-    assert "config.json: no such file" in complaint("--max-params", "600k", model=tmp_path)
+    assert "holds no config.json; give the Hugging Face folder" in complaint("--max-params", "600k", model=tmp_path)
     assert "give one budget" in complaint()
     assert "give one budget" in complaint("--max-params", "600k", "--latency-ms", "3")
     assert f"the model has {WHOLE:,} parameters already" in complaint("--max-params", WHOLE)

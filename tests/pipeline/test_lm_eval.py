@@ -17,7 +17,7 @@ from llmnas.export import Card
 from llmnas.export.block_configs import lay_out_blocks
 from llmnas.export.hf import write_checkpoint
 from llmnas.export.layout import lay_out
-from llmnas.pipeline.export import exported_folder
+from llmnas.pipeline.exported import exported_folder
 from llmnas.runs import RunFolder
 from llmnas.space import Architecture, BaseModel, FixedShape, LayerSpec
 
