@@ -50,7 +50,11 @@ def ranked(found: Sequence[Evaluation], objectives: Objectives, constraints: Con
 
 
 def _crowding(points: np.ndarray) -> np.ndarray:
-    """[n] crowding distance of a front [n, objectives]: room between the neighbours; infinite at the ends."""
+    """[n] crowding distance of a front [n, objectives]: room between the neighbours; infinite at the ends.
+
+    pymoo's, times the number of objectives (a test compares them); but the door of pymoo is in `search`, which this
+    room may not import.
+    """
     found = np.zeros(len(points))
     for column in points.T:
         order = np.argsort(column, kind="stable")

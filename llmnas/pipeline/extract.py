@@ -14,7 +14,6 @@ from llmnas.cost import BudgetSampler, costs, sample
 from llmnas.cost.budget import COSTS
 from llmnas.cost.latency import BlockTable
 from llmnas.errors import UserError
-from llmnas.evaluate.evaluator import Evaluator
 from llmnas.files import write_json
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.metrics import latency_phase, latency_table, providers
@@ -48,8 +47,7 @@ def extract(context: Context) -> dict[str, Any]:
         raise UserError("extract.targets: none given; for instance --targets params=1000000,2000000")
     metrics = _target_metrics(context)
     _require_reachable(config, targets, metrics)
-    windows, bytes_per_token = context.windows(config.search.windows)
-    evaluator = Evaluator(context.supernet(), windows, config.search.sample, bytes_per_token, config.budget.workload)
+    evaluator = context.evaluator()
     store = store_of(context, run.result("extract").with_name("evaluations.sqlite"), {LOSS: "min"})
 
     answer = remembered(store, evaluator)

@@ -5,13 +5,14 @@ from contextlib import closing
 
 import numpy as np
 import pytest
+from pymoo.operators.survival.rank_and_crowding.metrics import calc_crowding_distance
 from test_evaluator import WINDOWS, WORKLOAD
 from test_quality import SPACE
 
 from llmnas.config import Config
 from llmnas.errors import UserError
 from llmnas.evaluate.evaluator import Evaluator, Part, spread
-from llmnas.evaluate.halving import HALVED, Halving, ranked, rungs
+from llmnas.evaluate.halving import HALVED, Halving, _crowding, ranked, rungs
 from llmnas.pareto import DROPPED, Archive, Evaluation
 from llmnas.rng import generator
 from llmnas.search import search
@@ -87,6 +88,15 @@ def test_with_two_objectives_what_is_dominated_goes_first_and_the_ends_of_the_fr
     assert set(order[2:4]) == {1, 4}
     assert order[4:] == [3, 5]
     assert ranked(found, BOTH, {"params": 25})[-3:] == [2, 3, 5]  # by how far they miss it
+
+
+@pytest.mark.parametrize("objectives", [2, 3])
+def test_crowding_is_that_of_pymoo_also_where_candidates_measure_the_same(objectives):
+    rng = generator(objectives, "crowding")
+    for _ in range(20):
+        points = rng.integers(0, 6, (9, objectives)).astype(float)  # many are equal in some objective, some in all
+        theirs = calc_crowding_distance(points)
+        np.testing.assert_allclose(_crowding(points), objectives * theirs, rtol=1e-12)
 
 
 def test_a_failed_candidate_is_failed_not_dropped(evaluator):

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import tiny
 import yaml
 
 from llmnas.config import load_config
@@ -140,6 +141,28 @@ def test_bad_input_is_one_line_before_anything_is_measured(copied, llmnas, argum
     assert done.code == 2
     assert message in done.complaint
     assert not (copied.folder / "extract" / "evaluations.sqlite").exists()
+
+
+def test_every_candidate_is_recalibrated_where_the_search_section_says_so(llmnas, tmp_path):
+    """Biases that balance experts: `extract` measures what `search` would, not with the supernet's own."""
+    space = {**tiny.CONFIG["space"], "experts": [4], "top_k": [1]}
+    train = {"steps": 2, "eval_sequences": 1, "moe": {"balance": "bias", "bias_rate": 0.5}}
+    config = tiny.write_config(
+        tmp_path, tiny.write_corpus(tmp_path / "text"), space=space, budget={"max_params": 90000}, train=train,
+        search={"recalibrate": 4},
+    )  # fmt: skip
+    folder = tmp_path / "run"
+    assert llmnas("train", config, "--run-dir", folder, "--prepare").code == 0
+    small = [*SMALL, "--set", "extract.samples=10", "--set", "extract.verify=1"]
+    done = llmnas("extract", config, "--run-dir", folder, "--targets", "params=50000", *small)
+    assert done.code == 0, done.err
+    row = json.loads((folder / "extract" / "ofa.json").read_text())["targets"][0]["found"]
+    arch = Architecture.from_dict(row["architecture"])
+    settings = ([], ["search.recalibrate=0"])
+    evaluators = [Context(load_config(config, sets), RunFolder(folder), None).evaluator() for sets in settings]
+    with_own, with_the_supernets = (evaluator.measure(arch)["val_loss"] for evaluator in evaluators)
+    assert row["measured"] == pytest.approx(with_own, rel=1e-6)
+    assert row["measured"] != pytest.approx(with_the_supernets, rel=1e-4)
 
 
 def test_mip_refuses_a_latency_that_is_no_sum_of_measured_blocks(copied, llmnas, tmp_path):
