@@ -12,7 +12,8 @@
 #   sbatch launch/slurm.sh CONFIG [llmnas options]
 #
 # Five minutes before the limit, or when the job is preempted, every process gets SIGTERM: it finishes its
-# step, saves, and exits with 75. This script then puts the job back into the queue, where it goes on.
+# step (in a search its candidate), saves, and exits with 75. This script then puts the job back into the
+# queue, where it goes on.
 # srun starts the processes itself (no ssh, no second launcher), so signals and statuses arrive unchanged.
 set -uo pipefail
 
@@ -45,12 +46,12 @@ everywhere='
   shift
   exec llmnas "$verb" "$@" --resume
 '
-srun --kill-on-bad-exit=1 bash -c "$everywhere" llmnas train "$config" "$@"
-status=$?
-if [ "$status" -eq 75 ]; then
-  requeue
-elif [ "$status" -ne 0 ]; then
-  exit "$status"
-fi
-
-srun --kill-on-bad-exit=1 bash -c "$everywhere" llmnas search "$config" "$@"
+for verb in train search; do
+  srun --kill-on-bad-exit=1 bash -c "$everywhere" llmnas "$verb" "$config" "$@"
+  status=$?
+  if [ "$status" -eq 75 ]; then
+    requeue
+  elif [ "$status" -ne 0 ]; then
+    exit "$status"
+  fi
+done

@@ -80,6 +80,7 @@ def test_a_dumped_config_is_the_same_config(config, sets):
         ("data.validation=1", ["data.validation", "less than 1"]),
         ("train.sampler.kind=all", ["train.sampler.kind", "single", "uniform", "sandwich"]),
         ("search.objectives={val_loss: least}", ["search.objectives.val_loss", "min", "max"]),
+        ("search.sample=2", ["search.sample = 2", "less than 3 of 12 windows"]),
         ("retrain.hand_designed=[gpt5]", ["retrain.hand_designed", "smollm2"]),
         ("retrain.train={lrr: 3}", ["retrain.train", "lrr"]),
         ("correlate.train={steps: 0}", ["correlate.train", "steps"]),

@@ -64,6 +64,15 @@ class SearchConfig(Strict):
     halving: HalvingConfig | None = None
 
     @model_validator(mode="after")
+    def _enough(self) -> SearchConfig:
+        if self.sample < min(3, self.windows):
+            raise ValueError(
+                f"search.sample = {self.sample}: the error of a loss cannot be told from less than 3 of "
+                f"{self.windows} windows, nor can candidates be compared without it; take 3 or more, or all"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _halves(self) -> SearchConfig:
         if self.halving is None:
             return self

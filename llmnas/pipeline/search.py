@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
 
 import numpy as np
 import torch
 
-from llmnas.config import SearchConfig
 from llmnas.evaluate.evaluator import Evaluator
 from llmnas.evaluate.halving import Halving, rungs
 from llmnas.evaluate.providers import with_providers
@@ -19,12 +17,13 @@ from llmnas.pipeline.context import Context
 from llmnas.pipeline.decide import WINDOWS, contenders, decide
 from llmnas.pipeline.metrics import providers
 from llmnas.pipeline.pace import SPEED, Pace
-from llmnas.pipeline.stores import evaluation_identity
-from llmnas.pipeline.team import Team
+from llmnas.pipeline.stores import evaluation_identity, measured_how
+from llmnas.pipeline.team import Team, preempted
 from llmnas.runs import RunFolder
 from llmnas.search import search
 from llmnas.space import Architecture
 from llmnas.train.engine import set_threads, start_processes
+from llmnas.train.preemption import Preemption
 
 
 def search_supernet(context: Context, evaluations: int | None = None) -> Archive:
@@ -38,11 +37,16 @@ def search_supernet(context: Context, evaluations: int | None = None) -> Archive
 
     Raises:
         RunError: another process of the launch is gone.
+        Preempted: SIGTERM came; all finished evaluations are stored.
     """
+    with Preemption() as preemption:
+        return _search(context, context.config.search.evaluations if evaluations is None else evaluations, preemption)
+
+
+def _search(context: Context, most: int, preemption: Preemption) -> Archive:
     config, run, tracker = context.config, context.run, context.tracker
     options = config.search
-    most = options.evaluations if evaluations is None else evaluations
-    evaluator, team = _measuring(context)
+    evaluator, team = _measuring(context, preemption)
     pace, started = Pace(team.size), time.process_time()
     sample, halving = len(evaluator.chosen), options.halving
 
@@ -61,7 +65,7 @@ def search_supernet(context: Context, evaluations: int | None = None) -> Archive
         archive = search(
             config.space, pace.timed(measure), options.strategy, dict(options.objectives), config.budget,
             dict(options.constraints), most, config.seed, archive_path=run.evaluations, options=dict(options.options),
-            batch=options.batch, first=decoded(context), on_progress=progress, evaluation=_how(options),
+            batch=options.batch, first=decoded(context), on_progress=progress, evaluation=measured_how(options),
         )  # fmt: skip
     team.forget()
     front = write_front(run, archive)
@@ -74,9 +78,12 @@ def search_supernet(context: Context, evaluations: int | None = None) -> Archive
     racers = contenders(archive)
 
     def losses(i: int, places: np.ndarray) -> np.ndarray:
+        if preemption.requested:
+            raise preempted()
         return evaluator.losses(racers[i].arch, more[places])
 
-    if racers and (pace.networks or not run.decision.exists()):
+    # not by what this start evaluated: the one before may have been stopped in the race
+    if racers and (before.get("evaluations") != len(archive) or not run.decision.exists()):
         decide(context, archive, losses, len(more))
     if pace.networks:
         _track(context, archive)
@@ -89,29 +96,29 @@ def search_supernet(context: Context, evaluations: int | None = None) -> Archive
     return archive
 
 
-def _how(options: SearchConfig) -> dict[str, Any]:
-    """What the numbers of an evaluation depend on, besides the supernet."""
-    return options.model_dump(mode="json", include={"windows", "sample", "recalibrate", "halving"})
-
-
 def help_search(context: Context) -> None:
     """What every rank but 0 does in a search: measure what rank 0 sends.
 
     Raises:
         RunError: rank 0 is gone.
+        Preempted: SIGTERM came to a process of the launch.
     """
-    _, team = _measuring(context)
-    team.serve()
+    with Preemption() as preemption:
+        _, team = _measuring(context, preemption)
+        team.serve()
 
 
-def _measuring(context: Context) -> tuple[Evaluator, Team]:
+def _measuring(context: Context, preemption: Preemption) -> tuple[Evaluator, Team]:
     """This process's evaluator, and all processes of the launch. Collective."""
     config, processes = context.config, start_processes()
     set_threads(config.train, processes)
     device = torch.device("cuda", processes.local_rank) if torch.cuda.is_available() else torch.device("cpu")
     evaluator = context.evaluator(device)
     identity = evaluation_identity(context)
-    return evaluator, Team(processes, evaluator.part, config.space.base, context.run.journals, identity)
+    team = Team(
+        processes, evaluator.part, config.space.base, context.run.journals, identity, lambda: preemption.requested
+    )
+    return evaluator, team
 
 
 def decoded(context: Context) -> list[Architecture]:

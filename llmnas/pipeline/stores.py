@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llmnas.config import SearchConfig
 from llmnas.pareto import Archive, Constraints, Objectives
 from llmnas.pipeline.context import Context
 from llmnas.space import Architecture
@@ -23,11 +24,16 @@ def store_of(context: Context, path: Path, objectives: Objectives, constraints: 
     return Archive(path, objectives, constraints or {}, evaluation_identity(context))
 
 
+def measured_how(options: SearchConfig) -> dict[str, Any]:
+    """What the numbers of a search depend on besides the supernet: its run folder is bound to that."""
+    return options.model_dump(mode="json", include={"windows", "sample", "recalibrate", "halving"})
+
+
 def evaluation_identity(context: Context) -> dict[str, Any]:
-    """What the loss of a candidate depends on."""
-    options = context.config.search
-    identity = {"supernet": context.identity, "windows": options.windows, "sample": options.sample}
-    return identity | ({"recalibrate": options.recalibrate} if options.recalibrate else {})
+    """What the loss of a candidate depends on; halving is left out, which changes no number of those it keeps."""
+    how = measured_how(context.config.search)
+    # what is off is left out: stores made before it existed go on
+    return {"supernet": context.identity} | {name: how[name] for name in how if how[name] and name != "halving"}
 
 
 def remembered(

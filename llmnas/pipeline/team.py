@@ -1,7 +1,8 @@
 """Candidates measured by all processes of a launch: rank 0 asks, tells and stores, every rank runs a share.
 
 What a rank has measured it writes to a journal of its own at once. So when a process dies, and the launcher ends the
-others, `--resume` finds every finished measurement, also those of a batch that never reached the archive.
+others, `--resume` finds every finished measurement, also those of a batch that never reached the archive. SIGTERM to
+one of them ends all, after what they are running.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, Literal, Self
 
 import numpy as np
 import torch.distributed as dist
 
 from llmnas.cost import count_params
-from llmnas.errors import RunError, UserError
+from llmnas.errors import Preempted, RunError, UserError
 from llmnas.evaluate.evaluator import Part
 from llmnas.files import naming
 from llmnas.space import Architecture, BaseModel
@@ -97,6 +98,15 @@ class Journal:
         return stream
 
 
+Message = list[Part] | Literal["done", "preempted"]
+"""What rank 0 sends: parts to run, or why there are no more."""
+
+
+def preempted() -> Preempted:
+    """How a search ends that was told to."""
+    return Preempted("SIGTERM: all finished evaluations are stored; start again with --resume")
+
+
 class Team:
     """The processes of a launch as one that measures; a context manager on rank 0, `serve` on the others.
 
@@ -104,6 +114,7 @@ class Team:
         measure: the losses of a part; every rank has its own.
         folder: of the journals.
         identity: of the supernet and the windows.
+        stop: whether this process was told to end.
 
     Raises:
         UserError: a journal that is damaged, or of another supernet or other windows.
@@ -116,9 +127,11 @@ class Team:
         base: BaseModel,
         folder: Path,
         identity: Mapping[str, Any],
+        stop: Callable[[], bool],
     ) -> None:
         self._processes = processes
         self._measure = measure
+        self._stop = stop
         self._base = base
         self._folder = folder
         self._journal = Journal(folder / f"rank{processes.rank}.jsonl", identity)
@@ -141,13 +154,16 @@ class Team:
 
         Raises:
             RunError: another process is gone.
+            Preempted: a process was told to end; what is finished is in the journals.
         """
         new = [part for part in dict.fromkeys(parts) if part not in self._known]
-        if new:
+        if new and not self._stop():
             self._busy = True
             self._broadcast(new)
             self._known |= self._work(new)
             self._busy = False
+        if not all(part in self._known for part in new):
+            raise preempted()
         return [self._known[part] for part in parts]
 
     def serve(self) -> None:
@@ -155,9 +171,12 @@ class Team:
 
         Raises:
             RunError: rank 0 is gone.
+            Preempted: a process was told to end.
         """
-        while (parts := self._broadcast(None)) is not None:
-            self._work(parts)
+        while isinstance(message := self._broadcast("done"), list):
+            self._work(message)
+        if message == "preempted":
+            raise preempted()
 
     def __enter__(self) -> Self:
         return self
@@ -165,25 +184,27 @@ class Team:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         """Let the others end; where a batch broke off, or a signal came, they learn it from the closed connection."""
         if not self._busy and (error is None or isinstance(error, Exception)):
-            self._broadcast(None)
+            self._broadcast("preempted" if isinstance(error, Preempted) else "done")
 
     def forget(self) -> None:
         """Delete the journals, when an archive has what is in them."""
         shutil.rmtree(self._folder, ignore_errors=True)  # what a file system keeps hurts nobody
 
     def _work(self, parts: list[Part]) -> dict[Part, np.ndarray]:
-        """Run this rank's share; on rank 0 the shares of all."""
+        """Run this rank's share, or what of it was done when it was told to end; on rank 0 the shares of all."""
         begun, mine = time.process_time(), {}
         for i in deal(parts, self._base, self._processes.size)[self._processes.rank]:
+            if self._stop():
+                break
             mine[parts[i]] = self._measure(parts[i])
             self._journal.add(parts[i], mine[parts[i]])
         return self._gather(mine, time.process_time() - begun)
 
-    def _broadcast(self, parts: list[Part] | None) -> list[Part] | None:
-        """What rank 0 has to do for all, None when there is no more."""
+    def _broadcast(self, sent: Message) -> Message:
+        """What rank 0 sends to all."""
         if self._group is None:
-            return parts
-        message = [parts]
+            return sent
+        message = [sent]
         with _noticing():
             dist.broadcast_object_list(message, src=0, group=self._group)
         return message[0]

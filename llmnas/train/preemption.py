@@ -1,4 +1,4 @@
-"""SIGTERM means: save at the next step boundary, then leave."""
+"""SIGTERM means: save at the next boundary (a step, a measured candidate), then leave."""
 
 from __future__ import annotations
 

@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from llmnas.pareto import read_archive
+
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 BIN = Path(sys.executable).parent
 TINY = ["--set", "train.steps=4", "--set", "train.batch_size=4", "--set", "train.seq_len=32", "--set",
         "train.eval_sequences=2", "--set", "space.base.vocab_size=320", "--set", "space.base.max_seq=32",
         "--set", "data.source=tiny.jsonl", "--set", "data.validation=0.3", "--set", "budget.max_params=null",
-        "--set", "search.evaluations=4", "--set", "search.windows=4", "--set", "search.sample=2",
+        "--set", "search.evaluations=4", "--set", "search.windows=4", "--set", "search.sample=3",
         "--set", 'tracking.wandb="off"', "--run-dir", "run"]  # fmt: skip
 
 # what SLURM does for launch/slurm.sh, without a cluster: tasks with their variables, signals passed on
@@ -198,11 +200,26 @@ def test_slurm_preempts_saves_and_puts_the_job_back_then_the_next_start_finishes
 
 
 @pytest.mark.full
-def test_slurm_trains_and_searches(folder):
-    job = slurm(folder)
+def test_slurm_trains_and_searches_and_a_search_that_was_preempted_goes_on(folder):
+    job = slurm(folder, "--set", "search.evaluations=100000")
+    archive, journals = folder / "run" / "evaluations.sqlite", folder / "run" / "search"
+    while job.poll() is None and sum(len(f.read_text().splitlines()) for f in journals.glob("*.jsonl")) < 14:
+        time.sleep(0.2)
+    assert job.poll() is None, (folder / "out.txt").read_text()[-3000:]
+    (step,) = [p for p in children(job.pid, "bin/srun") if "search" in p.cmdline()]
+    step.send_signal(signal.SIGTERM)
+    assert job.wait() == 0
+    assert (folder / "scontrol.log").read_text() == "requeue 42\n"
+    assert "start again with --resume" in (folder / "out.txt").read_text()
+    assert not (folder / "run" / "pareto.json").exists()
+    before = read_archive(archive)[2]
+    job = slurm(folder, "--set", f"search.evaluations={len(before) + 8}")
     assert job.wait() == 0, (folder / "out.txt").read_text()[-3000:]
     assert (folder / "run" / "pareto.json").exists()
-    assert not (folder / "scontrol.log").exists()
+    after = read_archive(archive)[2]
+    assert after[: len(before)] == before
+    assert len(after) == len(before) + 8
+    assert (folder / "scontrol.log").read_text() == "requeue 42\n"
 
 
 def test_slurm_script_stops_with_the_status_of_a_failed_run(folder):

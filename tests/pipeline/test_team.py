@@ -188,6 +188,37 @@ def test_a_killed_rank_loses_no_finished_evaluation_and_none_is_repeated(tiny_ru
     assert resumed == alone  # every number, of two processes and of one
 
 
+@pytest.mark.parametrize("moment", [6, 12], ids=["within a batch", "in the race"])
+def test_sigterm_ends_a_search_with_75_and_the_next_start_ends_as_if_nothing_was(
+    tiny_run, tmp_path, llmnas, monkeypatch, moment
+):
+    folder = trained(tiny_run, tmp_path / "stopped")
+    searched(tiny_run, folder, 4)  # with a decision, which must not outlive what is found later
+    decided = (folder / "decision.json").read_text()
+    run = []
+    part = Evaluator.part
+
+    def counted(self, asked):
+        run.append(asked.arch)
+        if len(run) == moment - 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return part(self, asked)
+
+    monkeypatch.setattr(Evaluator, "part", counted)
+    sets = [word for text in (*SETS, "search.evaluations=12") for word in ("--set", text)]
+    command = ["search", tiny_run.config, "--run-dir", folder, "--resume", *sets]
+    done = llmnas(*command)
+    assert done.code == 75  # what launch/slurm.sh puts back into the queue
+    assert "SIGTERM: all finished evaluations are stored; start again with --resume" in done.complaint
+    assert len(run) == moment - 4
+    assert (folder / "decision.json").read_text() == decided
+    assert llmnas(*command).code == 0
+    assert len(run) == len(set(run)) == 8  # none is repeated
+    alone = trained(tiny_run, tmp_path / "alone")
+    assert stored(folder) == searched(tiny_run, alone, 12)
+    assert (folder / "decision.json").read_text() == (alone / "decision.json").read_text() != decided
+
+
 def test_a_search_that_halves_says_what_it_dropped(tiny_run, tmp_path):
     folder = trained(tiny_run, tmp_path / "halved")
     found = searched(tiny_run, folder, 16, "search.halving={first: 10}", "search.batch=8")
