@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from llmnas.nn import kernels
 from llmnas.nn.kernels import Codes, PackedTernary
 from llmnas.nn.norm import rms_norm
-from llmnas.nn.ternary import read_input, reader, scale_of
+from llmnas.nn.ternary import codes, read_input, reader, scale_of, straight_through
 from llmnas.space.architecture import Weights
 
 
@@ -119,6 +120,58 @@ def project(
     return y if bias is None else y + bias
 
 
+def project_experts(
+    module: nn.Module, name: str, x: Tokens, kind: Weights, size: tuple[int, int], ends: Tensor, first: int = 0
+) -> Tensor:
+    """Tokens, sorted by expert, times the leading blocks of their experts' matrices.
+
+    Args:
+        module: owns the weight `name` [experts, out, in] and its scale.
+        x: from `inputs` or its like, [N, in].
+        kind: how the weight is read.
+        size: (out, in) of the blocks.
+        ends: [E] where the tokens of each expert end.
+        first: the first of the E experts.
+
+    Returns:
+        [N, out].
+
+    Raises:
+        ValueError: a packed weight that is not used whole.
+    """
+    weight: Tensor = getattr(module, name)
+    if is_packed(weight):
+        return _packed_experts(module, name, weight, x, kind, size, ends)
+    leading = (slice(first, first + len(ends)), slice(size[0]), slice(size[1]))
+    block = weight[leading]
+    if isinstance(x, Tensor):
+        return grouped_product(x, block.mT, ends)
+    scale = scale_of(module, name, kind, 2, 1)[leading]
+    held = straight_through(block, codes(block.detach(), scale, kind), 1 / scale)
+    rows = scale.flatten(1).repeat_interleave(ends.diff(prepend=ends.new_zeros(1)), 0)
+    if isinstance(x, Codes):
+        q = straight_through(x.link, x.codes.to(x.link.dtype), x.scales[:, None])
+        return grouped_product(q, held.mT, ends) * (rows / x.scales[:, None]).to(x.link.dtype)
+    beta = x.x.detach().abs().mean(-1, keepdim=True)
+    signs = torch.where(x.x.detach() >= 0, 1.0, -1.0).to(x.x.dtype)
+    least = torch.finfo(beta.dtype).tiny  # of a token without any magnitude the product is zero whatever is divided
+    signs = straight_through(x.x, signs, 1 / beta.clamp_min(least))
+    return grouped_product(signs, held.mT, ends) * beta * rows
+
+
+def grouped_product(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """Rows [N, in], sorted by group, times the matrix of their group [E, in, out] -> [N, out].
+
+    One call for all groups; one product a group in float64, which `grouped_mm` does not know.
+    """
+    if len(weight) == 1:
+        return rows @ weight[0]
+    if rows.dtype != torch.float64:
+        return F.grouped_mm(rows, weight, offs=ends)
+    pieces = rows.tensor_split(ends[:-1].cpu().long())
+    return torch.cat([piece @ matrix for piece, matrix in zip(pieces, weight, strict=True)])
+
+
 def values(x: Tokens) -> Tensor:
     """The tokens as the product sees them, [..., K]."""
     return x if isinstance(x, Tensor) else x.values()
@@ -132,12 +185,41 @@ def _matrix(block: Tensor, out_dims: int) -> Tensor:
 def _packed(
     module: nn.Module, name: str, weight: Tensor, x: Tokens, kind: Weights, sizes: tuple[int, ...], out_dims: int
 ) -> Tensor:
-    held, each = PACKED[weight.dtype]
-    stored = [weight.shape[0], each * weight.shape[1]]
     wanted = [math.prod(sizes[:out_dims]), math.prod(sizes[out_dims:])]
+    _require_whole(name, weight, kind, wanted, [])
+    return _packed_product(name, weight, scale_of(module, name, kind, out_dims), x, kind)
+
+
+def _packed_experts(
+    module: nn.Module, name: str, weight: Tensor, x: Tokens, kind: Weights, size: tuple[int, int], ends: Tensor
+) -> Tensor:
+    """One product for each expert that has tokens: an expert without any is not read from memory."""
+    scale = scale_of(module, name, kind, 2, 1)
+    _require_whole(name, weight, kind, [len(ends), *size], [len(scale)])
+    matrices, found = weight.view(len(scale), size[0], -1), []
+    for e, (begin, end) in enumerate(pairwise([0, *ends.tolist()])):
+        if end > begin:
+            found.append(_packed_product(name, matrices[e], scale[e], _some(x, begin, end), kind))
+    link = x.x if isinstance(x, Signs) else x.link if isinstance(x, Codes) else x
+    return torch.cat(found) if found else link.new_empty(0, size[0])
+
+
+def _some(x: Tokens, begin: int, end: int) -> Tokens:
+    """Tokens `begin` to `end` of [N, K]."""
+    if isinstance(x, Codes):
+        return Codes(x.codes[begin:end], x.scales[begin:end], x.link[begin:end])
+    return Signs(x.x[begin:end]) if isinstance(x, Signs) else x[begin:end]
+
+
+def _require_whole(name: str, weight: Tensor, kind: Weights, wanted: list[int], matrices: list[int]) -> None:
+    """Refuse another kind or other sizes, [*matrices, N, K], than those that are packed."""
+    held, each = PACKED[weight.dtype]
+    stored = [*matrices, weight.shape[0] // math.prod(matrices), each * weight.shape[1]]
     if stored != wanted or kind != held:
         raise ValueError(f"{name}: {stored} {held} weights are packed, {wanted} {kind} ones are asked for")
-    scale = scale_of(module, name, kind, out_dims)
+
+
+def _packed_product(name: str, weight: Tensor, scale: Tensor, x: Tokens, kind: Weights) -> Tensor:
     if isinstance(x, Codes) and kind == "ternary":
         return kernels.packed_linear(x, PackedTernary(weight, scale))
     if isinstance(x, Codes | Signs):

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from llmnas.nn.ffn import FeedForward
 from llmnas.nn.linear import linear
-from llmnas.nn.norm import rms_norm
-from llmnas.nn.ternary import LOW_BIT, add_scales, read_input, reader
+from llmnas.nn.lowbit import Tokens, inputs, project_experts, swiglu_inputs
+from llmnas.nn.ternary import LOW_BIT, add_scales
 from llmnas.space.architecture import BaseModel, LayerKinds, LayerSpec
 
 OUT_DIMS = {"gate": 2, "up": 2, "down": 2}
@@ -98,8 +98,7 @@ class Experts(nn.Module):
         """Rows [N, H] sorted by expert, `counts` [E] of them each -> what their experts make of them."""
 
         def held(rows: Tensor, counts: Tensor) -> Tensor:
-            own = replace(spec, experts=len(counts), top_k=1)
-            return self._grouped(rows, own, counts.cumsum(0).to(torch.int32))
+            return self._grouped(rows, spec, counts.cumsum(0).to(torch.int32))
 
         return held(rows, counts) if self.exchange is None else self.exchange(rows, counts, held)
 
@@ -137,44 +136,24 @@ class Experts(nn.Module):
 
     def one(self, tokens: Tensor, spec: LayerSpec, expert: int = 0) -> Tensor:
         """[N, H] -> what one expert alone makes of every token; `spec.experts` is not looked at."""
-        whole = replace(spec, experts=self.gate.shape[0])
-        down = self._block("down", whole, tokens.shape[-1])[expert]
-        return F.linear(self.gated(tokens, spec, expert), down)
+        ends = torch.tensor([len(tokens)], dtype=torch.int32, device=tokens.device)
+        return self._grouped(tokens, spec, ends, expert)
 
-    def gated(self, tokens: Tensor, spec: LayerSpec, expert: int = 0) -> Tensor:
-        """[N, H] -> the channels of one expert as its `down` sees them, [N, F]; `spec.experts` is not looked at."""
-        whole = replace(spec, experts=self.gate.shape[0])
-        seen = read_input(tokens, spec.weights)
-        gate, up = (self._block(name, whole, tokens.shape[-1])[expert] for name in ("gate", "up"))
-        return self._inner(F.silu(F.linear(seen, gate)) * F.linear(seen, up), spec.weights)
+    def gated(self, tokens: Tensor, spec: LayerSpec, ends: Tensor, first: int = 0) -> Tokens:
+        """[N, H] sorted by expert -> the channels of their experts as `down` sees them, [N, F].
 
-    def _grouped(self, rows: Tensor, spec: LayerSpec, ends: Tensor) -> Tensor:
-        """rows: [N K, H] sorted by expert, those of expert e end at ends[e] -> [N K, H]."""
-        kind, seen = spec.weights, read_input(rows, spec.weights)
-        gate, up, down = (self._block(name, spec, rows.shape[-1]).mT for name in ("gate", "up", "down"))
-        gated = F.silu(grouped_product(seen, gate, ends)) * grouped_product(seen, up, ends)
-        return grouped_product(self._inner(gated, kind), down, ends)
-
-    def _block(self, name: str, spec: LayerSpec, hidden_size: int) -> Tensor:
-        """The leading experts, channels and features of one weight."""
-        weight: Tensor = getattr(self, name)
-        sizes = (hidden_size, spec.ffn_size) if name == "down" else (spec.ffn_size, hidden_size)
-        block = weight[: spec.experts, : sizes[0], : sizes[1]]
-        read = reader(self, name, spec.weights, OUT_DIMS[name], matrices=1)
-        return read(block) if read else block
-
-    def _inner(self, gated: Tensor, kind: str) -> Tensor:
+        Args:
+            ends: where the rows of each expert end; as many experts are used, `spec.experts` is not looked at.
+            first: the first of them.
+        """
+        kind, size = spec.weights, (spec.ffn_size, tokens.shape[-1])
+        seen = inputs(tokens, kind, self.gate)
+        gate, up = (project_experts(self, name, seen, kind, size, ends, first) for name in ("gate", "up"))
         if kind == "dense" or self.inner_norm is None:
-            return gated
-        return read_input(rms_norm(gated, self.inner_norm, self.eps), "ternary", signed=False)
+            return F.silu(gate) * up
+        return swiglu_inputs(gate, up, self.inner_norm, self.eps, kind, self.down)
 
-
-def grouped_product(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """Rows [N, in], sorted by group, times the matrix of their group [E, in, out] -> [N, out].
-
-    One call for all groups; in float64, which `grouped_mm` does not know, one product a group.
-    """
-    if rows.dtype != torch.float64:
-        return F.grouped_mm(rows, weight, offs=ends)
-    pieces = rows.tensor_split(ends[:-1].cpu())
-    return torch.cat([piece @ matrix for piece, matrix in zip(pieces, weight, strict=True)])
+    def _grouped(self, rows: Tensor, spec: LayerSpec, ends: Tensor, first: int = 0) -> Tensor:
+        """rows: [N K, H] sorted by expert, those of expert `first` + e end at ends[e] -> [N K, H]."""
+        seen = self.gated(rows, spec, ends, first)
+        return project_experts(self, "down", seen, spec.weights, (rows.shape[-1], spec.ffn_size), ends, first)

@@ -28,19 +28,20 @@ class StraightThrough(torch.autograd.Function):
     """A value in place of another, with the other's gradient (Bengio et al. 2013): nothing is kept or added."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, quantised: Tensor) -> Tensor:  # noqa: ARG004 (torch's signature)
+    def forward(ctx: Any, x: Tensor, quantised: Tensor, factor: Tensor | None) -> Tensor:  # noqa: ARG004
         """`quantised`, a new tensor of x's shape."""
+        ctx.factor = factor
         return quantised.view_as(quantised)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004
-        """The gradient of the one is that of the other."""
-        return grad, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        """The gradient of the one is that of the other, times the factor."""
+        return grad if ctx.factor is None else grad * ctx.factor, None, None
 
 
-def straight_through(x: Tensor, quantised: Tensor) -> Tensor:
-    """`quantised`, differentiated as if it were x."""
-    result: Tensor = StraightThrough.apply(x, quantised)  # type: ignore[no-untyped-call]
+def straight_through(x: Tensor, quantised: Tensor, factor: Tensor | None = None) -> Tensor:
+    """`quantised`, differentiated as if it were x times the factor (broadcast against x, no gradient; none: 1)."""
+    result: Tensor = StraightThrough.apply(x, quantised, factor)  # type: ignore[no-untyped-call]
     return result
 
 

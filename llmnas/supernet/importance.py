@@ -150,8 +150,8 @@ def _note_experts(module: Experts, tokens: Tensor, spec: LayerSpec, name: str, a
     experts = module.down.new_zeros(module.down.shape[0])
     for e in range(spec.experts):
         rows = tokens if chosen is None else tokens[(chosen == e).any(-1)]
-        single = replace(spec, experts=1)
-        gated = module.gated(rows, single, e)
+        everyone = torch.tensor([len(rows)], dtype=torch.int32, device=rows.device)
+        gated = values(module.gated(rows, spec, everyone, e))
         channels[e] = _channels(gated, module.down[e])
         if chosen is not None and weight is not None:
             share = weight[chosen == e][:, None]

@@ -1,8 +1,8 @@
 """A network whose ternary weights really take 2 bits and its binary ones 1: packed once, never quantised again.
 
 The latent weights are gone, so such a network only reads. Its codes and scales are those of the network that it was
-made of and its products sum the same integers, so on the CPU the logits are equal bit for bit. Dense layers, embedding
-and head stay as they are; low-bit experts are refused.
+made of and its products sum the same integers, so on the CPU the logits are equal bit for bit. Dense layers, routers,
+embedding and head stay as they are. The matrices of experts lie below one another, each with its own scale.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from llmnas.errors import UserError
 from llmnas.files import atomic_open
 from llmnas.nn import kernels
 from llmnas.nn.lowbit import PACKED, is_packed
-from llmnas.nn.moe import Experts
 from llmnas.nn.ternary import scale_name, scale_of
 from llmnas.space.architecture import Architecture, BaseModel, FixedShape, LayerSpec, Weights
 from llmnas.supernet.extract import LOW_BIT_LAYOUTS
@@ -35,7 +34,7 @@ def pack(model: Transformer) -> Transformer:
     """A stand-alone network with its low-bit weights packed; the other tensors are shared with `model`.
 
     Raises:
-        ValueError: a supernet, low-bit experts, or a weight whose inputs are no multiple of 64 (binary: 32).
+        ValueError: a supernet, or a weight whose inputs are no multiple of 64 (binary: 32).
     """
     for i, kinds in enumerate(model.kinds):
         if len(kinds.weights) > 1 or len(kinds.mixers) > 1:
@@ -43,14 +42,11 @@ def pack(model: Transformer) -> Transformer:
     base = replace(model.base, rope_dim=model.rope_dim)
     packed = _skeleton(base, model.envelope)
     state, modules = model.state_dict(), dict(model.named_modules())
-    for path, name, kind, out in _low_bit_weights(packed):
+    for path, name, kind, out, matrices in _low_bit_weights(packed):
         module = modules[path]
-        scale = scale_of(module, name, kind, out).float()
-        matrix = getattr(module, name).detach().flatten(out).flatten(0, out - 1)
-        ternary = kind == "ternary"
-        state[f"{path}.{name}"] = (
-            kernels.pack(matrix, scale.flatten()[0]).codes if ternary else kernels.pack_signs(matrix)
-        )
+        scale = scale_of(module, name, kind, out, matrices).float()
+        latent = getattr(module, name).detach().flatten(out).flatten(0, out - 1)
+        state[f"{path}.{name}"] = _codes(latent, scale) if kind == "ternary" else kernels.pack_signs(latent)
         state[f"{path}.{scale_name(name, kind)}"] = scale
     return _filled(packed, state)
 
@@ -59,7 +55,7 @@ def packable(model: Transformer) -> bool:
     """Whether there is something to pack, and `pack` takes it."""
     low_bit = [spec for _, spec in model.envelope.kept if spec.weights != "dense"]
     alone = all(len(kinds.weights) == 1 == len(kinds.mixers) for kinds in model.kinds)
-    if not low_bit or not alone or any(spec.experts > 1 for spec in low_bit):
+    if not low_bit or not alone:
         return False
 
     def whole(spec: LayerSpec) -> bool:
@@ -123,7 +119,7 @@ def _skeleton(base: BaseModel, arch: Architecture) -> Transformer:
     with torch.device("meta"):
         model = Transformer(FixedShape(base, arch))
     modules = dict(model.named_modules())
-    for path, name, kind, out in _low_bit_weights(model):
+    for path, name, kind, out, _ in _low_bit_weights(model):
         weight: Tensor = getattr(modules[path], name)
         rows, columns, group = weight.shape[:out].numel(), weight.shape[out:].numel(), GROUPS[kind]
         if columns % group:
@@ -135,17 +131,22 @@ def _skeleton(base: BaseModel, arch: Architecture) -> Transformer:
     return model
 
 
-def _low_bit_weights(model: Transformer) -> Iterator[tuple[str, str, Weights, int]]:
-    """(path of the module, name of the weight, its kind, axes that are outputs) of every low-bit weight."""
+def _low_bit_weights(model: Transformer) -> Iterator[tuple[str, str, Weights, int, int]]:
+    """(path of the module, name, kind, axes that are outputs, those of them that tell matrices apart) of every low-bit
+    weight."""
     for i, (_, spec) in enumerate(model.envelope.kept):
         if spec.weights == "dense":
             continue
         for path, module in model.layers[i].named_modules(prefix=f"layers.{i}"):
-            if isinstance(module, Experts):
-                raise ValueError(f"{path}: {spec.weights} experts are not packed, only feed-forwards without a router")
-            if type(module) in LOW_BIT_LAYOUTS:
-                for name, out in LOW_BIT_LAYOUTS[type(module)][0].items():
-                    yield path, name, spec.weights, out
+            out_dims, matrices = LOW_BIT_LAYOUTS.get(type(module), ({}, 0))
+            for name, out in out_dims.items():
+                yield path, name, spec.weights, out, matrices
+
+
+def _codes(latent: Tensor, scale: Tensor) -> Tensor:
+    """Packed rows of as many matrices, one below another, as there are scales."""
+    parts = latent.chunk(scale.numel())
+    return torch.cat([kernels.pack(part, one).codes for part, one in zip(parts, scale.flatten(), strict=True)])
 
 
 def _become_codes(module: nn.Module, name: str, codes: Tensor) -> None:

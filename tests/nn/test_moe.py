@@ -76,6 +76,59 @@ def test_a_slice_is_the_mixture_of_the_leading_experts(case, seed):
     assert routing.load.sum().item() == pytest.approx(1)
 
 
+def detached(value, quantised):
+    return value + (quantised - value).detach()
+
+
+def int8(x):
+    scale = 127 / x.abs().amax(-1, keepdim=True)
+    return detached(x, (x * scale).round() / scale)
+
+
+def low_bit(kind, weight, x):
+    """One expert's leading block and tokens as its product sees them, quantised in floats."""
+    if kind == "ternary":
+        gamma = weight.abs().mean()
+        codes, seen = (weight / gamma).round().clamp(-1, 1) * gamma, int8(x)
+    else:
+        beta = x.abs().mean(-1, keepdim=True)
+        codes, seen = weight.sign() * weight.abs().mean(-1, keepdim=True), detached(x, x.sign() * beta)
+    return detached(weight, codes), seen
+
+
+@pytest.mark.parametrize("kind", ["ternary", "binary"])
+@pytest.mark.parametrize(("count", "k"), [(3, 2), (6, 1)])
+def test_low_bit_experts_are_the_detach_formulation(kind, count, k):
+    """Values and gradients of a slice; the scales are those of whole matrices, the channels are normalised."""
+    spec, width = LayerSpec(1, 1, 2, 8, experts=count, top_k=k, weights=kind), 8
+    module = Experts(BaseModel(vocab_size=8), H, LARGEST, LayerKinds(weights=("dense", kind))).double()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.5, generator=torch.Generator().manual_seed(parameter.numel()))
+    x = torch.randn(9, width, dtype=torch.float64, requires_grad=True)
+    found, _ = module(x, spec)
+    chosen, weight, _ = module.route(x, spec)
+    expected = []
+    for token, experts_of, weights in zip(x, chosen.tolist(), weight, strict=True):
+        row = 0
+        for e, share in zip(experts_of, weights, strict=True):
+            gate, seen = low_bit(kind, module.gate[e], token)
+            up, _ = low_bit(kind, module.up[e], token)
+            down, _ = low_bit(kind, module.down[e], token)
+            channels = F.silu(gate[:8, :width] @ seen) * (up[:8, :width] @ seen)
+            normed = F.rms_norm(channels, (8,), module.inner_norm[:8], module.eps)
+            row = row + share * (down[:width, :8] @ int8(normed))
+        expected.append(row)
+    torch.testing.assert_close(found, torch.stack(expected))
+    inputs = (x, *(getattr(module, name) for name in ("gate", "up", "down", "router", "inner_norm")))
+    direction = torch.randn_like(found)
+    ours = torch.autograd.grad((found * direction).sum(), inputs)
+    theirs = torch.autograd.grad((torch.stack(expected) * direction).sum(), inputs)
+    for a, b in zip(ours, theirs, strict=True):
+        assert b.abs().max() > 1e-3
+        torch.testing.assert_close(a, b)
+
+
 def test_one_expert_is_the_dense_feed_forward_and_needs_no_router():
     module, spec = experts(), LayerSpec(1, 1, 2, 8)
     dense = FeedForward(BaseModel(vocab_size=8), H, 16, LayerKinds())

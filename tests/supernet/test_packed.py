@@ -20,6 +20,14 @@ ATTENTION = replace(MLGRU, mixer="attention", queries_per_group=2)
 ALL_TERNARY = Architecture(64, (MLGRU, ATTENTION, MLGRU, replace(MLGRU, mixer="none")))
 BINARY = replace(ATTENTION, weights="binary")
 MIXED = Architecture(64, (MLGRU, LayerSpec(1, 1, 8, 20), BINARY, ATTENTION))
+EXPERTS = Architecture(
+    64,
+    (
+        replace(MLGRU, experts=4, top_k=2, shared_experts=1),
+        replace(BINARY, experts=3, ffn_size=64),
+        LayerSpec(1, 1, 8, 20, experts=2),
+    ),
+)
 ALL_BINARY = Architecture(64, (BINARY, replace(MLGRU, weights="binary", ffn_size=96), BINARY))
 
 
@@ -27,7 +35,7 @@ def network(arch=ALL_TERNARY):
     return scrambled(FixedShape(BASE, arch), seed=2).eval()
 
 
-@pytest.mark.parametrize("arch", [ALL_TERNARY, MIXED, ALL_BINARY])
+@pytest.mark.parametrize("arch", [ALL_TERNARY, MIXED, ALL_BINARY, EXPERTS])
 def test_packed_logits_are_those_of_the_network(arch):
     model, tokens = network(arch), random_tokens(BASE, 3, 20)
     with torch.no_grad():
@@ -62,6 +70,26 @@ def test_a_network_cut_out_of_a_supernet_keeps_the_supernets_codes():
     assert torch.equal(reference.unpack2(small.layers[0].ffn.gate).float(), whole[:64, :64])
 
 
+def test_every_expert_keeps_its_own_scale_and_one_without_tokens_is_not_read():
+    model = network(EXPERTS)
+    ffn = model.layers[0].ffn
+    with torch.no_grad():
+        ffn.gate *= torch.tensor([1.0, 10, 0.1, 3])[:, None, None]
+        ffn.balance[2] = -9
+    small = pack(model)
+    assert small.layers[0].ffn.gate.shape == (4 * 128, 64 // 4)
+    scales = small.layers[0].ffn.gate_ternary_scale.flatten()
+    torch.testing.assert_close(scales, ffn.gate.detach().abs().mean((1, 2)))
+    small.layers[0].ffn.gate_ternary_scale[2] = torch.nan  # would be seen
+    tokens = random_tokens(BASE, 1, 1)
+    with torch.no_grad():
+        assert torch.equal(small(tokens), model(tokens))
+        with pytest.raises(
+            ValueError, match=r"gate: \[4, 128, 64\] ternary weights are packed, \[2, 128, 64\] ternary"
+        ):
+            small(tokens, replace(EXPERTS, layers=(replace(EXPERTS.layers[0], experts=2), *EXPERTS.layers[1:])))
+
+
 def test_two_bits_are_two_bits_in_memory_and_in_the_file(tmp_path):
     model = network()
     small = pack(model)
@@ -87,7 +115,7 @@ def test_one_bit_is_one_bit_in_memory():
     assert sum(value.nbytes for value in small.state_dict().values() if value.dtype == torch.int32) * 8 == latent
 
 
-@pytest.mark.parametrize("arch", [MIXED, ALL_BINARY])
+@pytest.mark.parametrize("arch", [MIXED, ALL_BINARY, EXPERTS])
 def test_stored_and_read_again_bit_for_bit(tmp_path, arch):
     small, tokens = pack(network(arch)), random_tokens(BASE, 2, 9)
     save_packed(small, tmp_path / "a")
@@ -112,11 +140,11 @@ def test_what_is_packed_and_what_is_refused():
     with pytest.raises(ValueError, match=r"layers.0.ffn.down: 48 inputs cut a group, .* a multiple of 32"):
         pack(thin)
     assert packable(network(ALL_BINARY))
-    for kind in ("ternary", "binary"):
-        experts = network(Architecture(64, (replace(MLGRU, experts=2, weights=kind),)))
-        assert not packable(experts)
-        with pytest.raises(ValueError, match=f"{kind} experts are not packed"):
-            pack(experts)
+    assert packable(network(EXPERTS))
+    odd_experts = network(Architecture(64, (replace(MLGRU, experts=2, ffn_size=96),)))
+    assert not packable(odd_experts)
+    with pytest.raises(ValueError, match=r"layers.0.ffn.down: 96 inputs cut a group, .* a multiple of 64"):
+        pack(odd_experts)
     space = SearchSpace.from_dict({
         "base": {"vocab_size": 64}, "layers": 1, "hidden_size": 64, "depth": 1, "kv_heads": 1, "queries_per_group": 1,
         "head_dim": 64, "ffn_size": 64, "weights": ["ternary", "dense"],

@@ -4,6 +4,8 @@ fp32, so the two differ by the order of sums, and by a rounding of an activation
 edge between two integers: few, and one step of 1/127 each.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -21,6 +23,7 @@ NETWORKS = {
     "ternary attention": Architecture(64, (ATTENTION,)),
     "binary": Architecture(64, (BINARY,)),
     "mixed": Architecture(64, (BINARY, LayerSpec(2, 2, 32, 64), ATTENTION)),
+    "experts": Architecture(64, (replace(ATTENTION, experts=3, top_k=2), replace(BINARY, experts=2, shared_experts=1))),
     "sizes that no kernel takes": Architecture(40, (LayerSpec(1, 1, 8, 24, weights="ternary", mixer="mlgru"),)),
 }
 
