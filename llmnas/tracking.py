@@ -41,7 +41,7 @@ class Tracker:
         )  # fmt: skip
         self._tasks: dict[str, TaskID] = {}
         self._printed: dict[str, float] = {}
-        self._started: dict[str, tuple[float, int]] = {}
+        self._started: dict[str, tuple[float, int, int]] = {}  # since when, counted from where, to where
         self._folder, self._wandb = folder, (mode, project, config)
         self._jsonl: IO[str] | None = None  # opened by the first record: only rank 0 writes any
         self._run: Any = None
@@ -87,7 +87,10 @@ class Tracker:
     def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
         """Show how far a stage is: a bar that becomes a line when the stage ends, or a line every 15 seconds."""
         now = time.monotonic()
-        begun, first = self._started.setdefault(stage, (now, done))
+        begun, first, last = self._started.get(stage, (now, done, done))
+        if done < last:  # counted anew
+            begun, first = now, done
+        self._started[stage] = begun, first, done
         rate = (done - first) / (now - begun) if now > begun else 0.0
         if self._console.is_terminal:
             if done < total:

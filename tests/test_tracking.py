@@ -68,6 +68,7 @@ with Tracker(Path(sys.argv[1]), "off", "", {}) as tracker:
         tracker.progress("supernet", step, 40, f"loss {6 - step / 40:.3f}")
         time.sleep(0.02)
     tracker.progress("search", 1, 100, "nsga2")
+    tracker.progress("supernet", 2, 2)
 """
 
 
@@ -77,10 +78,11 @@ def test_a_pipe_gets_plain_lines(tmp_path):
         env=tiny.environment(),
     )  # fmt: skip
     assert done.stdout == ""
-    first, last, search = done.stderr.splitlines()
+    first, last, search, anew = done.stderr.splitlines()
     assert first == "supernet: 1/40, loss 5.975"
     assert re.fullmatch(r"supernet: 40/40, loss 5.000, \d+\.\d a second", last)
     assert search == "search: 1/100, nsga2"
+    assert anew == "supernet: 2/2"  # counted from the beginning again: no rate yet, and none below zero
 
 
 def test_a_terminal_gets_a_bar_with_rate_and_time_left_and_keeps_the_last_line(tmp_path):

@@ -63,7 +63,7 @@ class Config(Strict):
         if self.darts:
             self._check_only(self.darts)
         if self.hardware:
-            self.hardware.require_use({*self.search.objectives, *self.search.constraints})
+            self.hardware.require_use({*self.search.objectives, *self.search.constraints, *self.extract.targets})
         stages = {"retrain": self.retrain.train, "correlate": self.correlate.train, "ladder": self.ladder.train}
         trainings = {"train": self.train} | {name: self.stage_settings(name, own) for name, own in stages.items()}
         self._pretrained_fits(trainings)

@@ -200,7 +200,9 @@ class HardwareConfig(Strict):
         """Raise ValueError where no metric that is asked for needs the section, or one of its keys."""
         latencies = set(HARDWARE_METRICS) - {"energy_j"}
         if not asked & set(HARDWARE_METRICS):
-            raise ValueError(f"hardware: no objective or constraint needs it ({', '.join(HARDWARE_METRICS)})")
+            raise ValueError(
+                f"hardware: no objective, constraint or target of extract needs it ({', '.join(HARDWARE_METRICS)})"
+            )
         needs = dict.fromkeys(("method", "seconds", "correction"), latencies) | {"phase": {"latency_ms", "energy_j"}}
         for key in sorted(changed(self) & set(needs)):
             if not asked & needs[key]:

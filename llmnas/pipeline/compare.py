@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from llmnas.config import Config
 from llmnas.cost import costs
 from llmnas.errors import UserError
 from llmnas.files import sha256, write_json
@@ -18,7 +19,7 @@ from llmnas.pipeline.stores import Evaluate, evaluation_identity, remembered, st
 from llmnas.pipeline.table import read_table
 from llmnas.report.html import Table
 from llmnas.report.plots import Band, comparison_png
-from llmnas.search import search
+from llmnas.search import options_of, search
 from llmnas.search.compare import REPORTED, Comparison, compare
 from llmnas.search.predictor import Predictor, split
 from llmnas.space import Architecture
@@ -35,6 +36,7 @@ def compare_strategies(context: Context, table: Path | None = None) -> dict[str,
     supernet, and the result says how good it is.
     """
     config, run = context.config, context.run
+    _require_strategies(config)
     folder = run.result("compare").parent
     about: dict[str, Any] = {"evaluated_by": "supernet"}
     if table is None:
@@ -76,6 +78,17 @@ def compare_strategies(context: Context, table: Path | None = None) -> dict[str,
     comparison_png(run.result("compare").with_name("hypervolume.png"), bands(found))
     run.record("compare", strategies=list(config.compare.strategies), seeds=config.compare.seeds)
     return result
+
+
+def _require_strategies(config: Config) -> None:
+    """Refuse a strategy that does not exist, or options that none takes, before the first of them has run for long."""
+    for name in config.compare.strategies:
+        options_of(name, config.search.options if name == config.search.strategy else {})
+    if config.search.options and config.search.strategy not in config.compare.strategies:
+        raise UserError(
+            f"search.options: of {config.search.strategy}, which does not take part; compare.strategies: "
+            f"{', '.join(config.compare.strategies)}"
+        )
 
 
 def bands(found: Comparison) -> list[Band]:

@@ -1,6 +1,16 @@
 """Search strategies, and the one loop that runs them."""
 
-from llmnas.search.loop import STRATEGIES, Evaluate, load_strategy, search
+from llmnas.search.loop import STRATEGIES, Evaluate, load_strategy, options_of, search
 from llmnas.search.strategy import Candidates, Options, Problem, Strategy
 
-__all__ = ["STRATEGIES", "Candidates", "Evaluate", "Options", "Problem", "Strategy", "load_strategy", "search"]
+__all__ = [
+    "STRATEGIES",
+    "Candidates",
+    "Evaluate",
+    "Options",
+    "Problem",
+    "Strategy",
+    "load_strategy",
+    "options_of",
+    "search",
+]

@@ -92,7 +92,7 @@ def search(
     for name, value, least in (("evaluations", evaluations, 1), ("batch", batch, 1), ("seed", seed, 0)):
         if value < least:
             raise UserError(f"{name} must be at least {least}, got {value}")
-    chosen, make = _options(strategy, options)
+    chosen, make = options_of(strategy, options)
     # Sorted: the order in which the same objectives are named must not change the search.
     goals = dict(sorted(check_objectives(objectives).items()))
     limits = dict(sorted(check_constraints(constraints).items()))
@@ -134,7 +134,12 @@ def load_strategy(name: str) -> tuple[type[Options], Callable[[Problem, Any], St
     return getattr(module, entry.options), getattr(module, entry.strategy)
 
 
-def _options(strategy: str, options: Mapping[str, Any]) -> tuple[Options, Callable[[Problem, Any], Strategy]]:
+def options_of(strategy: str, options: Mapping[str, Any]) -> tuple[Options, Callable[[Problem, Any], Strategy]]:
+    """(checked options, constructor) of the strategy of this name.
+
+    Raises:
+        UserError: there is no such strategy, it has no such option, or the option no such value.
+    """
     kind, make = load_strategy(strategy)
     unknown = sorted(set(options) - set(kind.model_fields))
     if unknown:

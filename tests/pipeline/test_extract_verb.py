@@ -167,7 +167,6 @@ def test_every_candidate_is_recalibrated_where_the_search_section_says_so(llmnas
 
 def test_mip_refuses_a_latency_that_is_no_sum_of_measured_blocks(copied, llmnas, tmp_path):
     values = yaml.safe_load(copied.config.read_text())
-    values["search"]["constraints"] = {"latency_ms": 100}
     values["hardware"] = {"device": "a100"}
     path = tmp_path / "a100.yaml"
     path.write_text(yaml.safe_dump(values))

@@ -55,7 +55,7 @@ def test_every_named_metric_is_allowed_in_any_number_and_direction():
 @pytest.mark.parametrize(
     ("hardware", "search", "message"),
     [
-        ({"phase": "decode"}, {}, "no objective or constraint needs it"),
+        ({"phase": "decode"}, {}, "no objective, constraint or target of extract needs it"),
         ({"device": "a100", "method": "measure"}, {"constraints": {"latency_ms": 1}}, "hardware.method does nothing"),
         ({"device": "l4", "threads": 2}, {"constraints": {"latency_ms": 1}}, "hardware.threads does nothing"),
         ({"method": "measure", "seconds": 2}, {"constraints": {"latency_ms": 1}}, "hardware.seconds does nothing"),

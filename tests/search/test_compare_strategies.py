@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import moocore
@@ -130,6 +131,23 @@ def test_a_table_stands_for_the_supernet(tmp_path):
     shown = strategies_table(result)
     assert {row[0] for row in shown.rows} == {"random", "local"}
     assert "held out: val_loss tau" in shown.note
+
+
+def test_a_strategy_or_options_that_do_nothing_are_refused_before_anything_is_searched(tmp_path):
+    for compared, options, message in (
+        ({"strategies": ["random", "nsga"]}, {}, "'nsga' does not exist; allowed: random"),
+        ({"strategies": ["random", "nsga2"]}, {"size": 20}, "nsga2 has no 'size'"),
+        (
+            {},
+            {"population": 20},
+            "search.options: of nsga2, which does not take part; compare.strategies: random, local",
+        ),
+    ):
+        given = context(tmp_path, **compared)
+        config = given.config
+        changed = config.model_copy(update={"search": config.search.model_copy(update={"options": options})})
+        with pytest.raises(UserError, match=message):
+            compare_strategies(replace(given, config=changed), tmp_path / "never.sqlite")
 
 
 def test_a_table_of_another_space_is_refused(tmp_path):
