@@ -100,17 +100,19 @@ class Seed:
         """Whether this piece is done."""
         return (self.run.path / "study" / f"{name}.json").exists()
 
-    def alone(self, label: str, arch: Architecture) -> dict[str, Any]:
-        """One network trained alone: its loss and its sizes."""
+    def alone(self, label: str, arch: Architecture, **changes: float) -> dict[str, Any]:
+        """One network trained alone, as the config says or with `changes` of that: its loss and its sizes."""
+        name = "-".join(["alone", arch.id, *(f"{key}={value:g}" for key, value in changes.items())])
 
         def compute() -> dict[str, Any]:
             settings = self.config.stage_settings("retrain", self.config.retrain.train)
-            place = self.run.stand_alone("study", arch.id, self.seed)
-            result = train_alone(self.context, arch, settings, self.seed, place, label, inherit=False)
+            settings = settings.model_copy(update={**changes, "save_every": changes.get("steps", settings.save_every)})
+            place = self.run.stand_alone("study", name.removeprefix("alone-"), self.seed)
+            result = train_alone(self.context, arch, settings, self.seed, place, label, "scratch")
             sizes = count_params(arch, self.config.space.base)
             return {"label": label, "val_loss": result["val_loss"], "params": sizes.total, "active": sizes.active}
 
-        return self.stored(f"alone-{arch.id}", compute)
+        return self.stored(name, compute)
 
     def supernet(self) -> dict[str, Any]:
         """Train the supernet."""
