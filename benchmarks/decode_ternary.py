@@ -1,7 +1,7 @@
-"""Decoding with an all-ternary model on the CPU: packed to 2 bits, against itself unpacked and its dense fp32 twin.
+"""Decoding with packed models on the CPU: ternary at 2 bits and binary at 1, against their dense fp32 twin.
 
-One sequence, one token at a time, greedy, after a prompt; one thread, the three interleaved, CPU time. The dense twin
-has the same sizes. Embedding and head are dense fp32 in all of them.
+One sequence, one token at a time, greedy, after a prompt; one thread, all interleaved, CPU time. The dense twin and the
+ternary network unpacked have the same sizes. Embedding and head are dense fp32 in all of them.
 
     python benchmarks/decode_ternary.py [--repeats 7] [--out benchmarks/results/decode_ternary.csv]
 """
@@ -64,8 +64,12 @@ def layer_bytes(model: Transformer) -> int:
 def row(shape: tuple[int, int, int, int], mixer: Mixer, repeats: int, clock: str) -> dict[str, Any]:
     """Measure one shape."""
     ternary, dense = network(shape, "ternary", mixer), network(shape, "dense", mixer)
-    packed = pack(ternary)
-    calls = {"dense": decoder(dense), "unpacked": decoder(ternary), "packed": decoder(packed)}
+    binary = network(shape, "binary", mixer)
+    packed, signs = pack(ternary), pack(binary)
+    if decoder(signs)() != decoder(binary)():
+        raise RuntimeError(f"{shape}: the packed binary network says something else")
+    del binary
+    calls = {"dense": decoder(dense), "unpacked": decoder(ternary), "packed": decoder(packed), "signs": decoder(signs)}
     if calls["packed"]() != calls["unpacked"]():
         raise RuntimeError(f"{shape}: the packed network says something else")
     times = interleave(calls, repeats, clock)
@@ -75,7 +79,10 @@ def row(shape: tuple[int, int, int, int], mixer: Mixer, repeats: int, clock: str
         "dense_tokens_per_s": round(rate["dense"], 1), "unpacked_tokens_per_s": round(rate["unpacked"], 1),
         "packed_tokens_per_s": round(rate["packed"], 1),
         "packed_over_dense": round(ratio(times, "dense", "packed")["median"], 2),
+        "binary_tokens_per_s": round(rate["signs"], 1),
+        "binary_over_dense": round(ratio(times, "dense", "signs")["median"], 2),
         "dense_layer_bytes": layer_bytes(dense), "packed_layer_bytes": layer_bytes(packed),
+        "binary_layer_bytes": layer_bytes(signs), "repeats": repeats,
     }  # fmt: skip
 
 

@@ -121,7 +121,7 @@ def row(shape: str, mixer: Mixer, repeats: int, clock: str) -> dict[str, Any]:
     times = interleave(variants, repeats, clock)
     kept = {kind: kept_bytes(model, kind) for kind, model in models.items()}
     return {
-        "hidden_size": int(shape), "mixer": mixer, "tokens": BATCH * SEQ,
+        "hidden_size": int(shape), "mixer": mixer, "tokens": BATCH * SEQ, "repeats": repeats,
         "dense_s": sorted(times["dense"])[repeats // 2],
         "step_ratio": ratio(times, "ternary", "dense"), "step_ratio_to_plain": ratio(times, "ternary", "plain"),
         "kept_bytes": kept, "kept_ratio": kept["ternary"] / kept["dense"],
