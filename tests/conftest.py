@@ -3,9 +3,14 @@
 Also one whole tiny run for the session (`tiny_run`; copy what you change), and `llmnas`, a verb in this process.
 """
 
+import os
 import shutil
 import signal
 import sys
+
+# Before torch is imported, here and in every process that a test starts: the workers of a parallel run share the cores,
+# and threads that wait for a core by spinning made the suite four times as expensive.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import tiny
