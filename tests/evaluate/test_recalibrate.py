@@ -29,6 +29,18 @@ WINDOWS = np.lib.stride_tricks.sliding_window_view(TOKENS, 33)[::32].copy()
 TEXT, HELD_OUT = WINDOWS[:150], WINDOWS[150:]
 
 
+def chain():
+    """Windows of a text in which most tokens say which one comes next: a feed-forward has something to learn."""
+    rng = np.random.default_rng(0)
+    successor, tokens = rng.permutation(64), [0]
+    for _ in range(5999):
+        tokens.append(int(successor[tokens[-1]] if rng.random() < 0.8 else rng.integers(64)))
+    return np.lib.stride_tricks.sliding_window_view(np.array(tokens), 33)[::32].copy()
+
+
+CHAIN, CHAIN_HELD_OUT = chain()[:150], chain()[150:]
+
+
 class UserLayer(torch.nn.Module):
     """A feed-forward of a user's own: batch norm over the channels of ours."""
 
@@ -40,9 +52,9 @@ class UserLayer(torch.nn.Module):
         return self.norm(self.inner(x, spec).transpose(1, 2)).transpose(1, 2)
 
 
-def train(model, networks, steps, after=lambda out: None):
+def train(model, networks, steps, after=lambda out: None, text=TEXT):
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
-    text = torch.from_numpy(TEXT)
+    text = torch.from_numpy(text)
     generator = torch.Generator().manual_seed(0)
     model.train()
     for step in range(steps):
@@ -62,7 +74,7 @@ def normed():
     for layer in model.layers:
         layer.ffn = UserLayer(layer.ffn, 16)
     small, middle, large = SPACE.smallest(), SPACE.middle(), SPACE.largest()
-    return train(model, [small, middle, large, large, large], 200)
+    return train(model, [small, middle, large, large, large], 200, text=CHAIN)
 
 
 def refreshed(model, arch):
@@ -74,33 +86,36 @@ def refreshed(model, arch):
             module.reset_running_stats()
             module.train()
     with torch.no_grad():
-        twin(torch.from_numpy(TEXT[:, :-1]), arch)
+        twin(torch.from_numpy(CHAIN[:, :-1]), arch)
     return twin.eval()
 
 
 def test_a_candidate_is_mis_scored_without_its_own_statistics(normed):
-    """Stale ones put three networks into a wrong order; fresh ones give the oracle's losses and order."""
+    """With stale ones one layer looks better than two narrow ones; fresh ones give the oracle's losses and order."""
     before = {name: value.clone() for name, value in normed.state_dict().items()}
-    archs = [SPACE.smallest(), SPACE.middle(), SPACE.largest()]
+    archs = [SPACE.smallest(), SPACE.build(16, {0: SPACE.middle().kept[0][1]}), SPACE.largest()]
     stale, fresh, oracle = [], [], []
     for arch in archs:
-        twin, values = refreshed(normed, arch), recalibrate(normed, arch, TEXT, batch=len(TEXT))
-        assert values.keys() == {f"layers.{i}.ffn.norm.running_{what}" for i in (0, 1) for what in ("mean", "var")}
+        twin, values = refreshed(normed, arch), recalibrate(normed, arch, CHAIN, batch=len(CHAIN))
+        assert values.keys() == {
+            f"layers.{i}.ffn.norm.running_{what}" for i, _ in arch.kept for what in ("mean", "var")
+        }
         for name, value in values.items():
             torch.testing.assert_close(value, twin.state_dict()[name], rtol=1e-4, atol=1e-6)
-        stale.append(window_losses(normed, arch, HELD_OUT).mean())
-        fresh.append(window_losses(normed, arch, HELD_OUT, values=values).mean())
-        oracle.append(window_losses(twin, arch, HELD_OUT).mean())
+        stale.append(window_losses(normed, arch, CHAIN_HELD_OUT).mean())
+        fresh.append(window_losses(normed, arch, CHAIN_HELD_OUT, values=values).mean())
+        oracle.append(window_losses(twin, arch, CHAIN_HELD_OUT).mean())
     assert fresh == pytest.approx(oracle, abs=1e-5)
-    assert stale[0] > fresh[0] + 0.05
-    assert np.argsort(fresh).tolist() == np.argsort(oracle).tolist() != np.argsort(stale).tolist()
+    assert stale[0] > fresh[0] + 0.3
+    assert np.argsort(stale).tolist() == [2, 1, 0]
+    assert np.argsort(fresh).tolist() == np.argsort(oracle).tolist() == [2, 0, 1]
     assert all(torch.equal(value, before[name]) for name, value in normed.state_dict().items())
     assert not any(module._forward_hooks for module in normed.modules())
 
 
 def test_statistics_of_several_batches_are_those_of_the_whole_text(normed):
     """The variance between batches counts too. In the first norm only: later ones see what batches made of it."""
-    few, all_ = (recalibrate(normed, SPACE.middle(), TEXT, batch=size) for size in (7, 150))
+    few, all_ = (recalibrate(normed, SPACE.middle(), CHAIN, batch=size) for size in (7, 150))
     for name in ("layers.0.ffn.norm.running_mean", "layers.0.ffn.norm.running_var"):
         torch.testing.assert_close(few[name], all_[name], rtol=1e-5, atol=1e-6)
 
