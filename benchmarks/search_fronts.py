@@ -66,8 +66,12 @@ def measured_again(
     }
 
 
-def check(evaluate: Evaluate, compared: Path, at: Sequence[int]) -> dict[str, Any]:
-    """Every strategy and seed of a comparison after each number of evaluations, against the long random search."""
+def check(evaluate: Evaluate, compared: Path, at: Sequence[int], extracted: Sequence[Path] = ()) -> dict[str, Any]:
+    """Every strategy and seed of a comparison after each number of evaluations, against the long random search.
+
+    Args:
+        extracted: stores of `llmnas extract` on this supernet: what all their evaluations together reach.
+    """
     result = read_json(compared / "compare" / "result.json")
 
     def run(strategy: str, seed: int) -> tuple[Objectives, list[Evaluation]]:
@@ -88,7 +92,16 @@ def check(evaluate: Evaluate, compared: Path, at: Sequence[int]) -> dict[str, An
                     row[f"{by}_ratio"] = row[f"{by}_hypervolume"] / yardstick[f"{by}_hypervolume"]
                 rows.append({"strategy": name, "seed": seed, "evaluations": n, **row})
         print(f"{name}: {count} seeds", flush=True)
-    return {"yardstick": {"evaluations": len(long), **yardstick}, "reference": reference, "fronts": rows}
+    stores = []
+    for path in extracted:
+        _, _, evaluations = read_archive(path)
+        volume = hypervolume(front(evaluations, objectives), objectives, reference)
+        ratio = volume / yardstick["real_hypervolume"]
+        stores.append({"evaluations": len(evaluations), "real_hypervolume": volume, "real_ratio": ratio})
+        print(f"{path}: {len(evaluations):,} evaluations, {ratio:.4f} of the random ones", flush=True)
+    return {
+        "yardstick": {"evaluations": len(long), **yardstick}, "reference": reference, "fronts": rows, "stores": stores,
+    }  # fmt: skip
 
 
 def table(found: dict[str, Any]) -> list[str]:
@@ -117,6 +130,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=ROOT / "search_configs" / "search_table.yaml")
     parser.add_argument("--table", type=Path, default=ROOT / "benchmarks" / "results" / "search_table.csv.gz")
     parser.add_argument("--at", type=int, nargs="+", default=[200, 1000], help="numbers of evaluations")
+    parser.add_argument("--extracted", type=Path, nargs="*", default=[], help="stores of llmnas extract on that run")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     config, run = load_config(args.config, []), RunFolder(args.run)
@@ -127,7 +141,7 @@ def main() -> None:
         store = store_of(context, run.result("fronts").with_name("evaluations.sqlite"), {LOSS: "min"})
         evaluate = remembered(store, context.evaluator())
         worst = require_table(evaluate, read_table(args.table, config.space))
-        found = {"table_error": worst, **check(evaluate, args.compared, args.at)}
+        found = {"table_error": worst, **check(evaluate, args.compared, args.at, args.extracted)}
         store.close()
     if args.json:
         write_json(args.json, found)
