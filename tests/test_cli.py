@@ -77,10 +77,12 @@ def test_bad_input_is_one_line_and_2(llmnas, tmp_path, monkeypatch, arguments, w
 
 def test_a_budget_that_nothing_meets_is_named_before_any_work(llmnas, tmp_path):
     config = tiny.write_config(tmp_path, tmp_path / "there is no text yet")
-    done = llmnas("run", config, "--run-dir", tmp_path / "run", "--set", "budget.max_params=100")
-    assert done.code == 2
-    assert "max_params" in done.complaint
-    assert not (tmp_path / "run" / "data").exists()
+    for verb in ("run", "prepare"):
+        done = llmnas(verb, config, "--run-dir", tmp_path / "run", "--set", "budget.max_params=100")
+        assert done.code == 2
+        assert "max_params" in done.complaint
+        assert not (tmp_path / "run" / "data").exists()
+        assert not (tmp_path / "run" / "config.yaml").exists()  # it is free for a budget that can be met
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,11 @@ import torch
 import yaml
 
 from llmnas.config import Config, differences
+from llmnas.cost import sample
 from llmnas.data import Sequences, TokenFile
 from llmnas.evaluate.evaluator import Evaluator
 from llmnas.pipeline.metrics import OwnMetric, check_metrics
+from llmnas.rng import generator
 from llmnas.runs import RunFolder, identity
 from llmnas.supernet import Transformer, load_weights
 from llmnas.tracking import Tracker
@@ -38,7 +40,13 @@ class Context:
         check_metrics(self.config, self.own_metrics)
 
     def claim(self) -> None:
-        """Bind the folder to this config; `UserError` with the difference if it has another."""
+        """Bind the folder to this config.
+
+        Raises:
+            UserError: the folder has another one, with the difference; or nothing in the space meets the budget.
+        """
+        if not self.run.config.exists():  # before anything is computed, and before the folder is bound to it
+            sample(self.config.space, generator(self.config.seed, "feasible"), self.config.budget)
         values = self.config.model_dump(mode="json")
         self.run.claim(yaml.safe_dump(values, sort_keys=False), values, _FIXED, differences)
 

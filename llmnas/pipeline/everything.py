@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmnas.cost import sample
 from llmnas.export import ExportReport
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.export import export, exported
@@ -15,7 +14,6 @@ from llmnas.pipeline.retrain import retrain
 from llmnas.pipeline.search import search_supernet
 from llmnas.pipeline.train import train_supernet
 from llmnas.report.html import Table
-from llmnas.rng import generator
 
 
 @dataclass(frozen=True)
@@ -30,8 +28,6 @@ class Result:
 
 def run_everything(context: Context) -> Result:
     """Prepare, train, search, retrain, export, report; finished stages are not repeated."""
-    # a budget that nothing meets is named before anything is computed
-    sample(context.config.space, generator(context.config.seed, "feasible"), context.config.budget)
     prepare(context)
     train_supernet(context)
     search_supernet(context).close()

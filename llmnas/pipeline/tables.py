@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from llmnas.files import read_json
-from llmnas.pareto import Evaluation
+from llmnas.pareto import DROPPED, Evaluation
 from llmnas.pipeline.retrain import verdict
 from llmnas.report.findings import Table
 from llmnas.runs import RunFolder
@@ -15,14 +16,26 @@ _FRONT_COLUMNS = ("architecture", "val loss", "perplexity", "parameters", "MFLOP
 _SHOWN = {"val_loss", "perplexity", "params", "flops_per_token"}
 
 
-def search_tables(run: RunFolder, front: Sequence[Evaluation], evaluated: int, asked: Iterable[str]) -> list[Table]:
-    """The front of so many evaluations, and which of its members to build; `asked` are the metrics that were named."""
+def search_tables(
+    run: RunFolder, front: Sequence[Evaluation], evaluations: Sequence[Evaluation], asked: Iterable[str]
+) -> list[Table]:
+    """The front of all evaluations, and which of its members to build; `asked` are the metrics that were named."""
     stages = read_json(run.manifest)["stages"] if run.manifest.exists() else {}
     facts = stages.get("search", {})
-    found = [front_table(front, evaluated, asked, facts.get("provenance", {}), speed(facts))]
+    more = failures(evaluations) + speed(facts)
+    found = [front_table(front, len(evaluations), asked, facts.get("provenance", {}), more)]
     if run.decision.exists():
         found.append(decision_table(read_json(run.decision)))
     return found
+
+
+def failures(evaluations: Sequence[Evaluation]) -> str:
+    """How many evaluations failed, and the most frequent reason, as a sentence; empty where none did."""
+    reasons = Counter(e.failure for e in evaluations if e.failure is not None and DROPPED not in e.metrics)
+    if not reasons:
+        return ""
+    reason, count = reasons.most_common(1)[0]
+    return f" {reasons.total()} of them failed, {count} because {reason}."
 
 
 def speed(facts: Mapping[str, Any]) -> str:
@@ -41,7 +54,7 @@ def speed(facts: Mapping[str, Any]) -> str:
 
 
 def front_table(
-    front: Sequence[Evaluation], evaluated: int, asked: Iterable[str], provenance: Mapping[str, str], speed: str = ""
+    front: Sequence[Evaluation], evaluated: int, asked: Iterable[str], provenance: Mapping[str, str], facts: str = ""
 ) -> Table:
     """The Pareto front, best loss first; every metric that was asked for has a column."""
     more = [name for name in dict.fromkeys(asked) if name not in _SHOWN]
@@ -55,7 +68,7 @@ def front_table(
             *(f"{m[name]:.4g}" for name in more),
         ))  # fmt: skip
     note = f"{evaluated} architectures evaluated with the supernet's weights; ± is one standard error."
-    note += speed + "".join(f" {name}: {text}." for name, text in provenance.items())
+    note += facts + "".join(f" {name}: {text}." for name, text in provenance.items())
     return Table("Pareto front", (*_FRONT_COLUMNS, *more), rows, note)
 
 

@@ -12,7 +12,7 @@ from llmnas.cost import Workload
 from llmnas.cost.roofline import GPUS, roofline_ms
 from llmnas.errors import UserError
 from llmnas.files import read_json
-from llmnas.pareto import Archive
+from llmnas.pareto import DROPPED, Archive, Evaluation
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.decide import chosen, contenders, price
 from llmnas.pipeline.metrics import check_metrics, own_metric, providers, with_own
@@ -243,7 +243,7 @@ def test_every_metric_asked_for_is_there_with_its_provenance(searched):
 
 
 def test_the_choice_is_written_down_with_its_reasons(searched):
-    from llmnas.pipeline.tables import search_tables
+    from llmnas.pipeline.tables import failures, search_tables
 
     context, archive = searched
     decision = read_json(context.run.decision)
@@ -253,11 +253,16 @@ def test_the_choice_is_written_down_with_its_reasons(searched):
     assert len(decision["statements"]) == len(contenders(archive)) - 1
     assert all("nats" in text or "lost to another" in text for text in decision["statements"])
     asked = [*archive.objectives, *archive.constraints]
-    front, choice = search_tables(context.run, archive.front(), len(archive), asked)
+    front, choice = search_tables(context.run, archive.front(), archive.evaluations, asked)
     assert front.columns[-4:] == ("latency_ms", "energy_j", "width", "prefill_latency_ms")
     assert "block table" in front.note
     assert found.arch.id in choice.note
     assert len(choice.rows) == len(decision["statements"])
+    assert "failed" not in front.note
+    reasons = ["width is nan", "val_loss is nan", "width is nan", "dropped after 8 windows", None]
+    metrics = {"dropped after 8 windows": {DROPPED: 8.0}}
+    told = [Evaluation(found.arch, metrics.get(why, {}), why, i) for i, why in enumerate(reasons)]
+    assert failures(told) == " 3 of them failed, 2 because width is nan."
 
 
 def test_a_stored_table_of_another_machine_stops_the_search(searched):
