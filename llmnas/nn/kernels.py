@@ -61,7 +61,13 @@ def fits_ternary(x: Tensor) -> bool:
 
 
 def quantise(x: Tensor, *, packed: bool) -> Codes:
-    """Tokens [..., K] to integers, one scale each, differentiable straight through; `packed`: for `packed_linear`."""
+    """Tokens [..., K] to integers, one scale each, differentiable straight through; `packed`: for `packed_linear`.
+
+    Raises:
+        ValueError: tokens that are no floats.
+    """
+    if not x.is_floating_point():
+        raise ValueError(f"tokens: {list(x.shape)} of {x.dtype}, must be floats")
     if fits_ternary(x):
         from llmnas.triton_kernels import ternary_linear as kernel
 
@@ -160,6 +166,8 @@ def _packed_cpu(x: Codes, weight: PackedTernary) -> Tensor:
         raise ValueError(f"packed weight: on {codes.device}, x is on {x.codes.device}")
     if codes.dtype != torch.uint8 or codes.dim() != 2 or codes.shape[1] * 4 != k:
         raise ValueError(f"packed weight: {list(codes.shape)} of {codes.dtype}, must be uint8 [any, {k // 4}]")
+    if weight.gamma.numel() != 1:
+        raise ValueError(f"gamma: {list(weight.gamma.shape)}, must be one number")
     if codes.stride(1) != 1 or k > packed_cpu.EXACT_INPUTS:
         raise ValueError(f"packed weight: rows need neighbouring bytes and at most {packed_cpu.EXACT_INPUTS} inputs")
     return packed_cpu.matmul(x.codes, codes) * (weight.gamma.flatten() / x.scales)[:, None]
@@ -199,6 +207,8 @@ def packed_binary_linear(x: Tensor | Codes, bits: Tensor, alpha: Tensor) -> Tens
     if bits.device != rows.device or bits.dtype != torch.int32 or bits.dim() != 2 or 32 * bits.shape[1] != x.shape[-1]:
         wanted = f"int32 [any, {x.shape[-1] / WORD:g}] on {rows.device}"
         raise ValueError(f"packed weight: {list(bits.shape)} of {bits.dtype} on {bits.device}, must be {wanted}")
+    if len(alpha) != len(bits):
+        raise ValueError(f"alpha: {len(alpha)} numbers, must be {len(bits)}, one an output")
     if takes_triton(rows):
         y = _packed_binary_triton(x, rows, bits, alpha)
     else:

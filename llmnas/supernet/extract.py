@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from llmnas.nn import attention, ffn, mlgru, moe
 from llmnas.nn.ternary import LOW_BIT, scale_name, scale_of
-from llmnas.space.architecture import Architecture, BaseModel, FixedShape
+from llmnas.space.architecture import Architecture, BaseModel, FixedShape, require_fit
 from llmnas.supernet.model import Transformer
 
 # where low-bit weights live: leading axes that are outputs, and how many of them tell matrices apart
@@ -31,7 +31,11 @@ def extract(supernet: Transformer, arch: Architecture) -> Transformer:
 
     Every dimension is a leading slice, so every tensor of the small network is the leading block of its
     namesake; a dense feed-forward is the first expert. Low-bit weights keep their supernet's scale.
+
+    Raises:
+        ValueError: the weights cannot serve the architecture.
     """
+    require_fit(supernet, arch)
     shape = stand_alone_shape(supernet.base, supernet.rope_dim, arch)
     with torch.device("meta"):
         small = Transformer(shape)

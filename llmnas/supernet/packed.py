@@ -34,8 +34,11 @@ def pack(model: Transformer) -> Transformer:
     """A stand-alone network with its low-bit weights packed; the other tensors are shared with `model`.
 
     Raises:
-        ValueError: a supernet, or a weight whose inputs are no multiple of 64 (binary: 32).
+        ValueError: a supernet, a network that is packed already, or a weight whose inputs are no multiple of 64
+            (binary: 32).
     """
+    if any(is_packed(value) for value in model.buffers()):
+        raise ValueError("this network is packed already")
     for i, kinds in enumerate(model.kinds):
         if len(kinds.weights) > 1 or len(kinds.mixers) > 1:
             raise ValueError(f"layer {i} holds several kinds of weights: extract a network, then pack it")

@@ -188,6 +188,15 @@ BAD = {
     r"must be int32 \[any, 1\]": lambda: kernels.packed_binary_linear(
         torch.zeros(1, 32), torch.zeros(4, 1, dtype=torch.int8), torch.ones(4)
     ),
+    "alpha: 5 numbers, must be 4": lambda: kernels.packed_binary_linear(
+        torch.zeros(1, 32), torch.zeros(4, 1, dtype=torch.int32), torch.ones(5)
+    ),
+    r"gamma: \[2\], must be one number": lambda: product(
+        torch.zeros(2, 64), kernels.PackedTernary(torch.zeros(4, 16, dtype=torch.uint8), torch.ones(2))
+    ),
+    "tokens: .* of torch.int8, must be floats": lambda: kernels.quantise(
+        torch.zeros(1, 64, dtype=torch.int8), packed=True
+    ),
     "in_features of weight: 100": lambda: kernels.pack(torch.zeros(4, 100), torch.tensor(1.0)),
     "must be a float matrix": lambda: kernels.pack(torch.zeros(4, 64, dtype=torch.int8), torch.tensor(1.0)),
     "in_features of the slice: 65": lambda: packed(4, 128)[1].leading(4, 65),

@@ -1,11 +1,15 @@
 """A sub-network equals its stand-alone copy: values, gradients, and the copy is its own."""
 
+from dataclasses import replace
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import random_tokens, scrambled, spaces_with_members
 
 from llmnas.cost import count_params
+from llmnas.space import Architecture, SearchSpace
 from llmnas.supernet import Transformer, extract, stand_alone_shape
 
 SEEDS = st.integers(0, 1000)
@@ -114,3 +118,13 @@ def test_mode_and_dtype_follow_and_no_generator_is_touched(case, seed):
     assert not any(module.training for module in small.modules())
     assert {p.dtype for p in small.parameters()} == {torch.bfloat16}
     assert extract(supernet.train(), arch).training
+
+
+def test_what_the_weights_do_not_hold_is_refused():
+    space = SearchSpace.from_dict({
+        "base": {"vocab_size": 8}, "layers": 1, "hidden_size": 8, "depth": 1, "kv_heads": 1, "queries_per_group": 1,
+        "head_dim": 4, "ffn_size": 8, "experts": [1, 4],
+    })  # fmt: skip
+    (layer,) = space.largest().layers
+    with pytest.raises(ValueError, match="layer 0: experts = 8 is more than 4"):
+        extract(Transformer(space), Architecture(8, (replace(layer, experts=8),)))

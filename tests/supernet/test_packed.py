@@ -151,6 +151,8 @@ def test_what_is_packed_and_what_is_refused():
     })  # fmt: skip
     with pytest.raises(ValueError, match="layer 0 holds several kinds"):
         pack(Transformer(space))
+    with pytest.raises(ValueError, match="packed already"):
+        pack(pack(network()))
 
 
 def test_a_packed_weight_is_used_whole():
