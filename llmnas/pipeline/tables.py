@@ -68,7 +68,11 @@ def front_table(
             *(f"{m[name]:.4g}" for name in more),
         ))  # fmt: skip
     note = f"{evaluated} architectures evaluated with the supernet's weights; ± is one standard error."
-    note += facts + "".join(f" {name}: {text}." for name, text in provenance.items())
+    note += (
+        ("" if front else " None of them succeeded and meets all constraints.")
+        + facts
+        + "".join(f" {name}: {text}." for name, text in provenance.items())
+    )
     return Table("Pareto front", (*_FRONT_COLUMNS, *more), rows, note)
 
 

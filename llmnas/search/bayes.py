@@ -141,6 +141,7 @@ class BayesianSearch:
     """
 
     def __init__(self, problem: Problem, options: BayesOptions) -> None:
+        options.require_use("acquisition", len(problem.objectives) == 1, "with several objectives: it is qLogNEHVI")
         self._problem = problem
         self._options = options
         self._candidates = Candidates(problem)

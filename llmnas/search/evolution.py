@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from llmnas.pareto import Evaluation, minimised, violations
 from llmnas.search.strategy import Candidates, Options, Problem
@@ -18,6 +18,12 @@ class EvolutionOptions(Options):
 
     population: int = Field(32, ge=2)
     tournament: int = Field(16, ge=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> EvolutionOptions:
+        if "tournament" in self.model_fields_set and self.tournament > self.population:
+            raise ValueError(f"a tournament of {self.tournament} needs a population of as many, got {self.population}")
+        return self
 
 
 class RegularizedEvolution:

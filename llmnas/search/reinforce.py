@@ -163,6 +163,7 @@ class Reinforce:
                     f"options of reinforce: targets: {name}: {target} must be a positive target of another "
                     f"objective than {self._quality}; allowed: {self._costs}"
                 )
+        options.require_use("exponents", bool(self._costs), "without a second objective to trade")
         self._targets = dict(options.targets)
         self._candidates = Candidates(problem)
         self._decisions = Decisions(problem.space, problem.budget)

@@ -10,6 +10,7 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict
 
 from llmnas.cost import Budget, BudgetSampler
+from llmnas.errors import UserError
 from llmnas.pareto import Constraints, Evaluation, Objectives
 from llmnas.rng import generator
 from llmnas.space import Architecture, SearchSpace, crossover, mutate
@@ -24,6 +25,11 @@ class Options(BaseModel):
     """The options of one strategy: unknown ones are refused, never ignored."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def require_use(self, name: str, used: bool, why: str) -> None:
+        """Raise `UserError` where an option was given that changes nothing for the problem at hand."""
+        if name in self.model_fields_set and not used:
+            raise UserError(f"options: {name} does nothing {why}; leave it out")
 
 
 @dataclass(frozen=True)

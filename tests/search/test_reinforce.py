@@ -193,3 +193,5 @@ def test_a_constraint_is_learned():
 def test_options_that_name_nothing_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         search(SPACE, measure, "reinforce", TWO, options=options)
+    with pytest.raises(UserError, match="exponents does nothing without a second objective"):
+        search(SPACE, measure, "reinforce", {"val_loss": "min"}, options={"exponents": "hard"})

@@ -251,6 +251,8 @@ def test_an_impossible_budget_is_named(name):
         ("random", {"population": 3}, "random has no 'population'; allowed: none"),
         ("evolution", {"start": 3}, "evolution has no 'start'; allowed: population, tournament"),
         ("nsga2", {"tournament": 3}, "nsga2 has no 'tournament'; allowed: population, crossover"),
+        ("evolution", {"population": 8, "tournament": 9}, "a tournament of 9 needs a population of as many, got 8"),
+        ("bayes", {"acquisition": "ei"}, "acquisition does nothing with several objectives"),
         ("local", {"start": 0}, "options of local: start: .* greater than or equal to 1, got 0"),
     ],
 )
