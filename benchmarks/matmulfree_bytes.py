@@ -183,13 +183,13 @@ def _decode(cell: Cells) -> float:
 
 
 def differences(families: Cells) -> dict[str, dict[str, float]]:
-    """Mixed minus each pure family, paired by seed, in nats: mean and half of the 95 % interval (Student's t)."""
+    """Of two families, paired by seed, in nats: mean and half of the 95 % interval (Student's t)."""
     found = {}
-    for family in ("dense", "ternary"):
-        pairs = np.subtract(families["mixed"]["losses"], families[family]["losses"]).tolist()
+    for one, other in (("mixed", "dense"), ("mixed", "ternary"), ("ternary", "dense")):
+        pairs = np.subtract(families[one]["losses"], families[other]["losses"]).tolist()
         error = statistics.stdev(pairs) / len(pairs) ** 0.5 if len(pairs) > 1 else float("nan")
         half = float(student.ppf(0.975, len(pairs) - 1)) * error if len(pairs) > 1 else float("nan")
-        found[f"mixed - {family}"] = {"mean": statistics.mean(pairs), "half_interval": half}
+        found[f"{one} - {other}"] = {"mean": statistics.mean(pairs), "half_interval": half}
     return found
 
 
