@@ -292,7 +292,7 @@ def main() -> None:
     result: dict[str, Any] = {"model": args.model.name, "size": study.params, **options, "threads": 1}
     for part in args.parts:
         result[part] = parts[part]()
-        result["cpu_seconds"] = round(study.spent, 1)
+        result |= {"cpu_seconds": round(study.spent, 1), "complete": set(parts) <= set(result)}
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(result) + "\n", encoding="utf-8")
 
