@@ -22,6 +22,7 @@ def load_model(folder: Path) -> Any:
     Raises:
         UserError: not an export.
     """
+    logging.disable_progress_bar()
     ours = {kind.__name__: kind for kind in (LlmnasForCausalLM, DeciLMForCausalLM)}
     kind: Any = ours.get(read_json(folder / ABOUT_FILE)["export"]["class"], AutoModelForCausalLM)
     return kind.from_pretrained(folder, dtype=torch.float32).eval()
@@ -33,7 +34,6 @@ def read_prompt(folder: Path, prompt: str, longest: int) -> tuple[PreTrainedToke
     Raises:
         UserError: a prompt without a token, or one that leaves no room within `longest` tokens.
     """
-    logging.disable_progress_bar()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)  # AutoTokenizer would ask for the model's code
     ids: Tensor = tokenizer(prompt, return_tensors="pt")["input_ids"].long()
     length = ids.shape[1]

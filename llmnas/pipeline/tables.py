@@ -170,8 +170,10 @@ def ladder_table(result: dict[str, Any]) -> Table:
     how = "every subset was measured" if every else "subsets were searched by a beam and exchanges"
     note = (
         f"Layers of the largest network, {how}; chosen on one half of the windows, losses in nats on the other "
-        f"({result['windows']} windows). Alone: trained by itself on equal tokens, mean of {result['seeds']} seed(s)."
+        f"({result['windows']} windows)."
     )
+    if result["seeds"]:
+        note += f" Alone: trained by itself on equal tokens, mean of {result['seeds']} seed(s)."
     columns = (
         "depth", "layers kept", "parameters", "loss", "last layers dropped", "evenly spaced", "alone", "over alone"
     )  # fmt: skip
