@@ -27,11 +27,11 @@ STEPS, RATES, GRID_SEED = 1200, (8e-3, 4e-3, 16e-3), 90
 RESULTS = Path(__file__).parent / "results" / "moe_long.json"
 
 
-def grid(seed: Seed, steps: int) -> dict[str, dict[float, float]]:
+def grid(seed: Seed, steps: int, rates: Sequence[float]) -> dict[str, dict[float, float]]:
     """Validation loss of every network at every rate, at half of the steps."""
     prepare(seed.context)
     found: dict[str, dict[float, float]] = {name: {} for name in networks(seed.config.space)}
-    for lr in RATES:  # rate by rate, so that what is there compares the networks
+    for lr in rates:  # rate by rate, so that what is there compares the networks
         for name, arch in networks(seed.config.space).items():
             found[name][lr] = seed.alone(name, arch, lr=lr, steps=steps // 2)["val_loss"]
     return found
@@ -63,12 +63,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/moe_study"))
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path, default=RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(1)
     with ExitStack() as stack:
-        rates_found = grid(Seed(args.folder, GRID_SEED, stack), args.steps)
+        rates_found = grid(Seed(args.folder, GRID_SEED, stack), args.steps, args.rates)
         rates = {name: min(losses, key=lambda lr: losses[lr]) for name, losses in rates_found.items()}
         alone = trained([Seed(args.folder, seed, stack) for seed in range(args.seeds)], rates, args.steps)
     found = {
@@ -77,9 +78,11 @@ def main() -> None:
         "rates": rates, "alone": alone, "differences": differences(alone),
     }  # fmt: skip
     write_json(args.json, found)
+    for name, losses in found["grid"].items():
+        print(f"{name:10} seed {GRID_SEED}, {args.steps // 2} steps: {losses}")
     for name, runs in alone.items():
         losses = [run["val_loss"] for run in runs]
-        print(f"{name:10} lr {rates[name]:g}  {np.mean(losses):.4f} {np.round(losses, 4)}")
+        print(f"{name:10} lr {rates[name]:g}  {np.round(losses, 4)}")
     for name, difference in found["differences"].items():
         print(name, {key: np.round(value, 4) for key, value in difference.items()})
 
