@@ -1,10 +1,10 @@
-"""The networks of `moe_study.py` trained alone for four times as long, each at its best learning rate; three seeds.
+"""The networks of `moe_study.py` trained alone for longer, each at its best learning rate; three seeds.
 
     python benchmarks/moe_long.py --folder runs/moe_study --json benchmarks/results/moe_long.json
 
 At 300 steps many runs still stand on a plateau, so their order says who leaves it first. Here every network takes the
-rate that was best for it at half of the length on a seed that decides nothing else; the runs compared are at that rate,
-paired by seed (its own split of the text, weights and order of data). Every run is stored; the same command goes on.
+rate that was best for it (at `--grid-steps`, half of the length if not said) on a seed that decides nothing else; the
+runs compared are at that rate, paired by seed (its own split of the text, weights and order of data). Every run is stored; the same command goes on.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ RESULTS = Path(__file__).parent / "results" / "moe_long.json"
 
 
 def grid(seed: Seed, steps: int, rates: Sequence[float]) -> dict[str, dict[float, float]]:
-    """Validation loss of every network at every rate, at half of the steps."""
+    """Validation loss of every network at every rate."""
     prepare(seed.context)
     found: dict[str, dict[float, float]] = {name: {} for name in networks(seed.config.space)}
     for lr in rates:  # rate by rate, so that what is there compares the networks
         for name, arch in networks(seed.config.space).items():
-            found[name][lr] = seed.alone(name, arch, lr=lr, steps=steps // 2)["val_loss"]
+            found[name][lr] = seed.alone(name, arch, lr=lr, steps=steps)["val_loss"]
     return found
 
 
@@ -63,23 +63,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/moe_study"))
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--grid-steps", type=int)
     parser.add_argument("--rates", type=float, nargs="+", default=RATES)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path, default=RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    grid_steps = args.grid_steps or args.steps // 2
     with ExitStack() as stack:
-        rates_found = grid(Seed(args.folder, GRID_SEED, stack), args.steps, args.rates)
+        rates_found = grid(Seed(args.folder, GRID_SEED, stack), grid_steps, args.rates)
         rates = {name: min(losses, key=lambda lr: losses[lr]) for name, losses in rates_found.items()}
         alone = trained([Seed(args.folder, seed, stack) for seed in range(args.seeds)], rates, args.steps)
     found = {
-        "environment": environment("cpu", ("torch",)), "steps": args.steps, "grid_steps": args.steps // 2,
+        "environment": environment("cpu", ("torch",)), "steps": args.steps, "grid_steps": grid_steps,
         "grid": {name: {f"{lr:g}": loss for lr, loss in losses.items()} for name, losses in rates_found.items()},
         "rates": rates, "alone": alone, "differences": differences(alone),
     }  # fmt: skip
     write_json(args.json, found)
     for name, losses in found["grid"].items():
-        print(f"{name:10} seed {GRID_SEED}, {args.steps // 2} steps: {losses}")
+        print(f"{name:10} seed {GRID_SEED}, {grid_steps} steps: {losses}")
     for name, runs in alone.items():
         losses = [run["val_loss"] for run in runs]
         print(f"{name:10} lr {rates[name]:g}  {np.round(losses, 4)}")
