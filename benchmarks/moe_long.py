@@ -4,7 +4,8 @@
 
 At 300 steps many runs still stand on a plateau, so their order says who leaves it first. Here every network takes the
 rate that was best for it (at `--grid-steps`, half of the length if not said) on a seed that decides nothing else; the
-runs compared are at that rate, paired by seed (its own split of the text, weights and order of data). Every run is stored; the same command goes on.
+runs compared are at that rate, paired by seed (its own split of the text, weights and order of data). Every run is
+stored; the same command goes on.
 """
 
 from __future__ import annotations
