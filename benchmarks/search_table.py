@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 
 from llmnas.config import load_config
-from llmnas.evaluate.evaluator import Evaluator
 from llmnas.pareto import Archive
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.stores import remembered, store_of
@@ -31,10 +30,8 @@ SHARES = {"random": 0.5, "nsga2": 0.3, "local": 0.2}
 def measure(context: Context, count: int) -> Archive:
     """The store of evaluations, `count` of them where the space has as many."""
     config = context.config
-    windows, bytes_per_token = context.windows(config.search.windows)
-    evaluator = Evaluator(context.supernet(), windows, config.search.sample, bytes_per_token, config.budget.workload)
     store = store_of(context, context.run.result("table").with_name("evaluations.sqlite"), {"val_loss": "min"})
-    evaluate = remembered(store, evaluator, keep=("params",))
+    evaluate = remembered(store, context.evaluator(), keep=("params",))
     begun, held = time.process_time(), len(store)
     for strategy, share in SHARES.items():
         search(
