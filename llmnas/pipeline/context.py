@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,13 +12,14 @@ import yaml
 
 from llmnas.config import Config, differences
 from llmnas.cost import sample
-from llmnas.data import Sequences, TokenFile
+from llmnas.data import ModelTokenizer, Sequences, TokenFile, read_model_tokenizer, require_same_tokenizer
 from llmnas.evaluate.evaluator import Evaluator
 from llmnas.pipeline.metrics import OwnMetric, check_metrics
 from llmnas.rng import generator
 from llmnas.runs import RunFolder, identity
 from llmnas.supernet import Transformer, load_weights
 from llmnas.tracking import Tracker
+from llmnas.train.warmstart import read_shape
 
 # what the stored tokens and weights depend on; later stages check their own artifacts
 _FIXED = ("seed", "data", "space", "budget", "train", "darts")
@@ -43,12 +45,29 @@ class Context:
         """Bind the folder to this config.
 
         Raises:
-            UserError: the folder has another one, with the difference; or nothing in the space meets the budget.
+            UserError: the folder has another one, with the difference; nothing in the space meets the budget; or the
+                pretrained model that it names cannot be read.
         """
         if not self.run.config.exists():  # before anything is computed, and before the folder is bound to it
             sample(self.config.space, generator(self.config.seed, "feasible"), self.config.budget)
+            self.own_tokenizer()
+            if self.config.train.init_from:
+                read_shape(Path(self.config.train.init_from))
         values = self.config.model_dump(mode="json")
         self.run.claim(yaml.safe_dump(values, sort_keys=False), values, _FIXED, differences)
+
+    def own_tokenizer(self) -> ModelTokenizer | None:
+        """The tokenizer of a pretrained model that the config names, if any.
+
+        Raises:
+            UserError: it does not fit the vocabulary, or is another than that of the model that training starts from.
+        """
+        if self.config.data.tokenizer is None:
+            return None
+        found = read_model_tokenizer(Path(self.config.data.tokenizer), self.config.space.base.vocab_size)
+        if self.config.train.init_from:
+            require_same_tokenizer(found, Path(self.config.train.init_from))
+        return found
 
     @property
     def identity(self) -> str:

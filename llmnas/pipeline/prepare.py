@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 from tokenizers import Tokenizer
 
@@ -16,13 +15,10 @@ from llmnas.data import (
     EOS_ID,
     SIDES,
     Corpus,
-    ModelTokenizer,
     Side,
     Split,
     encode_texts,
     open_corpus,
-    read_model_tokenizer,
-    require_same_tokenizer,
     save_tokenizer,
     split_documents,
     token_writer,
@@ -44,7 +40,7 @@ def prepare(context: Context) -> None:
     # what describes a token file is written after it: with both, nothing was cut off
     if run.tokenizer.exists() and all(run.tokens(side).with_suffix(".json").exists() for side in SIDES):
         return
-    model = own_tokenizer(context)
+    model = context.own_tokenizer()
     corpus = open_corpus(config.data.source)
     split = split_documents(corpus, config.data.validation, config.seed)
     vocab_size = config.space.base.vocab_size
@@ -65,21 +61,6 @@ def prepare(context: Context) -> None:
     facts = {f"{side}_documents": split.documents[side] for side in SIDES}
     facts |= {f"{side}_tokens": tokens[side] for side in SIDES} | {f"{s}_bytes": split.text_bytes[s] for s in SIDES}
     run.record("prepare", tokenizer_sha256=sha256(run.tokenizer), **facts)
-
-
-def own_tokenizer(context: Context) -> ModelTokenizer | None:
-    """The tokenizer of a pretrained model that the config names, if any.
-
-    Raises:
-        UserError: it does not fit the vocabulary, or is another than that of the model that training starts from.
-    """
-    config = context.config
-    if config.data.tokenizer is None:
-        return None
-    found = read_model_tokenizer(Path(config.data.tokenizer), config.space.base.vocab_size)
-    if config.train.init_from:
-        require_same_tokenizer(found, Path(config.train.init_from))
-    return found
 
 
 def _training_texts(corpus: Corpus, split: Split) -> Iterator[str]:

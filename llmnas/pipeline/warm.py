@@ -13,7 +13,6 @@ import torch
 
 from llmnas.errors import RunError
 from llmnas.pipeline.context import Context
-from llmnas.pipeline.prepare import own_tokenizer
 from llmnas.rng import torch_seed
 from llmnas.space import Architecture, FixedShape
 from llmnas.supernet import Transformer, load_weights, save_weights
@@ -46,7 +45,7 @@ def write_initial(context: Context) -> None:
     target = run.pretrained if config.train.correction else run.initial
     if config.train.init_from is None or target.exists():
         return
-    own_tokenizer(context)  # refuses tokens of another model, also where they were prepared earlier
+    context.own_tokenizer()  # refuses tokens of another model, also where they were prepared earlier
     batches = calibration(context)
     tokens = sum(batch.numel() for batch in batches)
     context.tracker.progress("warm start", 0, 1, f"{config.train.init_from}: {tokens:,} calibration tokens")

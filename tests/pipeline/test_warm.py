@@ -144,7 +144,9 @@ def test_what_does_not_fit_is_one_line(llmnas, model, tmp_path):
         assert done.code == 2
         return done.complaint
 
-    assert "no such folder" in complaint("--init-from", tmp_path / "absent")
+    done = llmnas("train", config, "--run-dir", run, "--prepare", "--init-from", tmp_path / "absent")
+    assert "no such folder" in done.complaint
+    assert not (run / "config.yaml").exists()  # the right folder may follow
     small = complaint("--init-from", folder, "--set", "space.hidden_size=[96]")
     assert "the largest network of the space must be the pretrained model: 128 wide" in small
     assert "base.rope_theta must be 10000.0" in complaint("--init-from", folder, "--set", "space.base.rope_theta=5000")
