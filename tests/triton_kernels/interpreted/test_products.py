@@ -26,6 +26,11 @@ def test_ternary_product_is_exact(m, n, k, inside):
     )
 
 
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 727, 64), (7, 500, 64), (500, 7, 64), (727, 1, 64)])
+def test_ternary_product_is_exact_on_many_rows(m, n, k, inside):
+    test_ternary_product_is_exact(m, n, k, inside)
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("m", [1, 7, 63, 130, 500])
 @pytest.mark.parametrize(("n", "k"), [(500, 512), (727, 768), (130, 4096)])

@@ -57,7 +57,12 @@ def test_a_start_hides_everything_before_it():
     )
 
 
+@pytest.mark.parametrize("shape", [(1, 500, 1), (1, 727, 2)])
+def test_long_sequences(shape, inside):
+    test_forward_and_backward(shape, True, True, inside)
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("shape", [(2, 500, 40), (1, 727, 33)])
-def test_long_sequences(shape, inside):
+def test_long_sequences_of_many_channels(shape, inside):
     test_forward_and_backward(shape, True, True, inside)
