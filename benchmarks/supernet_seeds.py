@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from llmnas import Architecture
-from llmnas.config import Config
+from llmnas.config import load_config
 from llmnas.evaluate.quality import window_losses
 from llmnas.evaluate.rank import rank_agreement
-from llmnas.files import read_json, read_yaml, write_json
+from llmnas.files import read_json, write_json
 from llmnas.pipeline.context import Context
 from llmnas.rng import torch_seed
 from llmnas.runs import RunFolder
@@ -38,8 +38,8 @@ RESULT = Path(__file__).parent / "results" / "supernet_seeds.json"
 def study(folder: Path) -> tuple[Context, dict[str, Any]]:
     """The run of the study, nothing in it changed, and what `llmnas correlate` found."""
     run = RunFolder(folder)
-    config = Config.model_validate(read_yaml(run.config))
-    return Context(config, run, Tracker(folder, "off", "seeds", {})), read_json(run.result("correlate"))
+    context = Context(load_config(run.config, []), run, Tracker(folder, "off", "seeds", {}))
+    return context, read_json(run.result("correlate"))
 
 
 def supernet_losses(context: Context, archs: list[Architecture], seed: int, steps: int) -> list[float]:

@@ -180,38 +180,35 @@ def children(pid, name):
     return [p for p in psutil.Process(pid).children(recursive=True) if any(name in part for part in p.cmdline())]
 
 
-def test_slurm_preempts_saves_and_puts_the_job_back_then_the_next_start_finishes(folder):
-    """SIGTERM to the step, as SLURM sends it: both processes save at one step and the job is queued again."""
-    job = slurm(folder, "--set", "train.steps=100000", "--set", "train.save_every=100000")
-    metrics = folder / "run" / "metrics.jsonl"
-    while job.poll() is None and not (metrics.exists() and '"train_loss"' in metrics.read_text()):
+def preempt(folder, job, verb, ready):
+    """SIGTERM to the step of a verb once it is ready, as SLURM sends it; the job is queued again, nothing searched."""
+    while job.poll() is None and not ready():
         time.sleep(0.2)
     assert job.poll() is None, (folder / "out.txt").read_text()[-3000:]
-    (step,) = [p for p in children(job.pid, "bin/srun") if "train" in p.cmdline()]
+    (step,) = [p for p in children(job.pid, "bin/srun") if verb in p.cmdline()]
     step.send_signal(signal.SIGTERM)
     assert job.wait() == 0
     assert (folder / "scontrol.log").read_text() == "requeue 42\n"
     assert "start again with --resume" in (folder / "out.txt").read_text()
+    assert not (folder / "run" / "pareto.json").exists()
+
+
+def test_slurm_preempts_saves_and_puts_the_job_back_then_the_next_start_finishes(folder):
+    """SIGTERM to the step, as SLURM sends it: both processes save at one step and the job is queued again."""
+    job = slurm(folder, "--set", "train.steps=100000", "--set", "train.save_every=100000")
+    metrics = folder / "run" / "metrics.jsonl"
+    preempt(folder, job, "train", lambda: metrics.exists() and '"train_loss"' in metrics.read_text())
     (saved,) = steps_of(folder)
     manifest = json.loads((folder / "run/supernet/checkpoints" / saved / "files.json").read_text())
     assert manifest["processes"] == 2
     assert manifest["step"] >= 10
-    assert not (folder / "run" / "pareto.json").exists()
 
 
 @pytest.mark.full
 def test_slurm_trains_and_searches_and_a_search_that_was_preempted_goes_on(folder):
     job = slurm(folder, "--set", "search.evaluations=100000")
     archive, journals = folder / "run" / "evaluations.sqlite", folder / "run" / "search"
-    while job.poll() is None and sum(len(f.read_text().splitlines()) for f in journals.glob("*.jsonl")) < 14:
-        time.sleep(0.2)
-    assert job.poll() is None, (folder / "out.txt").read_text()[-3000:]
-    (step,) = [p for p in children(job.pid, "bin/srun") if "search" in p.cmdline()]
-    step.send_signal(signal.SIGTERM)
-    assert job.wait() == 0
-    assert (folder / "scontrol.log").read_text() == "requeue 42\n"
-    assert "start again with --resume" in (folder / "out.txt").read_text()
-    assert not (folder / "run" / "pareto.json").exists()
+    preempt(folder, job, "search", lambda: sum(len(f.read_text().splitlines()) for f in journals.glob("*.jsonl")) >= 14)
     before = read_archive(archive)[2]
     job = slurm(folder, "--set", f"search.evaluations={len(before) + 8}")
     assert job.wait() == 0, (folder / "out.txt").read_text()[-3000:]
