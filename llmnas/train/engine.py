@@ -9,6 +9,7 @@ needs besides is in `stale.py`; docs/deepspeed.md tells the whole story.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import math
@@ -90,12 +91,21 @@ def start_processes() -> Processes:
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
+    if backend == "gloo":
+        atexit.unregister(_leave)
+        atexit.register(_leave)
     return Processes(
         rank=dist.get_rank(),
         size=dist.get_world_size(),
         local_rank=int(os.environ.get("LOCAL_RANK", "0")),
         local_size=int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1"))),
     )
+
+
+def _leave() -> None:
+    """Leave the group before the interpreter ends: gloo's threads, found alive by then, would abort the process."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def wait_for_all(processes: Processes) -> None:
