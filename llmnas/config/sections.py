@@ -108,7 +108,7 @@ class RetrainConfig(Strict):
 
     train: dict[str, Any] = {}
     seeds: PositiveInt = 3
-    hand_designed: tuple[Literal["smollm2", "qwen3", "llama3"], ...] = ("smollm2",)
+    hand_designed: tuple[Literal["smollm2", "qwen3", "llama3", "smollm2_mlgru"], ...] = ("smollm2",)
     lr_grid: tuple[PositiveFloat, ...] = ()
     random_baseline: NonNegativeInt = 0
     inherit: bool = False

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 from llmnas.cost.params import count_params
 from llmnas.errors import UserError
-from llmnas.space import Architecture, BaseModel, LayerSpec
+from llmnas.space import Architecture, BaseModel, LayerSpec, Mixer
 
 
 class Proportions(NamedTuple):
-    """What a family keeps when it grows: hidden per layer, FFN per hidden, attention width per hidden, group."""
+    """What a family keeps when it grows: hidden per layer, FFN per hidden, mixer's width per hidden, group, mixer."""
 
     aspect: float
     ffn_ratio: float
     query_ratio: float
     queries_per_group: int
+    mixer: Mixer = "attention"
 
 
-# From the published configs of SmolLM2-135M, Qwen3-0.6B and Llama-3.2-1B.
+# From the published configs of SmolLM2-135M, Qwen3-0.6B and Llama-3.2-1B. The last one is no published model: it is
+# what a person would try first where MLGRU is at hand, so that a search over mixers has more to beat than attention.
 FAMILIES = {
     "smollm2": Proportions(576 / 30, 1536 / 576, 1.0, 3),
     "qwen3": Proportions(1024 / 28, 3072 / 1024, 2.0, 2),
     "llama3": Proportions(2048 / 16, 8192 / 2048, 1.0, 4),
+    "smollm2_mlgru": Proportions(576 / 30, 1536 / 576, 1.0, 1, "mlgru"),
 }
 
 
@@ -41,13 +45,13 @@ def hand_designed(family: str, base: BaseModel, head_dim: int, params: int, tole
     for depth in range(1, 129):
         for hidden_size in range(8, 8193, 8):
             kv_heads = max(1, round(hidden_size * p.query_ratio / head_dim / p.queries_per_group))
-            spec = LayerSpec(kv_heads, p.queries_per_group, head_dim, 1)
+            spec = LayerSpec(kv_heads, p.queries_per_group, head_dim, 1, mixer=p.mixer)
             bare = count_params(Architecture(hidden_size, (spec,) * depth), base).total
             ffn_size = 1 + (params - bare) // (3 * hidden_size * depth)
             if ffn_size < hidden_size:
                 break
             ffn_size -= ffn_size % 4
-            arch = Architecture(hidden_size, (LayerSpec(kv_heads, p.queries_per_group, head_dim, ffn_size),) * depth)
+            arch = Architecture(hidden_size, (replace(spec, ffn_size=ffn_size),) * depth)
             if count_params(arch, base).total < (1 - tolerance) * params:
                 continue
             error = abs(math.log(hidden_size / depth / p.aspect)) + abs(math.log(ffn_size / hidden_size / p.ffn_ratio))
