@@ -1,6 +1,6 @@
 """Search strategies, and the one loop that runs them."""
 
-from llmnas.search.loop import STRATEGIES, Evaluate, load_strategy, options_of, search
+from llmnas.search.loop import STRATEGIES, Evaluate, load_strategy, options_of, search, start_strategy
 from llmnas.search.strategy import Candidates, Options, Problem, Strategy
 
 __all__ = [
@@ -13,4 +13,5 @@ __all__ = [
     "load_strategy",
     "options_of",
     "search",
+    "start_strategy",
 ]

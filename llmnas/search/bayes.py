@@ -55,7 +55,8 @@ class BayesOptions(Options):
     Attributes:
         kernel: see `search/arch_kernel.py`.
         acquisition: with one objective, log expected improvement or the plain one of the same maximum (kept for
-            comparison: it is flat, zero to rounding, where no improvement is likely). Several objectives: qLogNEHVI.
+            comparison: it is flat, zero to rounding, where no improvement is likely). With constraints it is log
+            expected improvement times their probability, with several objectives qLogNEHVI.
         start: evaluations (smallest, largest, middle, then random) before the first model.
         pool: architectures that a proposal is chosen from.
         points: most evaluations that a model is conditioned on, those nearest to the front.
@@ -142,6 +143,7 @@ class BayesianSearch:
 
     def __init__(self, problem: Problem, options: BayesOptions) -> None:
         options.require_use("acquisition", len(problem.objectives) == 1, "with several objectives: it is qLogNEHVI")
+        options.require_use("acquisition", not problem.constraints, "with constraints: it is constrained log_ei")
         self._problem = problem
         self._options = options
         self._candidates = Candidates(problem)

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from llmnas.cost import Budget
 from llmnas.errors import UserError, explain
-from llmnas.pareto import PROPOSED, Archive, Constraints, Evaluation, Objectives, check_constraints, check_objectives
+from llmnas.pareto import PROPOSED, Archive, Constraints, Evaluation, Objectives
 from llmnas.search.strategy import Options, Problem, Strategy
 from llmnas.space import Architecture, SearchSpace
 
@@ -92,11 +92,7 @@ def search(
     for name, value, least in (("evaluations", evaluations, 1), ("batch", batch, 1), ("seed", seed, 0)):
         if value < least:
             raise UserError(f"{name} must be at least {least}, got {value}")
-    chosen, make = options_of(strategy, options)
-    # Sorted: the order in which the same objectives are named must not change the search.
-    goals = dict(sorted(check_objectives(objectives).items()))
-    limits = dict(sorted(check_constraints(constraints).items()))
-    searcher = make(Problem(space, goals, limits, budget, seed), chosen)
+    chosen, searcher = start_strategy(strategy, options, Problem.of(space, objectives, constraints, budget, seed))
     identity = {
         "space": hashlib.sha256(space.model_dump_json().encode()).hexdigest(),
         "strategy": strategy,
@@ -149,6 +145,16 @@ def options_of(strategy: str, options: Mapping[str, Any]) -> tuple[Options, Call
         return kind.model_validate(dict(options)), make
     except ValidationError as error:
         raise explain(f"options of {strategy}", error) from None
+
+
+def start_strategy(strategy: str, options: Mapping[str, Any], problem: Problem) -> tuple[Options, Strategy]:
+    """(checked options, the strategy of this name before its first `ask`).
+
+    Raises:
+        UserError: as `options_of` does; an option that does nothing for this problem; a budget that nothing meets.
+    """
+    chosen, make = options_of(strategy, options)
+    return chosen, make(problem, chosen)
 
 
 def _run(

@@ -36,7 +36,7 @@ class OfaOptions(Options):
             batch goes through them in turn. Without targets they are drawn between the ends of the present front.
         population: children of a generation.
         generations: of one extraction.
-        points: most evaluations that a Gaussian process is conditioned on.
+        points: most evaluations that a Gaussian process (`gp`) is conditioned on.
     """
 
     samples: int = Field(48, ge=4)
@@ -104,6 +104,7 @@ class OnceForAll:
     """
 
     def __init__(self, problem: Problem, options: OfaOptions) -> None:
+        options.require_use("points", options.predictor == "gp", "with predictor ensemble, which sees all evaluations")
         self._problem = problem
         self._options = options
         self._candidates = Candidates(problem)

@@ -44,7 +44,7 @@ class ReinforceOptions(Options):
         start: evaluations of the untrained controller before the first update.
         learning_rate: of Adam.
         epochs: passes of PPO over each batch; 1 is REINFORCE.
-        clip: PPO's bound on the ratio of probabilities.
+        clip: PPO's bound on the ratio of probabilities; with one epoch the ratio is 1.
         entropy: weight of the entropy bonus.
     """
 
@@ -164,6 +164,7 @@ class Reinforce:
                     f"objective than {self._quality}; allowed: {self._costs}"
                 )
         options.require_use("exponents", bool(self._costs), "without a second objective to trade")
+        options.require_use("clip", options.epochs > 1, "with one epoch, in which no probability has moved yet")
         self._targets = dict(options.targets)
         self._candidates = Candidates(problem)
         self._decisions = Decisions(problem.space, problem.budget)

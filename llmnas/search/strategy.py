@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from llmnas.cost import Budget, BudgetSampler
 from llmnas.errors import UserError
-from llmnas.pareto import Constraints, Evaluation, Objectives
+from llmnas.pareto import Constraints, Evaluation, Objectives, check_constraints, check_objectives
 from llmnas.rng import generator
 from llmnas.space import Architecture, SearchSpace, crossover, mutate
 
@@ -41,6 +41,18 @@ class Problem:
     constraints: Constraints
     budget: Budget | None
     seed: int
+
+    @classmethod
+    def of(
+        cls, space: SearchSpace, objectives: Objectives, constraints: Constraints, budget: Budget | None, seed: int
+    ) -> Problem:
+        """The same problem in whatever order objectives and constraints are named.
+
+        Raises:
+            UserError: no objective, an unknown direction, or a constraint that bounds nothing.
+        """
+        goals, limits = check_objectives(objectives), check_constraints(constraints)
+        return cls(space, dict(sorted(goals.items())), dict(sorted(limits.items())), budget, seed)
 
 
 class Strategy(Protocol):

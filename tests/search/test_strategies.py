@@ -254,8 +254,16 @@ def test_an_impossible_budget_is_named(name):
         ("evolution", {"population": 8, "tournament": 9}, "a tournament of 9 needs a population of as many, got 8"),
         ("bayes", {"acquisition": "ei"}, "acquisition does nothing with several objectives"),
         ("local", {"start": 0}, "options of local: start: .* greater than or equal to 1, got 0"),
+        ("ofa", {"predictor": "ensemble", "points": 40}, "points does nothing with predictor ensemble"),
+        ("reinforce", {"epochs": 1, "clip": 0.1}, "clip does nothing with one epoch"),
     ],
 )
 def test_an_option_that_the_strategy_does_not_use_is_an_error(name, options, message):
     with pytest.raises(UserError, match=message):
         search(SPACE, measure, name, options=options)
+
+
+def test_acquisition_does_nothing_with_constraints_and_is_refused():
+    asked = {"objectives": ONE, "constraints": {"params": 50_000}, "options": {"acquisition": "ei"}}
+    with pytest.raises(UserError, match="acquisition does nothing with constraints"):
+        search(SPACE, measure, "bayes", **asked)
