@@ -6,7 +6,6 @@ inside the figure, so it is only worth something on a quiet machine.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -37,28 +36,35 @@ class Meter(NamedTuple):
     joules: Callable[[Callable[[], None]], float]
 
 
-def find_meter(bench: Bench, powercap: Path = _POWERCAP) -> Meter | None:
-    """The meter of this device, or None where there is none that may be read."""
+class NoMeter(NamedTuple):
+    """`why` nothing measures energy here, in words."""
+
+    why: str
+
+
+def find_meter(bench: Bench, powercap: Path = _POWERCAP) -> Meter | NoMeter:
+    """The meter of this device, or why there is none that may be read."""
     if bench.device != "cpu":
         return _zeus_meter(bench)
     zones = rapl_zones(powercap)
+    try:
+        for zone in zones:
+            _counter(zone)
+    except OSError as error:  # since 2020 the kernel lets root alone read them; not all of them would be too little
+        return NoMeter(f"a RAPL counter cannot be read ({type(error).__name__}: {error})")
     if not zones:
-        return None
+        return NoMeter(f"no RAPL counters in {powercap}")
     return Meter(f"RAPL, {len(zones)} zones, whole machine", lambda work: _rapl_joules(zones, work))
 
 
 def rapl_zones(powercap: Path = _POWERCAP) -> list[Path]:
-    """Packages and their memory, whose counters this process may read (`powercap` of the Linux kernel)."""
-    zones = []
-    for zone in sorted(powercap.glob("intel-rapl:*")):
-        name = zone / "name"
-        if name.is_file() and name.read_text().strip().startswith(("package", "dram")):
-            try:
-                _counter(zone)
-            except PermissionError:
-                continue
-            zones.append(zone)
-    return zones
+    """Packages and their memory (`powercap` of the Linux kernel; what is inside of a package is counted with it)."""
+    names = {zone: zone / "name" for zone in sorted(powercap.glob("intel-rapl:*"))}
+    return [
+        zone
+        for zone, name in names.items()
+        if name.is_file() and name.read_text().strip().startswith(("package", "dram"))
+    ]
 
 
 def _counter(zone: Path) -> int:
@@ -77,19 +83,25 @@ def _rapl_joules(zones: Sequence[Path], work: Callable[[], None]) -> float:
     return used / 1e6
 
 
-def _zeus_meter(bench: Bench) -> Meter | None:
-    if importlib.util.find_spec("zeus") is None:
-        return None
-    from zeus.monitor import ZeusMonitor  # an extra that needs a GPU
-
+def _zeus_meter(bench: Bench) -> Meter | NoMeter:
+    """Zeus counts GPUs as torch does, and waits for them before it reads (zeus 0.11 to 0.16)."""
+    try:
+        from zeus.exception import ZeusBaseError  # an extra that needs a GPU
+        from zeus.monitor import ZeusMonitor
+    except ImportError as error:  # zeus-mcmc installs a module of that name too
+        return NoMeter(f"the package zeus of ml.energy is not installed ({error})")
     index = torch.device(bench.device).index
-    monitor = ZeusMonitor(gpu_indices=[torch.cuda.current_device() if index is None else index], cpu_indices=[])
 
     def joules(work: Callable[[], None]) -> float:
         monitor.begin_window("pass")
         work()
         return float(monitor.end_window("pass").total_energy)
 
+    try:
+        monitor = ZeusMonitor(gpu_indices=[torch.cuda.current_device() if index is None else index], cpu_indices=[])
+        joules(lambda: None)
+    except (ValueError, ZeusBaseError) as error:  # no NVML, a slice of a GPU (MIG), a counter that it does not have
+        return NoMeter(f"Zeus cannot read this GPU ({error})")
     return Meter("Zeus (NVML), the GPU alone", joules)
 
 

@@ -16,7 +16,7 @@ from llmnas.cost.latency import BlockTable, Phase
 from llmnas.cost.roofline import gpu, roofline_ms
 from llmnas.errors import UserError
 from llmnas.evaluate.measure import measure_latency, measure_table, this_device
-from llmnas.evaluate.power import find_meter, measure_energy
+from llmnas.evaluate.power import Meter, find_meter, measure_energy
 from llmnas.evaluate.providers import Provider
 from llmnas.rng import generator
 from llmnas.runs import RunFolder
@@ -168,17 +168,19 @@ def _energy(config: Config) -> Provider:
     phase: Phase = options.phase
     what = f"joules of one pass ({phase}, batch {workload.batch}, context {workload.tokens(base)})"
     device = None if options.device == "this" else gpu(options.device)
+    why = ""
     if device is None:
         bench = this_device(options.threads)
         meter = find_meter(bench)
-        if meter is not None:
+        if isinstance(meter, Meter):
             return Provider(
                 "energy_j",
                 lambda archs: measure_energy(archs, base, phase, workload, bench, meter),
                 f"{what}: measured with {meter.source}",
             )
+        why = f"; {meter.why}"
     return Provider(
         "energy_j",
         lambda archs: [modelled_energy_j(a, base, workload, phase, device) for a in archs],
-        f"{what}: an ESTIMATE from {energy_model(device)}",
+        f"{what}: an ESTIMATE from {energy_model(device)}{why}",
     )

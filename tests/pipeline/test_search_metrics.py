@@ -11,6 +11,7 @@ from llmnas.config import METRICS, Config, load_config
 from llmnas.cost import Workload
 from llmnas.cost.roofline import GPUS, roofline_ms
 from llmnas.errors import UserError
+from llmnas.evaluate.power import NoMeter
 from llmnas.files import read_json
 from llmnas.pareto import DROPPED, Archive, Evaluation
 from llmnas.pipeline.context import Context
@@ -159,6 +160,13 @@ def test_only_what_is_asked_for_is_provided_and_estimates_say_so(tmp_path):
     expected = roofline_ms(space.largest(), space.base, Workload(2, 8), "prefill", GPUS["h100"])
     assert made[0].values([space.largest()]) == [expected]
     assert not list(tmp_path.iterdir())
+
+
+def test_energy_says_why_it_is_not_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr("llmnas.pipeline.metrics.find_meter", lambda bench: NoMeter("the counter is closed"))
+    (provider,) = providers(config({"constraints": {"energy_j": 1.0}}), RunFolder(tmp_path), {})
+    assert provider.provenance.endswith("an ESTIMATE from a model: energy for each operation and byte at 45 nm "
+                                        "(Horowitz 2014), not a measurement; the counter is closed")  # fmt: skip
 
 
 def test_own_metric_that_fails_names_the_architecture():
