@@ -44,8 +44,8 @@ class HalvingConfig(Strict):
 
 
 class SearchConfig(Strict):
-    """What is searched for and how; `windows` are the validation windows that define the loss,
-    `sample` those a candidate is run on.
+    """What is searched for and how; `windows` are the validation windows that define the loss (the default: at most
+    so many, as the text has), `sample` those a candidate is run on.
 
     `recalibrate`: sequences of training text on which the statistics of every candidate (the biases that
     balance experts) are taken anew before it is judged; 0 judges it with the supernet's.
@@ -65,6 +65,11 @@ class SearchConfig(Strict):
 
     @model_validator(mode="after")
     def _enough(self) -> SearchConfig:
+        if self.sample > self.windows and "sample" in changed(self):
+            raise ValueError(
+                f"search.sample = {self.sample}: a candidate cannot be run on more than the {self.windows} windows of "
+                "search.windows that define the loss"
+            )
         if self.sample < min(3, self.windows):
             raise ValueError(
                 f"search.sample = {self.sample}: the error of a loss cannot be told from less than 3 of "

@@ -148,7 +148,7 @@ def _require_between(option: str, limit: float, low: float, high: float, form: s
 def compress_table(context: Context) -> Table:
     """The model, what was found, before and after healing, and the baselines that were asked for."""
     config, run = context.config, context.run
-    windows, _ = context.windows(config.search.windows)
+    windows, _ = context.loss_windows()
     model = load_weights(Transformer(config.space, seed=None), run.initial).eval()
     taught = float(window_losses(model, None, windows).mean())
     archive = Archive.load(run.evaluations)

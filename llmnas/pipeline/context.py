@@ -12,13 +12,16 @@ import yaml
 
 from llmnas.config import Config, differences
 from llmnas.cost import sample
-from llmnas.data import ModelTokenizer, Sequences, TokenFile, read_model_tokenizer, require_same_tokenizer
+from llmnas.data import ModelTokenizer, Sequences, Side, TokenFile, read_model_tokenizer, require_same_tokenizer
+from llmnas.errors import UserError
 from llmnas.evaluate.evaluator import Evaluator
 from llmnas.pipeline.metrics import OwnMetric, check_metrics
 from llmnas.rng import generator
 from llmnas.runs import RunFolder, identity
+from llmnas.search import Problem, start_strategy
 from llmnas.supernet import Transformer, load_weights
 from llmnas.tracking import Tracker
+from llmnas.train.settings import changed
 from llmnas.train.warmstart import read_shape
 
 # what the stored tokens and weights depend on; later stages check their own artifacts
@@ -45,16 +48,28 @@ class Context:
         """Bind the folder to this config.
 
         Raises:
-            UserError: the folder has another one, with the difference; nothing in the space meets the budget; or the
-                pretrained model that it names cannot be read.
+            UserError: the folder has another one, with the difference; nothing in the space meets the budget; the
+                search section is none that can be run; or the pretrained model that it names cannot be read.
         """
         if not self.run.config.exists():  # before anything is computed, and before the folder is bound to it
             sample(self.config.space, generator(self.config.seed, "feasible"), self.config.budget)
+            self._require_search()
             self.own_tokenizer()
             if self.config.train.init_from:
                 read_shape(Path(self.config.train.init_from))
         values = self.config.model_dump(mode="json")
         self.run.claim(yaml.safe_dump(values, sort_keys=False), values, _FIXED, differences)
+
+    def _require_search(self) -> None:
+        """A misspelt option of the strategy must not come to light when the supernet has been trained."""
+        config, search = self.config, self.config.search
+        problem = Problem.of(
+            config.space, dict(search.objectives), dict(search.constraints), config.budget, config.seed
+        )
+        try:
+            start_strategy(search.strategy, search.options, problem)
+        except UserError as error:
+            raise UserError(f"search.{error}") from None
 
     def own_tokenizer(self) -> ModelTokenizer | None:
         """The tokenizer of a pretrained model that the config names, if any.
@@ -87,24 +102,64 @@ class Context:
         return Sequences(file.tokens, seq_len, seed, file.info.eos_id)
 
     def windows(self, count: int) -> tuple[np.ndarray, float]:
-        """(validation windows [count, seq + 1], bytes of text a token)."""
+        """(validation windows [at most count, seq + 1], bytes of text a token)."""
         file = self.tokens("validation")
         windows = Sequences(file.tokens, self.config.train.seq_len, 0).fixed(count)
         return windows, file.info.text_bytes / file.info.tokens
 
+    def loss_windows(self) -> tuple[np.ndarray, float]:
+        """`windows` that define the loss: `search.windows` of them.
+
+        Raises:
+            UserError: the text has fewer than the config asks for; the default asks for so many at most.
+        """
+        found, bytes_a_token = self.windows(self.config.search.windows)
+        self._require_text("validation", "search.windows", len(found))
+        return found, bytes_a_token
+
+    def watched_windows(self) -> np.ndarray:
+        """`windows` that training looks at: `train.eval_sequences` of them; raises as `loss_windows` does."""
+        found, _ = self.windows(self.config.train.eval_sequences)
+        self._require_text("validation", "train.eval_sequences", len(found))
+        return found
+
+    def require_windows(self) -> None:
+        """Before training: `UserError` where the validation text is too short for `loss_windows`, `watched_windows`."""
+        config = self.config
+        found, _ = self.windows(max(config.search.windows, config.train.eval_sequences))
+        for setting in ("search.windows", "train.eval_sequences"):
+            self._require_text("validation", setting, len(found))
+
     def calibration(self) -> np.ndarray | None:
         """Training text to take a candidate's statistics from, [search.recalibrate, seq + 1]; None where it is off."""
-        count = self.config.search.recalibrate
-        return self.training_windows(count) if count else None
+        return self.training_windows("search.recalibrate") if self.config.search.recalibrate else None
 
-    def training_windows(self, count: int) -> np.ndarray:
-        """Training text to look at networks with, always the same, [count, seq + 1]."""
-        return Sequences(self.tokens("train").tokens, self.config.train.seq_len, 0).fixed(count)
+    def training_windows(self, setting: str) -> np.ndarray:
+        """Training text to look at networks with, always the same, as many sequences as the key of the config says.
+
+        Raises:
+            UserError: as `loss_windows` does.
+        """
+        section, key = setting.split(".")
+        count: int = getattr(getattr(self.config, section), key)
+        found = Sequences(self.tokens("train").tokens, self.config.train.seq_len, 0).fixed(count)
+        self._require_text("train", setting, len(found))
+        return found
+
+    def _require_text(self, side: Side, setting: str, found: int) -> None:
+        """Refuse a key of the config that asks for more windows than were found, unless it is at its default."""
+        section, key = setting.split(".")
+        values = getattr(self.config, section)
+        if found < getattr(values, key) and key in changed(values):
+            raise UserError(
+                f"{setting} = {getattr(values, key)}: the {side} text has {found} sequences of train.seq_len = "
+                f"{self.config.train.seq_len} tokens; ask for at most {found}, or give more text"
+            )
 
     def evaluator(self, device: torch.device | None = None) -> Evaluator:
         """What measures candidates with the trained supernet's weights, as the `search` section says."""
         search = self.config.search
-        windows, bytes_per_token = self.windows(search.windows)
+        windows, bytes_per_token = self.loss_windows()
         model, workload = self.supernet().to(device), self.config.budget.workload
         return Evaluator(model, windows, search.sample, bytes_per_token, workload, self.calibration())
 

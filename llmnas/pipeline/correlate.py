@@ -64,10 +64,9 @@ def worth(scores: Mapping[str, np.ndarray], truth: np.ndarray, params: np.ndarra
 
 def gradient_conflicts(context: Context, model: Transformer, archs: list[Architecture]) -> dict[str, Any]:
     """How the networks' gradients stand to each other, each to the next one's; empty where nothing was asked for."""
-    count = context.config.correlate.gradient_windows
-    if not count or len(archs) < 2:
+    if not context.config.correlate.gradient_windows or len(archs) < 2:
         return {}
-    text = context.training_windows(count)
+    text = context.training_windows("correlate.gradient_windows")
     return {"windows": len(text), "pairs": [pair._asdict() for pair in neighbour_conflicts(model, archs, text)]}
 
 
@@ -92,7 +91,7 @@ def correlate(context: Context) -> dict[str, Any]:
     """
     config, run = context.config, context.run
     archs = band_architectures(context)
-    windows, bytes_per_token = context.windows(config.search.windows)
+    windows, bytes_per_token = context.loss_windows()
     supernet = context.supernet()
     evaluator = Evaluator(
         supernet, windows, len(windows), bytes_per_token, config.budget.workload, context.calibration()
@@ -100,6 +99,7 @@ def correlate(context: Context) -> dict[str, Any]:
     predicted = np.array([metrics["val_loss"] for metrics in evaluator(archs)])
     params = np.array([count_params(arch, config.space.base).total for arch in archs])
     settings = config.stage_settings("correlate", config.correlate.train)
+    conflicts = gradient_conflicts(context, supernet, archs)  # too little text for it is said before networks train
     adapted = adapted_runs(context, archs)
     runs = [
         [
@@ -129,7 +129,7 @@ def correlate(context: Context) -> dict[str, Any]:
         "params": params.tolist(),
         "agreement": {name: agreement._asdict() for name, agreement in taus.items()},
         **worth(scores, truth, params),
-        "conflicts": gradient_conflicts(context, supernet, archs),
+        "conflicts": conflicts,
         "cpu_seconds": {
             "supernet": run.recorded("train").get("cpu_seconds"),
             "search": run.recorded("search").get("cpu_seconds"),

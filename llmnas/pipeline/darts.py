@@ -66,7 +66,7 @@ def _train(context: Context) -> None:
     settings, darts = config.train, config.darts or DartsSettings()
     data = halves(context.tokens("train").tokens, settings.seq_len, config.seed, darts.share)
     model = Transformer(config.space, torch_seed(config.seed, "init"))
-    windows, _ = context.windows(settings.eval_sequences)
+    windows = context.watched_windows()
 
     def evaluate(arch: Architecture) -> dict[str, float]:
         return {"val_loss_decoded": float(window_losses(model, arch, windows).mean())}

@@ -33,7 +33,7 @@ def export(context: Context, *, force: bool = False) -> ElasticReport:
     if not found:
         raise UserError(f"{run.evaluations}: nothing that was evaluated meets search.constraints; search longer")
     supernet = context.supernet()
-    windows, bytes_per_token = context.windows(config.search.windows)
+    windows, bytes_per_token = context.loss_windows()
     measure = Evaluator(supernet, windows, config.search.sample, bytes_per_token, config.budget.workload)
     table = [Subnetwork(arch, dict(metrics)) for arch, metrics in zip(found, measure(found), strict=True)]
     report = export_elastic(

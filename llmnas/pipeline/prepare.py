@@ -35,11 +35,20 @@ TOKENIZER_BYTES = 1 << 28
 
 
 def prepare(context: Context) -> None:
-    """Write `data/`; what is there already is kept."""
-    config, run = context.config, context.run
+    """Write `data/`; what is there already is kept.
+
+    Raises:
+        UserError: no such text, or less of it than a sequence, or than the config's validation windows.
+    """
+    run = context.run
     # what describes a token file is written after it: with both, nothing was cut off
-    if run.tokenizer.exists() and all(run.tokens(side).with_suffix(".json").exists() for side in SIDES):
-        return
+    if not run.tokenizer.exists() or not all(run.tokens(side).with_suffix(".json").exists() for side in SIDES):
+        _prepare(context)
+    context.require_windows()
+
+
+def _prepare(context: Context) -> None:
+    config, run = context.config, context.run
     model = context.own_tokenizer()
     corpus = open_corpus(config.data.source)
     split = split_documents(corpus, config.data.validation, config.seed)

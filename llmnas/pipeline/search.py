@@ -8,6 +8,7 @@ import time
 import numpy as np
 import torch
 
+from llmnas.errors import UserError
 from llmnas.evaluate.evaluator import Evaluator
 from llmnas.evaluate.halving import Halving, rungs
 from llmnas.evaluate.providers import with_providers
@@ -91,8 +92,9 @@ def _search(context: Context, most: int, preemption: Preemption) -> Archive:
     speed = pace.facts() or {name: before[name] for name in SPEED if name in before}
     if halving and pace.networks:
         speed |= {"dropped": measure.dropped, "windows_share": round(measure.windows / pace.networks / sample, 4)}
+    windows = len(evaluator.reference)
     run.record("search", evaluations=len(archive), front=len(front), provenance=provenance, cpu_seconds=cpu_seconds,
-        **speed)  # fmt: skip
+        windows=windows, windows_missing=options.windows - windows, **speed)  # fmt: skip
     return archive
 
 
@@ -114,6 +116,12 @@ def _measuring(context: Context, preemption: Preemption) -> tuple[Evaluator, Tea
     set_threads(config.train, processes)
     device = torch.device("cuda", processes.local_rank) if torch.cuda.is_available() else torch.device("cpu")
     evaluator = context.evaluator(device)
+    halving, sample = config.search.halving, len(evaluator.chosen)
+    if halving and halving.first >= sample:  # the config can only compare it with what it asks for
+        raise UserError(
+            f"search.halving.first = {halving.first} must be less than the {sample} windows of a candidate, all that "
+            "the validation text has"
+        )
     identity = evaluation_identity(context)
     team = Team(
         processes, evaluator.part, config.space.base, context.run.journals, identity, lambda: preemption.requested

@@ -68,7 +68,7 @@ def train_alone(
         folder=folder / f"checkpoints-{own}", identity=own, log=log,
         guide=original(context, settings, arch),
     )  # fmt: skip
-    windows, bytes_per_token = context.windows(config.search.windows)
+    windows, bytes_per_token = context.loss_windows()
     losses = window_losses(model, None, windows)
     save_weights(model, folder / "model.safetensors")
     result = {

@@ -22,7 +22,7 @@ def search_tables(
     """The front of all evaluations, and which of its members to build; `asked` are the metrics that were named."""
     stages = read_json(run.manifest)["stages"] if run.manifest.exists() else {}
     facts = stages.get("search", {})
-    more = failures(evaluations) + speed(facts)
+    more = failures(evaluations) + few_windows(facts) + speed(facts)
     found = [front_table(front, len(evaluations), asked, facts.get("provenance", {}), more)]
     if run.decision.exists():
         found.append(decision_table(read_json(run.decision)))
@@ -36,6 +36,13 @@ def failures(evaluations: Sequence[Evaluation]) -> str:
         return ""
     reason, count = reasons.most_common(1)[0]
     return f" {reasons.total()} of them failed, {count} because {reason}."
+
+
+def few_windows(facts: Mapping[str, Any]) -> str:
+    """That the validation text has fewer windows than the default of `search.windows`, as a sentence; else empty."""
+    if not facts.get("windows_missing"):
+        return ""
+    return f" The loss is that of all {facts['windows']} windows of the validation text; more text makes it surer."
 
 
 def speed(facts: Mapping[str, Any]) -> str:

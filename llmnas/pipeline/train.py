@@ -45,7 +45,7 @@ def train_supernet(context: Context, *, prepare_first: bool = False) -> Outcome 
     model = build(
         space, torch_seed(config.seed, "init"), settings, processes, run.initial if settings.init_from else None
     )
-    windows, _ = context.windows(settings.eval_sequences)
+    windows = context.watched_windows()
     drawn = BudgetSampler(space, config.budget).sample_many(generator(config.seed, "watched"), _RANDOM_NETWORKS)
 
     def evaluate(model: Transformer) -> dict[str, float]:
