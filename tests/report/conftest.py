@@ -3,6 +3,9 @@
 import shutil
 
 import pytest
+from report_data import ALL_SECTIONS, findings
+
+from llmnas.report.html import write_report
 
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -41,3 +44,15 @@ def visit(browser):
     for page in opened:
         page.close()
     assert wrong == []
+
+
+@pytest.fixture(scope="session")
+def address(tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    write_report(path, findings(**ALL_SECTIONS))
+    return path.as_uri()
+
+
+@pytest.fixture
+def page(visit, address):
+    return visit(address)

@@ -1,6 +1,7 @@
 """A small search and its training records."""
 
 import json
+import math
 
 import numpy as np
 
@@ -50,6 +51,46 @@ def evaluation(index, failure=None, space=SPACE, **metrics):
 
 EVALUATIONS = [evaluation(i, val_loss=5.9 - i / 20 + (7 * i % 10) / 20, params=1000.0 + 100 * i) for i in range(10)]
 FRONT = front(EVALUATIONS, TWO)  # evaluations 0, 3, 6 and 9
+
+
+# a larger search, over layers of every kind
+KINDS = SearchSpace.from_dict(
+    {
+        "base": {"vocab_size": 64},
+        "layers": 6,
+        "hidden_size": [32, 64, 96],
+        "depth": [2, 3, 4, 5, 6],
+        "kv_heads": {"choices": [1, 2], "per_layer": True},
+        "queries_per_group": {"choices": [1, 2, 3], "per_layer": True},
+        "head_dim": {"choices": [8, 16], "per_layer": True},
+        "ffn_size": {"choices": [32, 64, 128], "per_layer": True},
+        "weights": {"choices": ["ternary", "dense"], "per_layer": True},
+        "mixer": {"choices": ["none", "mlgru", "attention"], "per_layer": True},
+        "experts": {"choices": [1, 4], "per_layer": True},
+        "top_k": {"choices": [1, 2], "per_layer": True},
+    }
+)
+
+
+def many(count, seed=0):
+    """Evaluations whose loss falls with size, with noise, of layers of every kind."""
+    rng = np.random.default_rng(seed)
+    found, seen = [], set()
+    while len(found) < count:
+        arch = KINDS.sample(rng)
+        if arch in seen:
+            continue
+        seen.add(arch)
+        params = float(1000 * arch.hidden_size * arch.depth + rng.integers(1000))
+        loss = float(6 - 0.3 * math.log(params / 1e4) + abs(rng.normal()) * 0.2)
+        metrics = {"val_loss": loss, "params": params, "latency_ms": params / 1e5 * float(rng.uniform(1, 1.5))}
+        found.append(Evaluation(arch, metrics, None, len(found)))
+    return found
+
+
+MANY = many(60)
+MANY_FRONT = sorted(front(MANY, TWO), key=lambda e: e.metrics["params"])
+ALL_SECTIONS = {"evaluations": MANY, "correlation": CORRELATION, "ladder": LADDER}
 
 
 def findings(**changes):

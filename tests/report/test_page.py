@@ -4,63 +4,12 @@ import math
 
 import numpy as np
 import pytest
-from report_data import CORRELATION, LADDER, RECORDS, TWO, evaluation, findings
+from report_data import CORRELATION, LADDER, MANY, MANY_FRONT, TWO, evaluation, findings, many
 from test_html import HOSTILE
 
 from llmnas.pareto import Evaluation, front
 from llmnas.report.findings import described, packed
 from llmnas.report.html import Table, _render, write_report
-from llmnas.space import SearchSpace
-
-KINDS = SearchSpace.from_dict(
-    {
-        "base": {"vocab_size": 64},
-        "layers": 6,
-        "hidden_size": [32, 64, 96],
-        "depth": [2, 3, 4, 5, 6],
-        "kv_heads": {"choices": [1, 2], "per_layer": True},
-        "queries_per_group": {"choices": [1, 2, 3], "per_layer": True},
-        "head_dim": {"choices": [8, 16], "per_layer": True},
-        "ffn_size": {"choices": [32, 64, 128], "per_layer": True},
-        "weights": {"choices": ["ternary", "dense"], "per_layer": True},
-        "mixer": {"choices": ["none", "mlgru", "attention"], "per_layer": True},
-        "experts": {"choices": [1, 4], "per_layer": True},
-        "top_k": {"choices": [1, 2], "per_layer": True},
-    }
-)
-
-
-def search(count, seed=0):
-    """Evaluations whose loss falls with size, with noise, of layers of every kind."""
-    rng = np.random.default_rng(seed)
-    found, seen = [], set()
-    while len(found) < count:
-        arch = KINDS.sample(rng)
-        if arch in seen:
-            continue
-        seen.add(arch)
-        params = float(1000 * arch.hidden_size * arch.depth + rng.integers(1000))
-        loss = float(6 - 0.3 * math.log(params / 1e4) + abs(rng.normal()) * 0.2)
-        metrics = {"val_loss": loss, "params": params, "latency_ms": params / 1e5 * float(rng.uniform(1, 1.5))}
-        found.append(Evaluation(arch, metrics, None, len(found)))
-    return found
-
-
-EVALUATIONS = search(60)
-FRONT = sorted(front(EVALUATIONS, TWO), key=lambda e: e.metrics["params"])
-FULL = {"evaluations": EVALUATIONS, "correlation": CORRELATION, "ladder": LADDER}
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory):
-    path = tmp_path_factory.mktemp("page") / "report.html"
-    write_report(path, findings(**FULL))
-    return path.as_uri()
-
-
-@pytest.fixture
-def page(visit, address):
-    return visit(address)
 
 
 def place(page, wanted):
@@ -68,8 +17,8 @@ def place(page, wanted):
     stage = page.locator("#scatter .stage")
     stage.scroll_into_view_if_needed()
     box = stage.bounding_box()
-    params = [e.metrics["params"] for e in EVALUATIONS]
-    loss = [e.metrics["val_loss"] for e in EVALUATIONS]
+    params = [e.metrics["params"] for e in MANY]
+    loss = [e.metrics["val_loss"] for e in MANY]
     left, right, top, bottom = 74, box["width"] - 14, 12, 460 - 50
 
     def at(value, values, low, high):
@@ -93,7 +42,7 @@ def click(page, e):
 
 
 def test_hover_shows_the_architecture_layer_by_layer(page):
-    for e in (EVALUATIONS[7], FRONT[1]):
+    for e in (MANY[7], MANY_FRONT[1]):
         page.mouse.move(*place(page, e))
         page.wait_for_selector(f"#preview [data-id='{e.arch.id}']")
         assert page.locator("#scatter .tip b").text_content() == e.arch.id
@@ -115,7 +64,7 @@ def test_hover_shows_the_architecture_layer_by_layer(page):
 
 
 def test_click_pins_and_a_second_click_compares(page):
-    a, b = FRONT[0], FRONT[-1]
+    a, b = MANY_FRONT[0], MANY_FRONT[-1]
     click(page, a)
     page.wait_for_selector(f"#compare [data-id='{a.arch.id}']")
     assert "Click a second network" in page.locator("#compare").text_content()
@@ -133,48 +82,16 @@ def test_click_pins_and_a_second_click_compares(page):
     assert page.locator("#compare .network").count() == 1
 
 
-def test_keyboard_walks_the_front_pins_and_speaks(page):
-    page.locator("#scatter .stage").focus()
-    for e in FRONT[:3]:
-        page.keyboard.press("ArrowRight")
-        page.wait_for_selector(f"#preview [data-id='{e.arch.id}']")
-        assert e.arch.id in page.locator("#spoken").text_content()
-    page.keyboard.press("Enter")
-    page.keyboard.press("End")
-    page.keyboard.press("Enter")
-    page.wait_for_selector("#compare .network >> nth=1")
-    shown = page.locator("#compare .network").evaluate_all("all => all.map(one => one.dataset.id)")
-    assert shown == [FRONT[2].arch.id, FRONT[-1].arch.id]
-    page.keyboard.press("ArrowUp")  # a worse point: above the front's end
-    assert page.locator("#preview .network").get_attribute("data-id") is not None
-    page.keyboard.press("Escape")
-    page.wait_for_selector("#compare", state="hidden")
-
-
-def test_tab_reaches_the_chart_and_every_control_has_a_name(page):
-    for _ in range(12):
-        page.keyboard.press("Tab")
-        if page.evaluate("document.activeElement.classList.contains('stage')"):
-            break
-    assert page.evaluate("document.activeElement.getAttribute('aria-roledescription')") == "scatter plot"
-    assert f"{len(EVALUATIONS)} networks, {len(FRONT)} on the front" in page.evaluate(
-        "document.activeElement.ariaLabel"
-    )
-    nameless = page.evaluate("""() => [...document.querySelectorAll('button, select, input, svg[role=img], .stage')]
-        .filter((e) => !(e.ariaLabel || e.textContent.trim() || e.closest('label')?.textContent.trim())).length""")
-    assert nameless == 0
-
-
 def test_filter_by_range_and_the_front_of_what_is_left(page):
-    middle = sorted(e.metrics["params"] for e in EVALUATIONS)[30]
+    middle = sorted(e.metrics["params"] for e in MANY)[30]
     page.locator("#filters summary").click()
     page.get_by_label("Filter by").select_option("params")
     page.get_by_label("parameters: at least").fill(str(middle))
     page.get_by_label("parameters: at least").press("Tab")
-    left = [e for e in EVALUATIONS if e.metrics["params"] >= middle]
+    left = [e for e in MANY if e.metrics["params"] >= middle]
     expected = f"{len(left)} networks, {len(front(left, TWO))} on the front"
     says(page, expected)
-    assert f"{len(left)} of {len(EVALUATIONS)} shown" in page.locator("#filter-count").text_content()
+    assert f"{len(left)} of {len(MANY)} shown" in page.locator("#filter-count").text_content()
     page.get_by_role("button", name="Clear all").click()
     says(page, " 60 networks")
 
@@ -189,7 +106,7 @@ def test_brushing_an_axis_of_the_space_filters_everything(page):
     page.mouse.down()
     page.mouse.move(box["x"] + 50, box["y"] + 130, steps=3)
     page.mouse.up()
-    widest = [e for e in EVALUATIONS if e.arch.hidden_size == 96]
+    widest = [e for e in MANY if e.arch.hidden_size == 96]
     page.wait_for_selector(f"#parallel .stage[data-drawn='{len(widest)}']")
     assert f"{len(widest)} networks" in page.locator("#scatter .stage").get_attribute("aria-label")
     page.mouse.click(box["x"] + 50, box["y"] + 200)
@@ -202,14 +119,14 @@ def test_front_over_any_two_axes(page, x, y, log):
     page.get_by_label("Vertical", exact=True).select_option(y)
     if log:
         page.get_by_label("Horizontal: logarithmic").check()
-    values = [(e.metrics.get(x, e.index), e.metrics[y]) for e in EVALUATIONS]
+    values = [(e.metrics.get(x, e.index), e.metrics[y]) for e in MANY]
     best = sum(not any(q[0] <= p[0] and q[1] <= p[1] and q != p for q in values) for p in values)
     text = f"60 networks, {best} on the front"
     says(page, text)
 
 
 def test_drag_zooms_and_a_button_resets(page):
-    e = FRONT[1]
+    e = MANY_FRONT[1]
     x, y = place(page, e)
     page.mouse.move(x - 30, y - 30)
     page.mouse.down()
@@ -218,31 +135,12 @@ def test_drag_zooms_and_a_button_resets(page):
     page.wait_for_selector("#scatter .stage:not([aria-label*=' 60 networks'])")
     assert page.locator("#compare").is_hidden()  # a drag pins nothing
     page.get_by_role("button", name="Zoom to the front").click()
-    ends = [[e.metrics[name] for e in FRONT] for name in ("params", "val_loss")]
+    ends = [[e.metrics[name] for e in MANY_FRONT] for name in ("params", "val_loss")]
     low, high = [min(v) - 0.12 * (max(v) - min(v)) for v in ends], [max(v) + 0.12 * (max(v) - min(v)) for v in ends]
-    inside = [
-        all(a <= e.metrics[n] <= b for n, a, b in zip(TWO, low[::-1], high[::-1], strict=True)) for e in EVALUATIONS
-    ]
-    says(page, f" {sum(inside)} networks, {len(FRONT)} on the front")
+    inside = [all(a <= e.metrics[n] <= b for n, a, b in zip(TWO, low[::-1], high[::-1], strict=True)) for e in MANY]
+    says(page, f" {sum(inside)} networks, {len(MANY_FRONT)} on the front")
     page.get_by_role("button", name="Reset zoom").click()
     says(page, " 60 networks")
-
-
-def test_curves_can_be_read_by_keyboard_and_as_tables(page):
-    chart = page.locator("#training svg[role=img]")
-    chart.focus()
-    page.keyboard.press("End")
-    reading = page.locator("#training .reading").text_content()
-    assert reading.startswith("optimizer step 20:")
-    assert "val loss smallest 6.1" in reading
-    page.locator("#training summary").click()
-    page.wait_for_selector("#training tbody tr")
-    assert page.locator("#training tbody tr").count() == len({r["step"] for r in RECORDS})
-    page.locator("#front-table summary").click()
-    page.wait_for_selector("#front-table tbody tr")
-    assert page.locator("#front-table tbody tr").count() == len(FRONT)
-    page.get_by_role("button", name=f"Pin {FRONT[0].arch.id}").click()
-    page.wait_for_selector(f"#compare [data-id='{FRONT[0].arch.id}']")
 
 
 def test_correlation_and_ladder_are_drawn_where_they_exist(page, visit, tmp_path):
@@ -263,28 +161,6 @@ def test_correlation_and_ladder_are_drawn_where_they_exist(page, visit, tmp_path
     assert bare.locator("#ladder-section").is_hidden()
 
 
-def test_ladder_and_correlation_can_be_read_by_keyboard_and_as_tables(page):
-    page.locator("#ladder svg[role=img]").focus()
-    page.keyboard.press("Home")
-    assert page.locator("#ladder .reading").text_content() == (
-        "layers kept 2: best subset 5, last layers dropped 5.5, evenly spaced 5.25, trained alone 4.75"
-    )
-    words = page.locator("#kept svg").get_attribute("aria-label")
-    assert words.startswith(
-        "Depth 3 keeps layers 0, 1, 3: loss 4, +6.7 % over trained alone. Depth 2 keeps layers 0, 2:"
-    )
-    page.locator("#correlation svg[role=img]").focus()
-    page.keyboard.press("ArrowRight")
-    page.keyboard.press("ArrowRight")
-    reading = page.locator("#correlation .reading")
-    assert reading.text_content() == ("network1: 1,010 parameters, supernet 4.1, alone 3.65 (3.6 to 3.7 over 2 seeds)")
-    page.locator("#correlation .truth circle").last.hover()
-    page.wait_for_selector("#correlation .reading:text('network2: 990 parameters')")
-    page.locator("#correlation summary").click()
-    cells = page.locator("#correlation tbody tr").first.locator("td").all_text_contents()
-    assert cells == ["network0", "1,000", "4", "3.55", "3.5", "3.6"]
-
-
 def test_a_ladder_without_training_alone_and_a_correlation_without_losses(visit, tmp_path):
     bare = [{**rung, "alone": []} for rung in LADDER]
     lost = {**CORRELATION, "supernet_loss": [math.nan] * 3}
@@ -296,7 +172,7 @@ def test_a_ladder_without_training_alone_and_a_correlation_without_losses(visit,
 
 
 def test_a_dimension_that_nobody_has_heard_of_is_drawn(visit, tmp_path):
-    found, columns = findings(evaluations=EVALUATIONS), packed(EVALUATIONS)
+    found, columns = findings(evaluations=MANY), packed(MANY)
     for k, spec in enumerate(columns["specs"]):
         spec["conv"] = {"kernel": 3 + k % 3, "gate": ("silu", "gelu")[k % 2]}
     (tmp_path / "r.html").write_text(_render(described(found), columns, live=False), encoding="utf-8")
@@ -344,10 +220,10 @@ def test_dark_and_light(visit, address, scheme):
 
 
 def test_twenty_thousand_points(visit, tmp_path, record_property):
-    many, small = search(200), []
+    few, small = many(200), []
     rng = np.random.default_rng(1)
     for i in range(20_000):
-        e = many[i % len(many)]
+        e = few[i % len(few)]
         noise = {name: value * float(rng.uniform(1, 1.5)) for name, value in e.metrics.items()}
         small.append(Evaluation(e.arch, noise, None, i))
     write_report(tmp_path / "r.html", findings(evaluations=small))

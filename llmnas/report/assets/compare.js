@@ -79,13 +79,14 @@ function showCompare() {
   const state = chosen.pinned.map((i) => [store.id[i], i, store.front.has(i)]);
   if (!differs(host, state, store.specs.length, [...store.metrics.keys()])) return undefined;
   host.hidden = a === undefined;
-  if (a === undefined) return host.replaceChildren();
+  const chart = document.querySelector('#scatter .stage');
+  if (a === undefined) return renew(host, [], chart);
   const single = b === undefined;
   const unlike = single ? new Set() : differingLayers(a, b);
   const cards = chosen.pinned.map((i, k) => card(i, { title: 'AB'[k], unlike, unpin: () => pin(i), numbered: single }));
   const beside = single ? el('p', { class: 'note hint' }, 'Click a second network to compare it with this one.') : null;
-  return host.replaceChildren(el('h3', {}, single ? 'Pinned' : 'Compared'),
-    el('div', { class: 'cards' }, cards, beside), single ? null : differences(a, b, unlike));
+  return renew(host, [el('h3', {}, single ? 'Pinned' : 'Compared'),
+    el('div', { class: 'cards' }, cards, beside), single ? null : differences(a, b, unlike)], chart);
 }
 
 function differences(a, b, unlike) {

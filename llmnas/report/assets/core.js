@@ -131,6 +131,17 @@ function differs(host, ...values) {
   return true;
 }
 
+// New children for an element. Whoever stands in it by keyboard stays at the control of the same name, or at `fallback`
+// where that one is gone: without it the focus would fall back to the top of the page.
+function renew(host, children, fallback = null) {
+  const nameOf = (element) => element.getAttribute('aria-label') || element.textContent;
+  const name = host.contains(document.activeElement) ? nameOf(document.activeElement) : null;
+  host.replaceChildren(...children.filter((child) => child !== null));
+  if (name === null) return;
+  const controls = [...host.querySelectorAll('button, select, input, summary')];
+  (controls.find((control) => nameOf(control) === name && !control.disabled) ?? fallback)?.focus({ preventScroll: true });
+}
+
 function tableOf(columns, rows) {
   return el('table', {},
     el('thead', {}, el('tr', {}, columns.map((name) => el('th', { scope: 'col' }, name)))),

@@ -38,7 +38,7 @@ function drawNetworks(host, networks) {
   const picture = svg('svg', {
     viewBox: `0 0 ${width} ${height}`, width, height, tabindex: '0', role: 'img',
     'aria-label': `Loss in the supernet against loss trained alone, ${networks.length} networks. Arrow keys read them, from the supernet’s best on.`,
-  }, svgAxes(box, scales, 'loss with the supernet’s weights (nats/token)', 'trained alone (nats/token)'));
+  }, svgAxes(box, scales, 'in the supernet (nats/token)', 'trained alone (nats/token)'));
   const reading = el('p', { class: 'reading', 'aria-live': 'polite' }, 'Point at a network, or use the arrow keys, to read it.');
   const points = networks.map((one) => {
     const x = scales.x(one.x);

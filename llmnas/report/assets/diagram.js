@@ -8,12 +8,14 @@ const OWN_SHAPE = ['q_heads', 'kv_heads', 'queries_per_group', 'head_dim', 'ffn_
 function extraFields() {
   const columns = [];
   const constants = [];
+  const partial = [];  // one value, but not every layer has the field
   for (const key of fieldNames().filter((name) => !OWN_SHAPE.includes(name))) {
-    const values = new Set(store.flat.map((flat) => flat[key]));
+    const values = new Set(store.flat.map((flat) => flat[key]).filter((value) => value !== undefined));
     if (values.size > 1) columns.push(key);
-    else constants.push(`${fieldLabel(key)} ${[...values][0]}`);
+    else if (store.flat.every((flat) => key in flat)) constants.push(`${fieldLabel(key)} ${[...values][0]}`);
+    else if (!values.has(0)) partial.push(`${fieldLabel(key)} ${[...values][0]}`);
   }
-  return { columns, constants };
+  return { columns, constants, partial };
 }
 
 const greatestOf = new Map();  // field -> its greatest number in the search, at least 1
@@ -51,7 +53,7 @@ function networkWords(i) {
 function diagram(i, unlike = new Set()) {
   const rows = store.layers[i];
   const height = Math.max(7, Math.min(22, Math.floor(620 / rows.length)));
-  const { columns, constants } = extraFields();
+  const { columns, constants, partial } = extraFields();
   const wide = columns.length < 2 ? { label: 22, heads: 128, gap: 10, ffn: 110 } : { label: 20, heads: 92, gap: 8, ffn: 78 };
   const extras = columns.map(extraRoom);
   const widths = wide.label + wide.heads + wide.gap + wide.ffn + extras.reduce((sum, room) => sum + room + wide.gap, 0);
@@ -70,14 +72,14 @@ function diagram(i, unlike = new Set()) {
     else drawLayer(row, store.flat[at], wide, columns.map((key, k) => [key, places[k], extras[k]]), height);
     picture.append(row);
   });
-  const same = constants.length ? el('p', { class: 'note' }, `In every layer: ${constants.join(', ')}.`) : null;
-  return el('div', {}, picture, same);
+  const said = (where, words) => (words.length ? el('p', { class: 'note' }, `${where}: ${words.join(', ')}.`) : null);
+  return el('div', {}, el('div', { class: 'scroll' }, picture), said('In every layer', constants), said('Wherever there are any', partial));
 }
 
 // What a further field needs: pips for small whole numbers, the words themselves, else a bar.
 function extraRoom(key) {
   const words = store.flat.map((flat) => flat[key]).filter((value) => typeof value === 'string');
-  const heading = 5.2 * fieldLabel(key).length;
+  const heading = 5.6 * fieldLabel(key).length;
   if (words.length) return Math.max(heading, words.reduce((most, word) => Math.max(most, Math.min(word.length, 9)), 0) * 5.6 + 16);
   return Math.max(heading, greatest(key) <= 8 ? greatest(key) * 7.5 : 62);
 }

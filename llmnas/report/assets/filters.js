@@ -33,11 +33,11 @@ function drawControls() {
   };
   const color = el('div', { class: 'control' }, el('label', {}, el('span', {}, 'Colour'),
     selectOf('Colour', names, store.color, (value) => { store.color = value; drawControls(); emit('view'); })), ramp());
-  byId('axes').replaceChildren(axis(0, 'x', 'logX', 'Horizontal'), axis(1, 'y', 'logY', 'Vertical'), color, el('div', { class: 'control row' },
+  renew(byId('axes'), [axis(0, 'x', 'logX', 'Horizontal'), axis(1, 'y', 'logY', 'Vertical'), color, el('div', { class: 'control row' },
     el('button', { type: 'button', onclick: zoomToFront }, 'Zoom to the front'),
     el('button', { type: 'button', onclick: () => setZoom(null) }, 'Reset zoom'),
     el('span', { class: 'legend' }, el('span', { class: 'diamond', 'aria-hidden': 'true' }, '◆'), 'front of the search ',
-      el('span', { class: 'stair', 'aria-hidden': 'true' }), 'best of these two axes')));
+      el('span', { class: 'stair', 'aria-hidden': 'true' }), 'best of these two axes'))]);
 }
 
 function ramp() {
@@ -58,7 +58,7 @@ function drawFilters() {
     if (name) setFilter(name, extent(store.columns.get(name).values));
   });
   const clear = el('button', { type: 'button', onclick: () => { store.filters.clear(); applyFilters(); emit('filter'); } }, 'Clear all');
-  host.replaceChildren(...rows, el('div', { class: 'control' }, add, store.filters.size ? clear : null));
+  renew(host, [...rows, el('div', { class: 'control' }, add, store.filters.size ? clear : null)], add);
 }
 
 function filterRow(column, range) {

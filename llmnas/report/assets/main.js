@@ -25,7 +25,8 @@ function start() {
   new Parallel(byId('parallel'));
   drawControls();
   drawDescribed();
-  for (const event of ['data', 'filter']) on(event, drawFilters);
+  // a frame later: a number is taken over while the focus is on its way to the next field
+  for (const event of ['data', 'filter']) on(event, onceAFrame(drawFilters));
   for (const event of ['data', 'filter', 'view']) on(event, drawFrontTable);
   for (const event of ['data', 'theme']) on(event, drawControls);
   on('data', drawDescribed);

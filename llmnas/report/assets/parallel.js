@@ -3,6 +3,7 @@
 
 const SLICE = 1500;  // lines a frame
 const MOST_AXES = 14;
+const TOP = 62;  // pixels above the axes: three lines of a label, and the greatest value
 
 class Parallel {
   constructor(host) {
@@ -10,7 +11,7 @@ class Parallel {
     host.append(this.stage);
     this.round = 0;
     this.drag = null;
-    this.canvas = canvasIn(this.stage, 340, () => this.draw());
+    this.canvas = canvasIn(this.stage, 356, () => this.draw());
     this.redraw = onceAFrame(() => this.draw());
     for (const event of ['data', 'filter', 'theme', 'view']) on(event, this.redraw);
     for (const event of ['hover', 'pin']) on(event, onceAFrame(() => this.drawOver()));
@@ -35,7 +36,7 @@ class Parallel {
     this.stage.style.minWidth = `${this.columns.length * 74}px`;
     const room = this.columns.length > 1 ? (width - 110) / (this.columns.length - 1) : 0;
     this.x = this.columns.map((_, k) => 50 + k * room);
-    this.scales = this.columns.map((column) => makeScale(extent(column.values), [height - 34, 46], false));
+    this.scales = this.columns.map((column) => makeScale(extent(column.values), [height - 34, TOP], false));
     this.stage.setAttribute('aria-label', `Parallel coordinates of ${store.shownCount} networks over ${this.columns.map((c) => c.label).join(', ')}.`);
     this.round += 1;
     this.lines(context, this.round);
@@ -105,7 +106,7 @@ class Parallel {
     context.strokeStyle = css('--soft');
     context.lineWidth = 1;
     context.beginPath();
-    context.moveTo(x, 46);
+    context.moveTo(x, TOP);
     context.lineTo(x, height - 34);
     context.stroke();
     context.fillStyle = css('--ink');
@@ -115,7 +116,7 @@ class Parallel {
     wrapped(context, column.label, room).forEach((line, n) => context.fillText(line, x, 14 + 14 * n));
     context.fillStyle = css('--soft');
     const [low, high] = extent(column.values);
-    context.fillText(short(high), x, 42);
+    context.fillText(short(high), x, TOP - 4);
     context.fillText(short(low), x, height - 18);
     const range = (this.drag?.column === column && this.drag.range) || store.filters.get(column.name);
     if (!range) return;
@@ -129,7 +130,7 @@ class Parallel {
   listen() {
     const at = (event) => {
       const frame = this.stage.getBoundingClientRect();
-      return [event.clientX - frame.left, Math.max(46, Math.min(this.canvas.size.height - 34, event.clientY - frame.top))];
+      return [event.clientX - frame.left, Math.max(TOP, Math.min(this.canvas.size.height - 34, event.clientY - frame.top))];
     };
     this.stage.addEventListener('pointerdown', (event) => {
       const [x, y] = at(event);
@@ -166,7 +167,7 @@ function distinct(columns) {
   });
 }
 
-// At most two lines of words that fit into so many pixels.
+// At most three lines of words that fit into so many pixels.
 function wrapped(context, text, room) {
   const lines = [''];
   for (const word of text.split(' ')) {
@@ -179,5 +180,5 @@ function wrapped(context, text, room) {
     while (shown.length > 3 && context.measureText(`${shown}…`).width > room) shown = shown.slice(0, -1);
     return shown === line ? line : `${shown}…`;
   };
-  return (lines.length > 2 ? [lines[0], `${lines[1]}…`] : lines).map((line) => (context.measureText(line).width > room ? cut(line) : line));
+  return (lines.length > 3 ? [lines[0], lines[1], `${lines[2]}…`] : lines).map((line) => (context.measureText(line).width > room ? cut(line) : line));
 }

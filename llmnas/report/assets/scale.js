@@ -14,7 +14,7 @@ function makeScale(domain, pixels, log) {
 }
 
 function linearTicks(low, high, count) {
-  const rough = (high - low) / Math.max(count, 1);
+  const rough = (high - low) / Math.max(count, 3);  // fewer would not say where the values lie
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough * 0.999);
   const ticks = [];

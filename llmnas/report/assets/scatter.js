@@ -118,17 +118,21 @@ class Scatter {
       context.lineWidth = width;
       context.stroke();
     };
+    const box = this.box();
+    const inFrame = (i) => i >= 0 && this.px[i] >= box.left - 1 && this.px[i] <= box.right + 1 && this.py[i] >= box.top - 1 && this.py[i] <= box.bottom + 1;
     chosen.pinned.forEach((i, k) => {
+      if (!inFrame(i)) return;  // zoomed away, or without one of the two values
       ring(i, 9, 2.4);
       context.font = 'bold 14px system-ui, sans-serif';
       context.lineWidth = 4;
       context.strokeStyle = css('--card');
-      context.strokeText('AB'[k], this.px[i] + 14, this.py[i] + 14);
+      const beside = this.px[i] + (this.px[i] > box.right - 24 ? -14 : 14);  // within the frame
+      context.strokeText('AB'[k], beside, this.py[i] + 14);
       context.fillStyle = css('--ink');
-      context.fillText('AB'[k], this.px[i] + 14, this.py[i] + 14);
+      context.fillText('AB'[k], beside, this.py[i] + 14);
     });
-    if (chosen.hovered >= 0) ring(chosen.hovered, 7, 1.6);
-    for (const i of new Set([...chosen.pinned, chosen.hovered])) if (i >= 0) this.errorBars(context, i);
+    if (inFrame(chosen.hovered)) ring(chosen.hovered, 7, 1.6);
+    for (const i of new Set([...chosen.pinned, chosen.hovered])) if (inFrame(i)) this.errorBars(context, i);
     if (this.drag?.moved) {
       const { x0, y0, x1, y1 } = this.drag;
       context.fillStyle = 'rgba(0,114,178,.15)';
@@ -158,9 +162,11 @@ class Scatter {
     this.tip.hidden = i < 0 || Boolean(this.drag?.moved) || !this.inside.includes(i);
     if (this.tip.hidden) return;
     const [x, y] = [store.columns.get(view.x), store.columns.get(view.y)];
-    this.tip.replaceChildren(el('b', {}, store.id[i]), el('span', {}, `${exact(x.values[i])} · ${exact(y.values[i])}`));
-    const below = this.py[i] < 70;
-    this.tip.style.left = `${Math.max(80, Math.min(this.canvas.size.width - 80, this.px[i]))}px`;
+    const row = (column) => el('span', {}, `${exact(column.values[i])} ${column.label}`);
+    this.tip.replaceChildren(el('b', {}, store.id[i]), row(x), row(y));
+    const below = this.py[i] < 90;
+    const half = this.tip.offsetWidth / 2 + 4;
+    this.tip.style.left = `${Math.max(half, Math.min(this.canvas.size.width - half, this.px[i]))}px`;
     this.tip.style.top = `${this.py[i] + (below ? 16 : -16)}px`;
     this.tip.classList.toggle('below', below);
   }

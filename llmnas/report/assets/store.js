@@ -122,7 +122,9 @@ function layerFeatures() {
     if (!words.length) {
       found.push([`mean ${key}`, `mean ${fieldLabel(key)}`, values.map((value) => (value === undefined ? NaN : value))]);
     }
-    for (const word of words.length > 1 ? words : []) {
+    // of two words that share all layers one says it all
+    const told = words.length === 2 && values.every((value) => value !== undefined) ? words.slice(1) : words;
+    for (const word of words.length > 1 ? told : []) {
       found.push([`${key}=${word}`, `share of ${fieldLabel(key)} = ${word}`, values.map((value) => Number(value === word))]);
     }
   }
