@@ -43,12 +43,25 @@ def staged(folder: Path, force: bool) -> Iterator[Path]:
             yield checkpoint
             for path in (*checkpoint.iterdir(), checkpoint):
                 sync_dir(path)  # it opens and fsyncs, files too
-            if force and folder.exists():
-                folder.rename(Path(staging, "replaced"))
-            checkpoint.rename(folder)
+            with _set_aside(folder, Path(staging, "replaced")):
+                checkpoint.rename(folder)
             sync_dir(folder.parent)
     except (OSError, SafetensorError) as error:
         raise RunError(f"{folder}: cannot write the export: {error}") from None
+
+
+@contextlib.contextmanager
+def _set_aside(folder: Path, aside: Path) -> Iterator[None]:
+    """An earlier export out of the way; back where it was if the block that replaces it is interrupted or fails."""
+    earlier = folder.exists()
+    try:
+        if earlier:
+            folder.rename(aside)
+        yield
+    except BaseException:
+        if earlier and aside.exists() and not folder.exists():
+            aside.rename(folder)
+        raise
 
 
 def check_folder(folder: Path, force: bool) -> None:
@@ -56,9 +69,9 @@ def check_folder(folder: Path, force: bool) -> None:
     if not os.path.lexists(folder):
         return
     if not force:
-        raise UserError(f"{folder}: is there already; name another folder, or use force to replace an earlier export")
+        raise UserError(f"{folder}: is there already; name another folder, or replace an earlier export with --force")
     if not (folder / ABOUT_FILE).is_file():
-        raise UserError(f"{folder}: is there and has no {ABOUT_FILE}; force replaces only an earlier export")
+        raise UserError(f"{folder}: is there and has no {ABOUT_FILE}; --force replaces only an earlier export")
 
 
 COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
