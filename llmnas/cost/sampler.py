@@ -7,7 +7,9 @@ q(a) ~ mu(a) exp(-sum_j t_j c_j(a)) stays a product over layers, and accepting i
 probability exp(sum_j t_j (c_j(a) - r_j)), r_j the limit that t_j pushes towards, restores
 mu exactly (Siegmund 1976, importance sampling by exponential change of measure). The best
 tilt minimises the Chernoff bound log Z(t) + sum_j t_j r_j, which is convex. A target that is rare
-although no tilt makes it likelier (a single value near the mean) is found by pairing halves.
+although no tilt makes it likelier (a single value near the mean) is found by pairing halves. Cells and depths
+of which no sum of layers lies within the limits are left out where they are most of what would be drawn: one parameter
+count is often that of a single cell.
 """
 
 from __future__ import annotations
@@ -31,6 +33,9 @@ _MOST_CHUNK = 4096
 _MOST_PROPOSALS = 60_000
 _HALVES = 4096
 _ROUNDS = 64
+_WORTH_IT = 0.1
+"""Where possible cells have a smaller share of the draws than this, the others are left out. Elsewhere they stay, which
+wastes little and keeps the draws of a seed, by which searches are replayed, as they always were."""
 
 
 class BudgetSampler:
@@ -53,7 +58,16 @@ class BudgetSampler:
         self._low, self._high = low / unit, high / unit
         self._fixed, self._layer = self._table.fixed / unit, self._table.layer / unit
         self._depths = np.array(space.depth.choices)
-        self._prepare(self._best_tilt())
+        self._possible = self._table.possible(self._depths, low, high)
+        self._drawn = np.ones_like(self._possible)
+        if not self._possible.any():
+            return
+        tilt = self._best_tilt()
+        cell, _ = self._log_weights(tilt)
+        if logsumexp(cell[self._possible]) < logsumexp(cell) + math.log(_WORTH_IT):
+            self._drawn = self._possible
+            tilt = self._best_tilt()
+        self._prepare(tilt)
 
     def sample(self, rng: np.random.Generator) -> Architecture:
         """One architecture within the budget."""
@@ -63,10 +77,12 @@ class BudgetSampler:
         """`count` independent architectures within the budget.
 
         Raises:
-            UserError: neither the tilted draws nor billions of paired halves met it.
+            UserError: no sum of layers can meet it, or neither the tilted draws nor billions of paired halves did.
         """
         if not self._limits:
             return [self.space.sample(rng) for _ in range(count)]
+        if not self._possible.any():
+            raise UserError(self._unmet("no sum of layers does"))
         found: list[Architecture] = []
         proposals, chunk = 0, _CHUNK
         while len(found) < count and (found or proposals < _MOST_PROPOSALS):
@@ -102,7 +118,7 @@ class BudgetSampler:
         per_layer = logsumexp(option, axis=1)
         # a depth counts by its share among depths whatever its number of subsets, as in `SearchSpace.sample`
         cell = -(self._fixed @ tilt)[:, None] + self._depths[None, :] * per_layer[:, None]
-        return cell, option
+        return np.where(self._drawn, cell, -np.inf), option
 
     def _best_tilt(self) -> np.ndarray:
         """Minimise log Z(t) + sum t+ high - sum t- low over t = t+ - t-, both parts >= 0."""
@@ -188,11 +204,20 @@ class BudgetSampler:
                 arch = self._build(cell, options[i], rng)
                 if self.budget.admits(self.space.base, arch):
                     return arch
-        limits = ", ".join(f"{low:,.0f} <= {name} <= {high:,.0f}" for name, (low, high) in self._limits.items())
-        raise UserError(
-            f"budget: no architecture of the space meets {limits} "
-            f"({_MOST_PROPOSALS:,} targeted draws and {_ROUNDS} times {_HALVES:,} x {_HALVES:,} pairs of halves)"
+        tried = f"{_MOST_PROPOSALS:,} targeted draws and {_ROUNDS} times {_HALVES:,} x {_HALVES:,} pairs of halves"
+        raise UserError(self._unmet(tried))
+
+    def _unmet(self, why: str) -> str:
+        """That nothing meets the limits, where one alone is impossible that one, else all."""
+        alone = {
+            name: limit
+            for j, (name, limit) in enumerate(self._limits.items())
+            if not self._table.part(j).possible(self._depths, np.array([limit[0]]), np.array([limit[1]])).any()
+        }
+        limits = ", ".join(
+            f"{low:,.0f} <= {name} <= {high:,.0f}" for name, (low, high) in (alone or self._limits).items()
         )
+        return f"budget: no architecture of the space meets {limits} ({why})"
 
     def _build(self, cell: int, options: np.ndarray, rng: np.random.Generator) -> Architecture:
         kept = self.space.sample_subset(len(options), rng)

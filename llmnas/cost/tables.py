@@ -8,7 +8,7 @@ sum; an architecture belongs to the cell whose cap one of its layers reaches).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,29 @@ class CostTable:
         widest = np.where(self.reaches[:, :, None], self.layer, -np.inf).max(1)
         others = np.where(self.fits[:, :, None], self.layer, -np.inf).max(1)
         return np.asarray((self.fixed + widest + (depth - 1) * others).max(0))
+
+    def part(self, cost: int) -> CostTable:
+        """The table of one of the costs alone."""
+        return replace(self, fixed=self.fixed[:, cost : cost + 1], layer=self.layer[:, :, cost : cost + 1])
+
+    def possible(self, depths: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        """Which `[cells, depths]` may have members with every cost in [low, high] (`[costs]` each).
+
+        False is a proof. The costs of a cell at one depth are the cheapest layer times the depth plus multiples of what
+        all differences between its layers have in common (parameters come in whole rows), none beyond the dearest.
+        """
+        found = np.ones((len(self.fixed), len(depths)), dtype=bool)
+        for j in range(self.fixed.shape[1]):
+            layer = np.where(self.fits, self.layer[:, :, j], np.nan)
+            cheapest, dearest = np.nanmin(layer, 1, keepdims=True), np.nanmax(layer, 1, keepdims=True)
+            least, most = (self.fixed[:, j : j + 1] + depths * ends for ends in (cheapest, dearest))
+            above = np.nan_to_num(layer - cheapest)
+            whole = np.array_equal(above, np.rint(above))
+            step = np.gcd.reduce(above.astype(np.int64), axis=1, keepdims=True) if whole else np.zeros_like(cheapest)
+            missing = np.maximum(low[j] - least, 0)
+            nearest = least + np.where(step > 0, np.ceil(missing / np.maximum(step, 1)) * step, missing)
+            found &= nearest <= np.minimum(most, high[j]) * (1 + 1e-9)  # sums of fractions differ by their rounding
+        return found
 
 
 def tabulate(space: SearchSpace, names: Sequence[str], workload: Workload) -> CostTable:

@@ -1,4 +1,8 @@
-"""Parameter counts against real modules and against published totals."""
+"""Parameter counts against real modules and against published totals.
+
+GPT-2's and Pythia's totals are not among them: learned positions, LayerNorm and biases everywhere are in no member of
+this family.
+"""
 
 import pytest
 import torch

@@ -225,6 +225,52 @@ def test_a_rare_value_in_the_middle_is_not_called_impossible():
     assert params_of([found], space.base) == [target]
 
 
+DEEP = SearchSpace.from_dict(
+    {
+        "base": {"vocab_size": 4096, "tied": False},
+        "layers": 24,
+        "hidden_size": list(range(256, 1025, 64)),
+        "depth": list(range(8, 25)),
+        "kv_heads": {"choices": [2, 4, 8], "per_layer": True},
+        "queries_per_group": {"choices": [1, 2, 4], "per_layer": True},
+        "head_dim": {"choices": [32, 64], "per_layer": True},
+        "ffn_size": {"choices": list(range(512, 4097, 256)), "per_layer": True},
+    }
+)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_an_exact_parameter_count_is_found_although_one_width_and_depth_alone_have_it(seed):
+    """Of 3e59 architectures; the residue of the count says how many layers there are."""
+    arch = DEEP.sample(seeded(seed))
+    params = count_params(arch, DEEP.base).total
+    found = BudgetSampler(DEEP, Budget(min_params=params, max_params=params)).sample(seeded(seed))
+    assert count_params(found, DEEP.base).total == params
+    assert (found.hidden_size, found.depth) == (arch.hidden_size, arch.depth)
+    with pytest.raises(UserError, match=rf"{params + 1:,} <= params <= {params + 1:,} \(no sum of layers does\)"):
+        BudgetSampler(DEEP, Budget(min_params=params + 1, max_params=params + 1)).sample(seeded(seed))
+
+
+@given(spaces(max_layers=2, kinds=True), st.data())
+@settings(max_examples=25)
+def test_what_is_called_impossible_has_no_member(space, data):
+    assume(brute_size(space) <= 2000)
+    workload = Workload(batch=2, context=8)
+    members = [costs(arch, space.base, workload) for arch in members_with_probability(space)]
+    name = data.draw(st.sampled_from(COSTS))
+    low = data.draw(st.sampled_from(members))[name] + data.draw(st.sampled_from([0, 1, -1, 0.5]))
+    budget = Budget(
+        **{f"min_{name}": low, f"max_{name}": low + data.draw(st.sampled_from([0, 1, 8]))}, workload=workload
+    )
+    inside = any(budget.limits()[name][0] <= member[name] <= budget.limits()[name][1] for member in members)
+    try:
+        BudgetSampler(space, budget).sample(seeded())
+    except UserError:
+        assert not inside
+    else:
+        assert inside
+
+
 @given(spaces(max_layers=2, kinds=True))
 @settings(max_examples=40)
 def test_extremes_of_every_kind_of_layer_are_those_of_the_members(space):
