@@ -86,6 +86,26 @@ def test_a_budget_that_nothing_meets_is_named_before_any_work(llmnas, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("search.strategy=nsga3", ["nsga3", "allowed", "nsga2"]),
+        ("search.options={populatoin: 8}", ["populatoin", "allowed", "population"]),
+        ("search.options={population: 1}", ["population", "got 1"]),
+        ("search.objectives={}", ["objectives"]),
+        ("search.constraints={val_loss: [3, 1]}", ["constraints", "val_loss", "low <= high"]),
+        ("train.deepspeed=none.json", ["none.json", "no such file"]),
+        ("train.micro_batch=3", ["micro_batch = 3", "4"]),
+    ],
+)
+def test_what_a_later_stage_would_refuse_is_refused_before_any_work(llmnas, tmp_path, change, words):
+    config = tiny.write_config(tmp_path, tmp_path / "there is no text yet")
+    done = llmnas("run", config, "--run-dir", tmp_path / "run", "--set", change)
+    assert done.code == 2
+    assert all(word in done.complaint for word in words), done.complaint
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
     ("files", "words"),
     [
         ({}, ["empty corpus"]),

@@ -21,6 +21,7 @@ from llmnas.runs import RunFolder, identity
 from llmnas.search import Problem, start_strategy
 from llmnas.supernet import Transformer, load_weights
 from llmnas.tracking import Tracker
+from llmnas.train.deepspeed_json import deepspeed_config
 from llmnas.train.settings import changed
 from llmnas.train.warmstart import read_shape
 
@@ -49,8 +50,10 @@ class Context:
 
         Raises:
             UserError: the folder has another one, with the difference; nothing in the space meets the budget; the
-                search section is none that can be run; or the pretrained model that it names cannot be read.
+                search section cannot be run; or the DeepSpeed file or pretrained model that it names cannot be read.
         """
+        if not self.run.supernet.exists():
+            deepspeed_config(self.config.train, processes=1)  # its file is read, long before training
         if not self.run.config.exists():  # before anything is computed, and before the folder is bound to it
             sample(self.config.space, generator(self.config.seed, "feasible"), self.config.budget)
             self._require_search()

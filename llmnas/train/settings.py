@@ -241,6 +241,14 @@ class TrainSettings(_Strict):
     correction: NonNegativeInt = 0
 
     @model_validator(mode="after")
+    def _batch_is_made_of_micro_batches(self) -> Self:
+        if self.micro_batch and self.batch_size % self.micro_batch:
+            raise ValueError(
+                f"micro_batch = {self.micro_batch} must divide batch_size = {self.batch_size}, and each process's share"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _master_weights_are_kept(self) -> Self:
         if self.dtype == "bf16" and self.zero_stage == 0:
             raise ValueError("dtype: bf16 needs zero_stage 1, 2 or 3: stage 0 keeps no fp32 copy of the weights")

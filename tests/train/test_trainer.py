@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from train_script import SEQUENCES, SETTINGS, SPACE
 
 from llmnas.data import EOS_ID, Sequences, encode_texts, read_corpus, train_tokenizer
@@ -204,8 +205,10 @@ def test_checkpointed_blocks_and_micro_batches_change_nothing():
 
 
 def test_a_micro_batch_that_does_not_divide_is_refused():
-    with pytest.raises(UserError, match=r"train.micro_batch = 3 does not divide a process's share .*4 / 1 = 4"):
-        Engine(Transformer(SPACE, seed=0), settings_of(micro_batch=3), start_processes())
+    with pytest.raises(ValidationError, match=r"micro_batch = 3 must divide batch_size = 4"):
+        settings_of(micro_batch=3)
+    with pytest.raises(UserError, match=r"train.micro_batch = 4 does not divide a process's share .*4 / 2 = 2"):
+        Engine(Transformer(SPACE, seed=0), settings_of(micro_batch=4), Processes(0, 2, 0, 2))
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
