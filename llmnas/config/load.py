@@ -46,7 +46,7 @@ def make_config(values: dict[str, Any], overrides: list[str], where: str) -> Con
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise explain(where, error) from None
+        raise explain(where, error, Config) from None
 
 
 def differences(old: Any, new: Any, key: str = "") -> list[str]:

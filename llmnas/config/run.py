@@ -32,7 +32,7 @@ _OF_THE_SUPERNET = {"sampler", "distill", "shared_batch", "init_from", "calibrat
 class Config(Strict):
     """One run from text to exported model."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
     seed: NonNegativeInt = 0
     data: DataConfig = DataConfig()
     space: SearchSpace
@@ -109,4 +109,4 @@ class Config(Strict):
         try:
             return TrainSettings.model_validate(values)
         except ValidationError as error:
-            raise ValueError(str(explain(f"{stage}.train", error))) from None
+            raise ValueError(str(explain(f"{stage}.train", error, TrainSettings))) from None

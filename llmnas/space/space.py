@@ -181,7 +181,7 @@ class SearchSpace(_Strict):
         try:
             return cls.model_validate(value)
         except ValidationError as error:
-            raise explain(where, error) from None
+            raise explain(where, error, cls) from None
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> SearchSpace:
