@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -21,9 +22,13 @@ ABOUT_FILE = "llmnas.json"  # of an exported folder: the architecture, for tools
 def atomic_open(path: Path) -> Iterator[IO[bytes]]:
     """Write a file under a temporary name, fsync it, then rename it to `path`.
 
-    A crash at any moment (kill -9, power, full disk) leaves the old file or none.
+    A crash at any moment (kill -9, power, full disk) leaves the old file or none. What a process of this machine that
+    is gone left under the temporary name is deleted: token files are as large as a disk allows only once.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        if not _alive(left.name.removeprefix(f".{path.name}.").removesuffix(".partial")):
+            left.unlink(missing_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with naming(path), partial.open("wb") as stream:
@@ -34,6 +39,19 @@ def atomic_open(path: Path) -> Iterator[IO[bytes]]:
         sync_dir(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _alive(process: str) -> bool:
+    """Whether a process of this id runs here; True for what is no id."""
+    if not process.isdecimal():
+        return True
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 @contextlib.contextmanager

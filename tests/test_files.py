@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import subprocess
 import sys
 
@@ -102,8 +103,15 @@ def test_a_killed_process_leaves_the_old_file(tmp_path):
     write_text(path, "old")
     assert interrupt("killed", path).returncode == -9
     assert path.read_text() == "old"
+    (left,) = tmp_path.glob("*.partial")
+    kept = [tmp_path / f".file.{name}.partial" for name in (os.getppid(), "mine")]  # of one that runs, and nobody's
+    for other in kept:
+        other.write_text("being written")
+    write_text(tmp_path / "file.b", "another file")
+    assert left.exists()
     write_text(path, "new")
     assert path.read_text() == "new"
+    assert set(tmp_path.glob("*.partial")) == set(kept)
 
 
 @given(JSON)
