@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -13,6 +14,9 @@ from typer.exceptions import TyperException
 
 from llmnas.errors import Preempted, RunError, UserError
 
+_IDLE_TALK = ("torchao", "torch.utils._pytree")
+"""Loggers that warn of GPU files of theirs and of each other whenever transformers is imported: no news to a user."""
+
 
 def run_process(command: Callable[[list[str]], Any]) -> int:
     """Run a command on the process's arguments and return its exit code.
@@ -21,6 +25,8 @@ def run_process(command: Callable[[list[str]], Any]) -> int:
     terminated; all but 0 say why in one line.
     """
     signal.signal(signal.SIGTERM, _terminated)
+    for name in _IDLE_TALK:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         code = int(command(sweep_arguments(sys.argv[1:])) or 0)
     except UserError as error:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -159,6 +160,8 @@ def test_piped_output_is_plain_lines(tiny_run):
     for stage in ("prepare", "supernet", "search", "found 1/2", "smollm2 2/2"):
         assert stage in stages
     assert "supernet: 6/6, loss " in tiny_run.done.err
+    # no library's warnings among them
+    assert [line for line in tiny_run.done.err.splitlines() if not re.match(r"[\w /]+: \d+/\d+", line)] == []
 
 
 def test_curves_are_recorded(tiny_run):
