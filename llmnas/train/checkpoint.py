@@ -14,10 +14,10 @@ from typing import Protocol
 import numpy as np
 from pydantic import BaseModel as Model
 from pydantic import ConfigDict, NonNegativeInt, PositiveInt, ValidationError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from llmnas.errors import UserError
-from llmnas.files import read_json, sha256, sync_dir, write_json
+from llmnas.files import atomic_open, read_json, sha256, sync_dir, write_json
 from llmnas.train.engine import Engine
 from llmnas.train.universal import convert
 
@@ -69,7 +69,8 @@ def _save(engine: Engine, folder: Path, step: int, keep: int, identity: str, lea
     engine.barrier()
     if writer:
         if learned:
-            save_file(dict(learned), partial / _SAMPLER)
+            with atomic_open(partial / _SAMPLER) as stream:  # safetensors' own writer calls a full disk no OSError
+                stream.write(save(dict(learned)))
         files = {p.name: _File(bytes=p.stat().st_size, sha256=sha256(p)) for p in sorted(partial.iterdir())}
         manifest = _Manifest(
             step=step, identity=identity, processes=engine.processes.size, zero_stage=engine.zero_stage, files=files

@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from llmnas.errors import UserError
+from llmnas.files import atomic_open
 from llmnas.nn.moe import Experts
 
 _DIVIDED = ("gate", "up", "down")
@@ -154,7 +155,8 @@ def save_experts(model: nn.Module, optimizer: Any, exchange: ExpertExchange, fol
         found |= {f"{name}:{moment}": state[moment] for moment in _MOMENTS}
     found |= _scales(model)
     plain = {name: value.detach().cpu().contiguous() for name, value in found.items()}
-    save_file(plain, _file(folder, exchange.rank))
+    with atomic_open(_file(folder, exchange.rank)) as stream:  # safetensors' own writer calls a full disk no OSError
+        stream.write(save(plain))
 
 
 @torch.no_grad()
