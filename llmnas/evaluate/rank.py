@@ -22,12 +22,15 @@ class Agreement(NamedTuple):
 def rank_agreement(predicted: np.ndarray, actual: np.ndarray, seed: int = 0, resamples: int = 2000) -> Agreement:
     """Kendall's tau-b and Spearman's rho between two scores of the same architectures.
 
-    The interval resamples architectures with replacement (percentile bootstrap).
+    The interval resamples architectures with replacement (percentile bootstrap). A score that is the same for all
+    architectures ranks nothing: 0 where the coefficients are undefined.
 
     Args:
         predicted: [K].
         actual: [K].
     """
+    if np.ptp(predicted) == 0 or np.ptp(actual) == 0:
+        return Agreement(0.0, 0.0, 0.0, 0.0)
     rng = generator(seed, "bootstrap")
     draws = []
     for _ in range(resamples):

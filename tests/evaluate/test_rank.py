@@ -45,6 +45,13 @@ def test_perfect_and_reversed():
     assert rank_agreement(x, -x, resamples=50)[:4] == pytest.approx((-1, -1, -1, -1))
 
 
+@pytest.mark.parametrize("constant", [0, 1])
+def test_a_constant_score_ranks_nothing(constant):
+    """As parameter counts do where all networks have the same one: a number that JSON can hold, not NaN."""
+    scores = [np.arange(5.0), np.full(5, 3.0)]
+    assert rank_agreement(scores[constant], scores[1 - constant], resamples=5) == (0, 0, 0, 0)
+
+
 def test_the_interval_is_scipys_percentile_bootstrap():
     rng = np.random.default_rng(0)
     x = rng.normal(size=30)
