@@ -70,7 +70,9 @@ def train_supernet(context: Context, *, prepare_first: bool = False) -> Outcome 
         guide=original(context, settings),
     )  # fmt: skip
     if processes.rank == 0:
-        save_weights(model, run.supernet)
+        cpu_seconds = run.recorded("train").get("cpu_seconds") if outcome.cpu_seconds is None else outcome.cpu_seconds
+        # before the weights, whose presence ends the stage: a kill between the two loses nothing
         run.record("train", steps=outcome.steps, tokens=outcome.tokens, seconds=round(outcome.seconds, 1),
-            cpu_seconds=outcome.cpu_seconds)  # fmt: skip
+            cpu_seconds=cpu_seconds)  # fmt: skip
+        save_weights(model, run.supernet)
     return outcome

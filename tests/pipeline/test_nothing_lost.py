@@ -189,6 +189,29 @@ def test_train_killed_at_any_moment_ends_with_the_same_losses(tiny_run, tmp_path
     assert (folder / name).read_bytes() == (tiny_run.folder / name).read_bytes()
 
 
+def test_what_training_cost_is_known_wherever_it_was_stopped(copied, llmnas, monkeypatch):
+    """Later stages compare costs: weights without a record of them would count as free."""
+    weights, manifest = copied.folder / "supernet" / "model.safetensors", copied.folder / "manifest.json"
+    before, whole = json.loads(manifest.read_text()), weights.read_bytes()
+    weights.unlink()  # as a kill between the last checkpoint and the weights leaves it
+    arguments = ("train", copied.config, "--run-dir", copied.folder, "--resume")
+    assert llmnas(*arguments).code == 0
+    assert weights.read_bytes() == whole
+    for key in ("steps", "tokens", "cpu_seconds"):
+        assert json.loads(manifest.read_text())["stages"]["train"][key] == before["stages"]["train"][key]
+
+    del before["stages"]["train"]
+    manifest.write_text(json.dumps(before))
+    weights.unlink()
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("llmnas.pipeline.train.save_weights", stopped)
+    assert llmnas(*arguments).code == 130
+    assert json.loads(manifest.read_text())["stages"]["train"]["tokens"] == 6 * 4 * 32
+
+
 def evaluations(folder):
     archive = Archive.load(folder / "evaluations.sqlite")
     found = [(e.arch.id, json.dumps(e.metrics)) for e in archive.evaluations]
