@@ -140,13 +140,26 @@ class RunFolder:
 
     def recorded(self, stage: str) -> dict[str, Any]:
         """What `record` noted of a stage; empty where it has not ended yet."""
-        manifest = read_json(self.manifest) if self.manifest.exists() else {"stages": {}}
-        found: dict[str, Any] = manifest["stages"].get(stage, {})
+        found: dict[str, Any] = self.stages().get(stage, {})
         return found
+
+    def stages(self) -> dict[str, Any]:
+        """What the manifest notes of every stage that has ended; empty without one.
+
+        Raises:
+            UserError: the manifest is damaged.
+        """
+        if not self.manifest.exists():
+            return {}
+        manifest = read_json(self.manifest)
+        stages = manifest.get("stages") if isinstance(manifest, dict) else None
+        if not isinstance(stages, dict) or not all(isinstance(facts, dict) for facts in stages.values()):
+            raise UserError(f"{self.manifest}: damaged (no stages in it); delete it to have it made again")
+        return stages
 
     def record(self, stage: str, **facts: Any) -> None:
         """Note in the manifest that a stage is done."""
-        manifest = read_json(self.manifest) if self.manifest.exists() else {"stages": {}}
+        manifest: dict[str, Any] = {"stages": self.stages()}
         manifest["versions"] = {
             "python": platform.python_version(),
             **{name: version(name) for name in ("llmnas", "torch", "deepspeed", "transformers")},

@@ -163,12 +163,12 @@ def code_version(folder: Path | None = None) -> str:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Records in order of (stage, step); of a step logged twice (after a restart) the last counts.
 
-    A line cut off by a kill is left out.
+    A line cut off by a kill, or damaged, is left out.
     """
     found: dict[tuple[str, int, str], dict[str, Any]] = {}
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):
                 record = json.loads(line)
                 kind = "train" if "train_loss" in record or "skipped_steps" in record else "eval"
                 found[record["stage"], record["step"], kind] = record

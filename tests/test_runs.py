@@ -91,6 +91,16 @@ def test_the_manifest_keeps_earlier_stages_and_replaces_its_own(tmp_path):
     assert read_json(run.manifest)["versions"]["llmnas"]
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", '{"stages": 3}', '{"stages": {"train": 3}}', "null"])
+def test_a_manifest_of_another_form_is_named(tmp_path, content):
+    run = RunFolder(tmp_path)
+    run.manifest.write_text(content)
+    for use in (lambda: run.recorded("train"), lambda: run.record("train", steps=5)):
+        with pytest.raises(UserError, match=r"manifest\.json: damaged .* delete it"):
+            use()
+    assert run.manifest.read_text() == content
+
+
 def test_identity_sees_every_value_and_no_order_of_keys():
     assert identity({"a": 1, "b": 2}) == identity({"b": 2, "a": 1})
     assert len({identity({"a": 1}), identity({"a": 2}), identity({"a": 1}, 0), identity({"b": 1})}) == 4

@@ -44,6 +44,18 @@ def test_a_line_that_a_kill_cut_off_costs_no_other(tmp_path):
         assert [(r["step"], r["train_loss"]) for r in read_metrics(path)] == [(1, 2.5), (2, 9.0), (3, 2.3)]
 
 
+@pytest.mark.parametrize("damage", [b"\xff\x00", b"{}", b"[1]", b"3"])
+def test_a_damaged_line_costs_no_other(tmp_path, damage):
+    path = tmp_path / "metrics.jsonl"
+    with tracker(tmp_path) as log:
+        for step in (1, 2, 3):
+            log.log("supernet", step, {"train_loss": 2.5})
+    lines = path.read_bytes().splitlines()
+    lines[1] = damage
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    assert [r["step"] for r in read_metrics(path)] == [1, 3]
+
+
 def test_of_a_step_done_twice_the_last_counts_and_the_order_is_that_of_steps(tmp_path):
     with tracker(tmp_path) as log:
         for step, loss in ((2, 1.0), (3, 1.0), (2, 0.5)):

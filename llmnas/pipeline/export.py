@@ -72,9 +72,9 @@ def _winner(context: Context) -> tuple[Transformer, Architecture, dict[str, Any]
 def exported(context: Context) -> bool:
     """Whether the best run of what is retrained now has been exported, and the export is still there."""
     run = context.run
-    if not (run.result("retrain").exists() and run.manifest.exists()):
+    if not run.result("retrain").exists():
         return False
-    result, done = read_json(run.result("retrain")), read_json(run.manifest)["stages"].get("export", {})
+    result, done = read_json(run.result("retrain")), run.recorded("export")
     best = min(result["runs"]["found"], key=lambda r: r["val_loss"])
     return bool(done.get("of") == best["identity"] and (run.path / done["folder"] / ABOUT_FILE).is_file())
 

@@ -22,7 +22,7 @@ def exported_folder(folder: Path) -> Path:
     run = RunFolder(folder)
     if not run.manifest.is_file():
         raise UserError(f"{folder}: neither a run folder (no {run.manifest.name}) nor an export (no {ABOUT_FILE})")
-    done = read_json(run.manifest)["stages"].get("export")
+    done = run.stages().get("export")
     if done is None or not (folder / done["folder"] / ABOUT_FILE).is_file():
         raise UserError(f"{folder}: nothing exported there yet; run `llmnas export CONFIG --run-dir {folder}` first")
     return folder / str(done["folder"])

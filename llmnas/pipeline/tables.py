@@ -20,8 +20,7 @@ def search_tables(
     run: RunFolder, front: Sequence[Evaluation], evaluations: Sequence[Evaluation], asked: Iterable[str]
 ) -> list[Table]:
     """The front of all evaluations, and which of its members to build; `asked` are the metrics that were named."""
-    stages = read_json(run.manifest)["stages"] if run.manifest.exists() else {}
-    facts = stages.get("search", {})
+    facts = run.recorded("search")
     more = failures(evaluations) + few_windows(facts) + speed(facts)
     found = [front_table(front, len(evaluations), asked, facts.get("provenance", {}), more)]
     if run.decision.exists():
