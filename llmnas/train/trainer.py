@@ -122,7 +122,10 @@ def train(
     engine.release()
     taken = settings.steps - first
     cpu_seconds = (time.process_time() - cpu_started) * settings.steps / taken if taken else None
-    return Outcome(settings.steps, settings.steps * meter.tokens_per_step, meter.seconds(), cpu_seconds)
+    # a start that found every step done has counted none
+    networks = len(sampler.networks(settings.steps - 1)) if not taken else 0
+    tokens_per_step = meter.tokens_per_step or networks * settings.batch_size * settings.seq_len
+    return Outcome(settings.steps, settings.steps * tokens_per_step, meter.seconds(), cpu_seconds)
 
 
 def train_step(

@@ -138,6 +138,8 @@ def test_cpu_time_of_this_start_stands_for_the_steps_before_it(folder, steps, ex
     model = Transformer(SPACE, seed=0)
     outcome = trainer.train(model, sampler, SEQUENCES, SETTINGS, start_processes(), folder=folder, identity="a")
     assert outcome.cpu_seconds == expected
+    networks = SETTINGS.sampler.networks_per_step()
+    assert outcome.tokens == SETTINGS.steps * networks * SETTINGS.batch_size * SETTINGS.seq_len
 
 
 def test_a_finished_run_is_restored_without_a_step(folder, undisturbed):
