@@ -123,8 +123,8 @@ def train(
     taken = settings.steps - first
     cpu_seconds = (time.process_time() - cpu_started) * settings.steps / taken if taken else None
     # a start that found every step done has counted none
-    networks = len(sampler.networks(settings.steps - 1)) if not taken else 0
-    tokens_per_step = meter.tokens_per_step or networks * settings.batch_size * settings.seq_len
+    size = 0 if taken else len(sampler.networks(settings.steps - 1))
+    tokens_per_step = meter.tokens_per_step or size * settings.batch_size * settings.seq_len
     return Outcome(settings.steps, settings.steps * tokens_per_step, meter.seconds(), cpu_seconds)
 
 
