@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -23,27 +22,39 @@ TINY = ["--set", "train.steps=4", "--set", "train.batch_size=4", "--set", "train
         "--set", "search.evaluations=4", "--set", "search.windows=4", "--set", "search.sample=3",
         "--set", 'tracking.wandb="off"', "--run-dir", "run"]  # fmt: skip
 
-# what SLURM does for launch/slurm.sh, without a cluster: tasks with their variables, signals passed on
+# what SLURM does for launch/slurm.sh, without a cluster: tasks with their variables, signals to all processes of a
+# task, the highest status; with --kill-on-bad-exit the first task that fails is the end of the others
 SRUN = r"""#!/usr/bin/env bash
-tasks=$SLURM_NTASKS
+tasks=$SLURM_NTASKS strict=0
 while [[ $1 == --* ]]; do
   [[ $1 == --ntasks=* ]] && tasks=${1#--ntasks=}
+  [[ $1 == --kill-on-bad-exit=1 ]] && strict=1
   shift
 done
 pids=()
 for ((i = 0; i < tasks; i++)); do
-  SLURM_PROCID=$i SLURM_LOCALID=$i SLURM_NTASKS=$tasks "$@" &
+  SLURM_PROCID=$i SLURM_LOCALID=$i SLURM_NTASKS=$tasks setsid "$@" &
   pids+=($!)
 done
-trap 'kill -TERM "${pids[@]}"' TERM
+signal() {
+  for pid in "${pids[@]}"; do kill "-$1" -- "-$pid"; done
+}
+trap 'signal TERM' TERM
 worst=0
-for pid in "${pids[@]}"; do
-  while true; do
-    wait "$pid"
+while ((${#pids[@]})); do
+  for i in "${!pids[@]}"; do
+    kill -0 "${pids[i]}" 2>/dev/null && continue
+    wait "${pids[i]}"
     status=$?
-    kill -0 "$pid" 2>/dev/null || break
+    unset "pids[i]"
+    ((status > worst)) && worst=$status
+    if ((status && strict)); then
+      signal TERM
+      sleep 0.2
+      signal KILL
+    fi
   done
-  ((status > worst)) && worst=$status
+  sleep 0.05
 done
 exit "$worst"
 """
@@ -219,12 +230,47 @@ def test_slurm_trains_and_searches_and_a_search_that_was_preempted_goes_on(folde
     assert (folder / "scontrol.log").read_text() == "requeue 42\n"
 
 
-def test_slurm_script_stops_with_the_status_of_a_failed_run(folder):
-    shutil.rmtree(folder / "bin")
-    (folder / "bin").mkdir()
-    for name, text in (("srun", "#!/usr/bin/env bash\ncase \"$*\" in *prepare*) exit 0;; esac\nexit 3\n"),
-                       ("scontrol", SCONTROL)):  # fmt: skip
-        (folder / "bin" / name).write_text(text)
-        (folder / "bin" / name).chmod(0o755)
-    assert slurm(folder).wait() == 3
+@pytest.mark.parametrize(
+    ("prepare", "ranks"),
+    [
+        (0, ("told; sleep 1; exit 75", "told; exit 75")),  # the first to end must not kill one that is still writing
+        (0, ("told; sleep 0.2; exit 1", "told; exit 143")),  # before its first step; the other one lost its neighbour
+        (0, ("told; sleep 0.2; exit 0", "told; exit 0")),  # after its last step: no time for the next verb
+        (143, ("exit 3", "exit 3")),
+    ],
+)
+@pytest.mark.parametrize("verb", ["train", "search"])
+def test_slurm_puts_the_job_back_whenever_the_system_stops_a_process(folder, prepare, ranks, verb):
+    job, output = faked(folder, prepare, ranks, verb)
+    assert job == 0, output
+    assert (folder / "scontrol.log").read_text() == "requeue 42\n"
+    assert sorted((folder / "ended").read_text().split()) == ([] if prepare else ["0", "1"])
+    # the next start is a new one: nothing is left that would put it back again
+    assert faked(folder, 0, ("exit 0", "exit 0"), verb)[0] == 0
+    assert (folder / "scontrol.log").read_text() == "requeue 42\n"
+
+
+def test_slurm_script_stops_with_the_status_of_a_failed_run_and_ends_the_other_ranks(folder):
+    assert faked(folder, 0, ("sleep 10000", "exit 3"), "train")[0] == 3
+    assert faked(folder, 2, ("exit 0", "exit 0"), "train")[0] == 2
     assert not (folder / "scontrol.log").exists()
+
+
+def faked(folder, prepare, ranks, verb):
+    """Status and output of the script where `llmnas prepare` ends with a status, and the ranks of a verb do this."""
+    (folder / "ended").write_text("")
+    (folder / "bin" / "llmnas").write_text(
+        f"""#!/usr/bin/env bash
+[ "$1" = prepare ] && exit {prepare}
+told() {{ kill -TERM "$PPID"; }}
+trap 'echo "$RANK" >> ended' EXIT
+[ "$1" = {verb} ] || exit 0
+if [ "$RANK" = 0 ]; then {ranks[0]}; else {ranks[1]}; fi
+"""
+    )
+    job = slurm(folder)
+    status = job.wait()
+    if verb == "search":  # the training before it
+        ended = (folder / "ended").read_text().split()
+        (folder / "ended").write_text(" ".join(ended[2:]))
+    return status, (folder / "out.txt").read_text()
