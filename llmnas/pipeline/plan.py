@@ -10,10 +10,10 @@ import torch
 from llmnas.config import Config
 from llmnas.cost import BudgetSampler, count_params, prefill_flops_per_token
 from llmnas.cost.training import ModelSizes, TrainingMemory, model_states, saved_bytes
-from llmnas.errors import UserError
 from llmnas.report.html import Table
 from llmnas.rng import generator
 from llmnas.supernet import Transformer
+from llmnas.train.deepspeed_json import shares
 from llmnas.train.sampling import SupernetSampler, largest_within
 
 _GIB = 2**30
@@ -89,18 +89,13 @@ def plan(config: Config, machine: Machine) -> Plan:
     """Plan the run of a config.
 
     Raises:
-        UserError: a batch that does not divide among the GPUs.
+        UserError: a batch or a micro-batch that does not divide among the GPUs: training would refuse it too.
     """
     train, space = config.train, config.space
-    if train.batch_size % machine.gpus:
-        raise UserError(
-            f"train.batch_size = {train.batch_size} does not divide among {machine.gpus} GPUs: "
-            f"use a multiple of {machine.gpus}"
-        )
+    at_once = shares(train, machine.gpus)[1]
     with torch.device("meta"):
         sizes = model_sizes(Transformer(space, seed=None))
-    share = train.batch_size // machine.gpus
-    tokens = (train.micro_batch or share) * train.seq_len
+    tokens = at_once * train.seq_len
     bf16 = train.dtype == "bf16"
     activations = saved_bytes(space.envelope, space.base, tokens, 2 if bf16 else 4, train.checkpoint_blocks)
     rows = [("stage 0", 0, False)] if not bf16 else []

@@ -182,7 +182,10 @@ def verify_checkpoint(path: Path, identity: str) -> _Manifest:
             f"{path / _MANIFEST}: missing or damaged; delete {path} to go on from the checkpoint before it"
         ) from None
     if manifest.identity != identity:
-        raise UserError(f"{path}: a checkpoint of another run (config {manifest.identity}, now {identity})")
+        raise UserError(
+            f"{path}: a checkpoint of another run (config {manifest.identity}, now {identity}): its space, data or "
+            "training differ; use the config it was made with, or another --run-dir"
+        )
     for name, record in manifest.files.items():
         file = path / name
         if not file.exists() or file.stat().st_size != record.bytes:

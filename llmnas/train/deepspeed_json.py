@@ -33,11 +33,32 @@ _ZERO_KEYS = {
 }  # fmt: skip
 
 
+def shares(settings: TrainSettings, processes: int) -> tuple[int, int]:
+    """Sequences of a network's batch that a process takes, and of them those it runs at once.
+
+    Raises:
+        UserError: a batch or a micro-batch that does not divide.
+    """
+    if settings.batch_size % processes:
+        raise UserError(
+            f"train.batch_size = {settings.batch_size} does not divide among {processes} processes: "
+            f"use a multiple of {processes}"
+        )
+    share = settings.batch_size // processes
+    at_once = settings.micro_batch or share
+    if share % at_once:
+        raise UserError(
+            f"train.micro_batch = {settings.micro_batch} does not divide a process's share of the batch "
+            f"({settings.batch_size} / {processes} = {share})"
+        )
+    return share, at_once
+
+
 def deepspeed_config(settings: TrainSettings, processes: int) -> dict[str, Any]:
     """The whole config for `deepspeed.initialize`: the file of `train.deepspeed`, then our keys.
 
     Raises:
-        UserError: a key of the file that llmnas decides, or a combination that is not right.
+        UserError: a key of the file that llmnas decides, a combination that is not right, or what `shares` refuses.
     """
     config = _read(Path(settings.deepspeed), settings) if settings.deepspeed else {}
     zero = {"stage": settings.zero_stage, **config.get("zero_optimization", {})}
@@ -47,7 +68,7 @@ def deepspeed_config(settings: TrainSettings, processes: int) -> dict[str, Any]:
     bf16 = settings.dtype == "bf16"
     return {
         **config,
-        "train_micro_batch_size_per_gpu": settings.micro_batch or settings.batch_size // processes,
+        "train_micro_batch_size_per_gpu": shares(settings, processes)[1],
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
         # stage 0 clips in our own step, which has to see the norm

@@ -24,12 +24,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from llmnas.errors import RunError, UserError
+from llmnas.errors import RunError
 from llmnas.space import Architecture, Shape
 from llmnas.supernet import Losses, Transformer, fill_weights, load_weights
 from llmnas.supernet.init import initialise
 from llmnas.supernet.mixture import SoftArchitecture
-from llmnas.train.deepspeed_json import deepspeed_config
+from llmnas.train.deepspeed_json import deepspeed_config, shares
 from llmnas.train.expert_parallel import (
     ExpertExchange,
     clip,
@@ -153,19 +153,8 @@ class Engine:
     """A model under DeepSpeed: forward, backward, step, save, load."""
 
     def __init__(self, model: nn.Module, settings: TrainSettings, processes: Processes) -> None:
-        if settings.batch_size % processes.size:
-            raise UserError(
-                f"train.batch_size = {settings.batch_size} does not divide among {processes.size} processes: "
-                f"use a multiple of {processes.size}"
-            )
         self.processes = processes
-        self.local_batch = settings.batch_size // processes.size
-        self.micro_batch = settings.micro_batch or self.local_batch
-        if self.local_batch % self.micro_batch:
-            raise UserError(
-                f"train.micro_batch = {settings.micro_batch} does not divide a process's share of the batch "
-                f"({settings.batch_size} / {processes.size} = {self.local_batch})"
-            )
+        self.local_batch, self.micro_batch = shares(settings, processes.size)
         self.zero_stage = settings.zero_stage
         self.grad_clip = settings.grad_clip
         if self.zero_stage == 3:

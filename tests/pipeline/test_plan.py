@@ -93,9 +93,11 @@ def test_stage_3_keeps_slices_of_every_gathered_weight_unless_blocks_are_checkpo
     assert held(checkpoint_blocks=True) <= model.embedding.numel()
 
 
-def test_a_batch_that_does_not_divide_is_refused():
-    with pytest.raises(UserError, match=r"train.batch_size = 8 does not divide among 3 GPUs: use a multiple of 3"):
+def test_what_training_would_refuse_is_not_planned():
+    with pytest.raises(UserError, match=r"train.batch_size = 8 does not divide among 3 processes: use a multiple of 3"):
         plan_of("quickstart", Machine(3, 80, 989, 0.4))
+    with pytest.raises(UserError, match=r"train.micro_batch = 4 does not divide a process's share .*8 / 4 = 2"):
+        plan_of("quickstart", Machine(4, 80, 989, 0.4), "train.micro_batch=4")
 
 
 def test_the_command_line_prints_it():
