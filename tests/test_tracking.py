@@ -4,13 +4,14 @@ import json
 import os
 import pty
 import re
+import socket
 import subprocess
 import sys
 
 import pytest
 import tiny
 
-from llmnas.tracking import Tracker, read_metrics
+from llmnas.tracking import Tracker, code_version, read_metrics
 
 
 def tracker(folder):
@@ -136,9 +137,38 @@ with Tracker(Path(sys.argv[1]), "offline", "p", {"seed": 0}) as tracker:
 
 
 @pytest.mark.full
-def test_wandb_offline_leaves_a_run_beside_the_metrics(tmp_path):
-    """Real W&B, no network: a second start goes on with the same run."""
-    for _ in range(2):
-        subprocess.run([sys.executable, "-c", WANDB, str(tmp_path)], check=True, env=tiny.environment())
+def test_wandb_offline_leaves_a_run_beside_the_metrics_and_calls_nobody(tmp_path):
+    """Real W&B: a second start goes on with the same run; whatever would go out, would go to the proxy."""
+    with socket.socket() as proxy:
+        proxy.bind(("127.0.0.1", 0))
+        proxy.listen()
+        proxy.setblocking(False)
+        address = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+        network = {
+            name: address for scheme in ("http", "https") for name in (f"{scheme}_proxy", f"{scheme}_PROXY".upper())
+        }
+        for _ in range(2):
+            subprocess.run(
+                [sys.executable, "-c", WANDB, str(tmp_path)], check=True, env=tiny.environment(**network, NO_PROXY="")
+            )
+        with pytest.raises(BlockingIOError):
+            proxy.accept()
     run_id = (tmp_path / "wandb.id").read_text()
-    assert [path for path in (tmp_path / "wandb").glob("offline-run-*") if path.name.endswith(run_id)]
+    (run, *_) = [path for path in (tmp_path / "wandb").glob("offline-run-*") if path.name.endswith(run_id)]
+    stored = (run / f"run-{run_id}.wandb").read_bytes()
+    for written in (b"seed", b"llmnas_version", b"code_version", code_version().encode(), b"supernet/train_loss"):
+        assert written in stored
+
+
+@pytest.mark.full
+def test_the_front_of_a_search_is_a_table_in_wandb(copied, llmnas):
+    for name in ("evaluations.sqlite", "pareto.json"):
+        (copied.folder / name).unlink()
+    options = ("--resume", "--set", "tracking.wandb=offline")
+    assert llmnas("search", copied.config, "--run-dir", copied.folder, *options).code == 0
+    (table,) = copied.folder.glob("wandb/offline-run-*/files/media/table/search/front_*.table.json")
+    found = json.loads(table.read_text())
+    front = json.loads((copied.folder / "pareto.json").read_text())
+    assert [dict(zip(found["columns"], row, strict=True)) for row in found["data"]] == [
+        {"id": network["id"], **network["metrics"]} for network in front
+    ]
