@@ -11,9 +11,24 @@ fi
 hostfile=$1
 config=$2
 shift 2
-if [ ! -r "$hostfile" ]; then
-  echo "$hostfile: no such hostfile; write one line a machine: node1 slots=8" >&2
+refuse() {
+  echo "$1; write one line a machine: node1 slots=8" >&2
   exit 2
+}
+if [ ! -f "$hostfile" ] || [ ! -r "$hostfile" ]; then
+  refuse "$hostfile: no such hostfile"
+fi
+# deepspeed would find these out after the data is prepared, with a traceback
+machine='^[[:space:]]*[^#[:space:]]+[[:space:]]+slots=[0-9]+([[:space:]].*)?$'
+wrong=$(grep -nvE "$machine|^[[:space:]]*(#.*)?$" "$hostfile" | head -n 1 || true)
+machines=$(grep -oE "$machine" "$hostfile" | awk '{print $1}' || true)
+twice=$(sort <<< "$machines" | uniq -d | head -n 1)
+if [ -n "$wrong" ]; then
+  refuse "$hostfile:${wrong%%:*}: ${wrong#*:}: not a machine"
+elif [ -z "$machines" ]; then
+  refuse "$hostfile: no machine in it"
+elif [ -n "$twice" ]; then
+  refuse "$hostfile: $twice is there twice"
 fi
 
 llmnas prepare "$config" --resume "$@"

@@ -152,6 +152,23 @@ def test_a_missing_hostfile_is_one_line(folder):
     assert found.stderr == "nowhere: no such hostfile; write one line a machine: node1 slots=8\n"
 
 
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "hosts: no machine in it"),
+        ("# none\n\n", "hosts: no machine in it"),
+        ("# two\nnode1 slots=8\nnode2\nnode3\n", "hosts:3: node2: not a machine"),
+        ("node1 slots=all\n", "hosts:1: node1 slots=all: not a machine"),
+        ("node1 slots=8\nnode1 slots=8\n", "hosts: node1 is there twice"),
+    ],
+)
+def test_a_hostfile_that_names_no_machines_is_one_line_before_any_work(folder, text, complaint):
+    (folder / "hosts").write_text(text)
+    found = run(folder, "launch/many_nodes.sh", "hosts", "search_configs/quickstart.yaml")
+    assert found.returncode == 2
+    assert found.stderr == f"{complaint}; write one line a machine: node1 slots=8\n"
+
+
 @pytest.mark.full
 def test_one_node_at_stage_3(folder):
     found = run(folder, "launch/one_node.sh", "search_configs/quickstart.yaml", *TINY, "--set", "train.zero_stage=3",
