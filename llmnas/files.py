@@ -95,6 +95,23 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: damaged JSON ({error}); delete it to have it made again") from None
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object that somebody else wrote: a model's `config.json`, settings of DeepSpeed.
+
+    Raises:
+        UserError: no such file, not JSON, or not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: must hold a JSON object, found {type(value).__name__}")
+    return value
+
+
 def sha256(path: Path) -> str:
     """Hex SHA-256 of a file, read in chunks."""
     with path.open("rb") as stream:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 
 from llmnas.errors import UserError
-from llmnas.files import read_json
+from llmnas.files import read_object
 
 COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 """What may lie beside a `tokenizer.json` and belongs to it."""
@@ -41,7 +40,7 @@ def read_model_tokenizer(folder: Path, vocab_size: int) -> ModelTokenizer:
     path = folder / "tokenizer.json"
     if not folder.is_dir():
         raise UserError(f"data.tokenizer: {folder}: no such folder; give the folder of a model with its tokenizer.json")
-    read_json(path)  # says "no such file" and "damaged JSON" in our words
+    read_object(path)  # says "no such file" and "not JSON" in our words
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # noqa: BLE001 (tokenizers raises nothing more precise)
@@ -59,8 +58,7 @@ def read_model_tokenizer(folder: Path, vocab_size: int) -> ModelTokenizer:
 
 
 def _end_of_text(folder: Path, tokenizer: Tokenizer) -> int:
-    config: dict[str, Any] = read_json(folder / "config.json")
-    found = config.get("eos_token_id")
+    found = read_object(folder / "config.json").get("eos_token_id")
     eos_id = found[0] if isinstance(found, list) and found else found
     if not isinstance(eos_id, int) or tokenizer.id_to_token(eos_id) is None:
         raise UserError(

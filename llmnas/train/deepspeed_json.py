@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llmnas.errors import UserError
-from llmnas.files import read_json
+from llmnas.files import read_object
 from llmnas.train.settings import TrainSettings
 
 # llmnas writes these; the value says which of its knobs decides them
@@ -83,9 +83,7 @@ def deepspeed_config(settings: TrainSettings, processes: int) -> dict[str, Any]:
 
 
 def _read(path: Path, settings: TrainSettings) -> dict[str, Any]:
-    config = read_json(path)
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: must hold a JSON object")
+    config = read_object(path)
     for key, knob in _OURS.items():
         if key in config:
             raise UserError(f"{path}: {key} is decided by llmnas ({knob}); remove it")

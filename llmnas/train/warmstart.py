@@ -15,9 +15,9 @@ from safetensors.torch import load
 from torch import Tensor
 
 from llmnas.errors import UserError
-from llmnas.files import read_json
+from llmnas.files import read_object
 from llmnas.nn.rope import pair_order
-from llmnas.space import Architecture, BaseModel, LayerSpec
+from llmnas.space import Architecture, BaseModel, FixedShape, LayerSpec
 from llmnas.space.architecture import RopeOrder
 from llmnas.supernet import Transformer
 
@@ -49,7 +49,7 @@ def read_shape(folder: Path, rope_order: RopeOrder = "leading") -> tuple[BaseMod
     if not path.is_file():
         what = "holds no config.json" if folder.is_dir() else "no such folder"
         raise UserError(f"{folder}: {what}; give the Hugging Face folder of a model on this machine")
-    return _shape(read_json(path), path, rope_order)
+    return _shape(read_object(path), path, rope_order)
 
 
 def read_pretrained(folder: Path, rope_order: RopeOrder = "leading") -> Pretrained:
@@ -89,6 +89,13 @@ def read_pretrained(folder: Path, rope_order: RopeOrder = "leading") -> Pretrain
     left = [name for name in stock if "rotary" not in name]
     if left:
         raise UserError(f"{folder}: weights that no layer here has: {', '.join(sorted(left)[:3])}")
+    with torch.device("meta"):
+        expected = Transformer(FixedShape(base, arch), seed=None).state_dict()
+    for name, weight in weights.items():
+        if name in expected and weight.shape != expected[name].shape:
+            raise UserError(
+                f"{folder}: {name} is {list(weight.shape)}, config.json asks for {list(expected[name].shape)}"
+            )
     return Pretrained(base, arch, weights)
 
 
@@ -121,6 +128,8 @@ def _shape(config: dict[str, Any], where: Path, rope_order: RopeOrder) -> tuple[
     if kind not in FAMILIES:
         raise UserError(f"{where}: model_type is {kind!r}; allowed: {', '.join(FAMILIES)}")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise UserError(f"{where}: not the config of a {kind} model (rope_parameters = {rope!r})")
     refused = {
         "hidden_act": config.get("hidden_act", "silu") not in {"silu", "swish"},
         "rope_scaling": rope.get("rope_type", rope.get("type", "default")) != "default",
@@ -154,9 +163,13 @@ def _shape(config: dict[str, Any], where: Path, rope_order: RopeOrder) -> tuple[
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     index = folder / "model.safetensors.index.json"
-    names = read_json(index)["weight_map"].values() if index.exists() else ["model.safetensors"]
+    shards = {"": "model.safetensors"}
+    if index.exists():
+        shards = read_object(index).get("weight_map", {})
+        if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+            raise UserError(f"{index}: no weight_map from names of weights to files beside it")
     found: dict[str, Tensor] = {}
-    for name in sorted(set(names)):
+    for name in sorted(set(shards.values())):
         path = folder / name
         if path.parent != folder or not path.is_file():
             raise UserError(f"{path}: no such file; weights must be safetensors beside config.json")

@@ -51,6 +51,8 @@ def test_bad_folders_are_named(folder, tmp_path):
     assert read_model_tokenizer(copied, 1024).eos_id == 3
     (copied / "tokenizer.json").write_text("{}")
     assert "not a tokenizer" in refused(copied)
+    (copied / "tokenizer.json").write_text("{")
+    assert "delete" not in refused(copied)
 
 
 def test_a_model_with_padded_rows_is_fine(folder):

@@ -106,6 +106,9 @@ def change(folder, **values):
         ({"num_hidden_layers": 2}, "weights that no layer here has: model.layers.2"),
         ({"num_key_value_heads": 3}, "layer 0: a weight is missing or has another shape"),
         ({"vocab_size": None}, "not the config of a llama model"),
+        ({"vocab_size": 7}, r"embedding is \[\d+, 24\], config.json asks for \[7, 24\]"),
+        ({"intermediate_size": 8}, r"layers.0.ffn.gate is \[\d+, 24\], config.json asks for \[8, 24\]"),
+        ({"rope_parameters": "default"}, "not the config of a llama model"),
     ],
 )
 def test_other_models_are_refused(tmp_path, values, message):
@@ -114,6 +117,25 @@ def test_other_models_are_refused(tmp_path, values, message):
     with pytest.raises(UserError, match=message) as error:
         read_pretrained(tmp_path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("config.json", "[]", "config.json: must hold a JSON object"),
+        ("config.json", "{", "config.json: not JSON"),
+        ("model.safetensors.index.json", "[]", "index.json: must hold a JSON object"),
+        ("model.safetensors.index.json", "{}", "index.json: no weight_map"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": 1}}', "index.json: no weight_map"),
+    ],
+)
+def test_damaged_descriptions_are_named_and_nobody_is_told_to_delete_a_model(tmp_path, name, text, message):
+    stock(tmp_path)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        read_pretrained(tmp_path)
+    assert "\n" not in str(error.value)
+    assert "delete" not in str(error.value)
 
 
 def test_damaged_and_missing_weights_are_named(tmp_path):
