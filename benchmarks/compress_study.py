@@ -3,18 +3,23 @@
 python benchmarks/compress_study.py MODEL_FOLDER --out benchmarks/results/compress_slices_NAME.json
 
 75 % and 50 % of the parameters: fewer FFN channels, narrower layers (hidden and FFN), or fewer layers; parts sorted by
-importance, in the order of the folder, in random orders. What healing makes of it: `compress_healing.py`. A whole
-compression beside its baselines is `llmnas compress MODEL_FOLDER --baselines`.
+importance, in the order of the folder, in random orders. With `--heal-steps` the narrower networks of every order are
+then distilled for a short time, with logits and block outputs of the whole model as aims. What is measured is written
+at once, and the same command goes on with it. Which healing is best: `compress_healing.py`. A whole compression beside
+its baselines is `llmnas compress MODEL_FOLDER --baselines`.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,11 +27,17 @@ import torch
 from llmnas.cost import count_params
 from llmnas.data import Sequences, encode_texts, open_corpus, read_model_tokenizer, split_documents
 from llmnas.evaluate.quality import window_losses
+from llmnas.files import read_json, write_json
 from llmnas.pipeline.pruned import pruned
 from llmnas.rng import generator
 from llmnas.space import Architecture, FixedShape
-from llmnas.supernet import Transformer
+from llmnas.supernet import Transformer, extract
 from llmnas.supernet.importance import Importance, importance, layer_importance, reorder
+from llmnas.train.distill import Original
+from llmnas.train.engine import start_processes
+from llmnas.train.sampling import OneNetwork
+from llmnas.train.settings import TrainSettings
+from llmnas.train.trainer import train
 from llmnas.train.warmstart import Pretrained, read_pretrained, warm_start
 
 SHARES = (0.75, 0.5)
@@ -133,6 +144,24 @@ def slices(
     return [*rows, {"layer_importance": layers}]
 
 
+def healed(whole: Transformer, arch: Architecture, text: Text, windows: np.ndarray, settings: TrainSettings) -> float:
+    """Loss of a network, cut out of `whole` and taught by it for a short time."""
+    student = extract(whole, arch).requires_grad_(True).train()
+    guide = Original(whole, settings.distill, [i for i, _ in arch.kept])
+    sequences = text.sequences(settings.seq_len, 1)
+    train(student, OneNetwork(student.envelope), sequences, settings, start_processes(), guide=guide)
+    return float(window_losses(student, None, windows).mean())
+
+
+def in_order(pretrained: Pretrained, order: str, calibration: list[torch.Tensor]) -> Transformer:
+    """The model with its parts `sorted`, as they are `stored`, or in the first `random` order."""
+    model = started(pretrained)
+    if order != "stored":
+        scores = importance(model, [batch[:, :-1] for batch in calibration])
+        reorder(model, scores if order == "sorted" else at_random(scores, 0))
+    return model
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
@@ -144,23 +173,47 @@ def main() -> None:
     parser.add_argument("--orders", type=int, default=3, help="random orders")
     parser.add_argument("--layer-batches", type=int, default=16, help="of 4 windows, that layers are judged on")
     parser.add_argument("--documents", type=int, default=0, help="of each side that are tokenised; 0: all")
+    parser.add_argument("--heal-steps", type=int, default=0, help="of distilling every narrower network; 0: none")
+    parser.add_argument("--heal-batch", type=int, default=2, help="sequences of a step of it")
+    parser.add_argument("--heal-lr", type=float, default=3e-4, help="its learning rate")
     args = parser.parse_args()
     torch.set_num_threads(1)
     pretrained = read_pretrained(args.model)
+    total = count_params(pretrained.arch, pretrained.base).total
     text = read_text(args.model, pretrained.base.vocab_size, args.corpus, args.documents)
     windows = text.windows(args.seq, args.windows)
     calibration = text.calibration(args.seq, args.calibration)
-    begun = time.process_time()
-    result = {
-        "model": args.model.name,
-        "parameters": count_params(pretrained.arch, pretrained.base).total,
-        "windows": len(windows), "seq": args.seq, "calibration": args.calibration,
-        "slices": slices(pretrained, windows, calibration, args.orders, args.layer_batches),
-        "cpu_seconds": round(time.process_time() - begun, 1),
-        "threads": 1,
+    asked = {
+        "model": args.model.name, "parameters": total, "windows": len(windows), "seq": args.seq,
+        "calibration": args.calibration, "threads": 1,
     }  # fmt: skip
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result) + "\n", encoding="utf-8")
+    result: dict[str, Any] = read_json(args.out) if args.out.exists() else {**asked, "cpu_seconds": 0.0}
+    if {key: result[key] for key in asked} != asked:
+        parser.error(f"{args.out}: measured with other options; choose another --out")
+
+    def measured(key: str, compute: Callable[[], Any]) -> None:
+        """One piece of the result, kept at once; a piece that is there is not measured again."""
+        if key in result:
+            return
+        begun = time.process_time()
+        result[key] = compute()
+        result["cpu_seconds"] = round(result["cpu_seconds"] + time.process_time() - begun, 1)
+        print(key, result[key], flush=True)
+        write_json(args.out, result)
+
+    measured("slices", lambda: slices(pretrained, windows, calibration, args.orders, args.layer_batches))
+    if not args.heal_steps:
+        return
+    teach = {"source": "original", "weight": 0.5, "top_k": 64, "blocks": 0.1}
+    settings = TrainSettings(
+        steps=args.heal_steps, batch_size=args.heal_batch, seq_len=args.seq, lr=args.heal_lr, threads=1, distill=teach
+    )
+    space = FixedShape(pretrained.base, pretrained.arch)
+    measured("distillation", lambda: settings.model_dump(mode="json", include={"steps", "batch_size", "lr", "distill"}))
+    for order, share in itertools.product(("sorted", "stored", "random"), SHARES):
+        arch = pruned("width", space, int(share * total), [])
+        model = partial(in_order, pretrained, order, calibration)
+        measured(f"width {share:.0%}, {order}, healed", lambda: healed(model(), arch, text, windows, settings))  # noqa: B023
 
 
 if __name__ == "__main__":
