@@ -105,14 +105,14 @@ def bare_step(model: Transformer, sequences: Sequences, chosen: TrainSettings) -
 def our_step(model: Transformer, sequences: Sequences, chosen: TrainSettings) -> Callable[[], None]:
     """The trainer's own step, through DeepSpeed."""
     engine = Engine(model, chosen, start_processes())
-    balance = Balance(model, chosen.moe)
+    balance = Balance(model, chosen.moe, engine.average)
     done = 0
 
     def step() -> None:
         nonlocal done
         losses, _ = train_step(engine, [model.envelope], sequences, chosen, done, balance)
         losses.tolist()
-        balance.end_step(engine.average)
+        balance.end_step()
         done += 1
 
     return step

@@ -22,7 +22,9 @@ from llmnas.train.engine import Engine
 from llmnas.train.universal import convert
 
 _MANIFEST = "files.json"
-_SAMPLER = "sampler.safetensors"
+
+State = Mapping[str, np.ndarray]
+"""What one part of a run learned, by name."""
 
 
 class _File(Model):
@@ -51,12 +53,12 @@ def saved_steps(folder: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*") if path.suffix != ".partial")
 
 
-def _save(engine: Engine, folder: Path, step: int, keep: int, identity: str, learned: Mapping[str, np.ndarray]) -> None:
+def _save(engine: Engine, folder: Path, step: int, keep: int, identity: str, learned: Mapping[str, State]) -> None:
     """Save the state after `step` steps; collective.
 
     Args:
         identity: tells runs apart that must not mix.
-        learned: kept beside the weights; the same on every rank.
+        learned: kept beside the weights, a file each; the same on every rank.
     """
     partial = folder / f"{_name(step)}.partial"
     writer = engine.processes.rank == 0
@@ -68,9 +70,11 @@ def _save(engine: Engine, folder: Path, step: int, keep: int, identity: str, lea
     engine.save(folder, partial.name)
     engine.barrier()
     if writer:
-        if learned:
-            with atomic_open(partial / _SAMPLER) as stream:  # safetensors' own writer calls a full disk no OSError
-                stream.write(save(dict(learned)))
+        for name, state in learned.items():
+            with atomic_open(
+                partial / f"{name}.safetensors"
+            ) as stream:  # their own writer calls a full disk no OSError
+                stream.write(save(dict(state)))
         files = {p.name: _File(bytes=p.stat().st_size, sha256=sha256(p)) for p in sorted(partial.iterdir())}
         manifest = _Manifest(
             step=step, identity=identity, processes=engine.processes.size, zero_stage=engine.zero_stage, files=files
@@ -88,12 +92,12 @@ def _save(engine: Engine, folder: Path, step: int, keep: int, identity: str, lea
 class Learned(Protocol):
     """What a run learns besides weights."""
 
-    def state(self) -> dict[str, np.ndarray]:
-        """Everything that was learned; the same on every rank."""
+    def state(self) -> State:
+        """Everything that was learned; the same on every rank. Collective."""
         ...
 
-    def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Inverse of `state`."""
+    def restore(self, state: State) -> None:
+        """Inverse of `state`; empty where the checkpoint has none."""
         ...
 
 
@@ -102,12 +106,14 @@ class Checkpoints:
 
     Args:
         identity: of this run, so that a checkpoint of another one is refused.
-        learned: kept beside the weights (a sampler's predictor, alpha).
+        learned: kept beside the weights, by the name of its file (a sampler's predictor, alpha, who got tokens).
     """
 
-    def __init__(self, engine: Engine, folder: Path | None, keep: int, identity: str, learned: Learned | None) -> None:
+    def __init__(
+        self, engine: Engine, folder: Path | None, keep: int, identity: str, learned: Mapping[str, Learned | None]
+    ) -> None:
         self._engine, self._folder, self._keep, self._identity = engine, folder, keep, identity
-        self._learned = learned
+        self._learned = {name: item for name, item in learned.items() if item is not None}
         self._saved = 0
 
     def restore(self) -> int:
@@ -115,16 +121,18 @@ class Checkpoints:
         if self._folder is None:
             return 0
         self._saved = _load(self._engine, self._folder, self._identity)
-        if self._saved and self._learned:
-            self._learned.restore(_load_learned(self._folder, self._saved))
+        if self._saved:
+            for name, item in self._learned.items():
+                item.restore(_load_learned(self._folder, self._saved, name))
         return self._saved
 
     def save(self, step: int) -> None:
         """Save the state after `step` steps, unless it is on disk; collective."""
         if self._folder is None or step == self._saved:
             return
-        learned = self._learned.state() if self._learned else {}
-        _save(self._engine, self._folder, step, self._keep, self._identity, learned)
+        learned = {name: item.state() for name, item in self._learned.items()}
+        found = {name: state for name, state in learned.items() if state}
+        _save(self._engine, self._folder, step, self._keep, self._identity, found)
         self._saved = step
 
 
@@ -167,9 +175,9 @@ def _load(engine: Engine, folder: Path, identity: str) -> int:
     return steps[-1]
 
 
-def _load_learned(folder: Path, step: int) -> dict[str, np.ndarray]:
-    """What the sampler knew at the checkpoint of `step`, which `_load` has verified; empty where nothing."""
-    path = folder / _name(step) / _SAMPLER
+def _load_learned(folder: Path, step: int, name: str) -> dict[str, np.ndarray]:
+    """What was learned until the checkpoint of `step`, which `_load` has verified; empty where nothing."""
+    path = folder / _name(step) / f"{name}.safetensors"
     return load_file(path) if path.exists() else {}
 
 

@@ -213,7 +213,7 @@ def search_relaxed(
     """
     engine, alphas, settings, darts = search.engine, search.alphas, search.settings, search.darts
     set_threads(settings, engine.processes)
-    checkpoints = Checkpoints(engine, folder, settings.keep, identity, alphas)
+    checkpoints = Checkpoints(engine, folder, settings.keep, identity, {"sampler": alphas})
     first = checkpoints.restore()
     skips, meter = Skips(settings, folder), Meter(engine, settings)
     say: Log = log or (lambda *_: None)

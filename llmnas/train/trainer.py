@@ -82,9 +82,9 @@ def train(
         raise ValueError(f"distill.source: {settings.distill.source}, guide: {guide}")
     set_threads(settings, processes)
     engine = Engine(model, settings, processes)
-    balance = Balance(model, settings.moe)
+    balance = Balance(model, settings.moe, engine.average)
     predictor = sampler.predictor
-    checkpoints = Checkpoints(engine, folder, settings.keep, identity, predictor)
+    checkpoints = Checkpoints(engine, folder, settings.keep, identity, {"sampler": predictor, "experts": balance})
     first = checkpoints.restore()
     agreement = Agreement(processes.size, identity)
     writer = processes.rank == 0
@@ -102,7 +102,7 @@ def train(
             losses, result = train_step(engine, networks, sequences, settings, step, balance, guide)
             if predictor:
                 predictor.observe(networks, engine.means(losses).cpu().numpy())
-            routing = balance.end_step(engine.average)
+            routing = balance.end_step()
             skips.count(step + 1, result)
             meter.add(len(networks))
             done, last = step + 1, step + 1 == settings.steps
@@ -118,7 +118,7 @@ def train(
             if (done % settings.save_every == 0 or last) and not skips.in_a_row:
                 checkpoints.save(done)
     skips.end()
-    balance.warn_of_idle(engine.average)
+    balance.warn_of_idle()
     engine.release()
     taken = settings.steps - first
     cpu_seconds = (time.process_time() - cpu_started) * settings.steps / taken if taken else None

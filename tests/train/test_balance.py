@@ -65,7 +65,8 @@ def test_the_bias_evens_out_a_router_with_a_favourite_and_none_does_not():
     largest = SPACE.largest()
     loads = {}
     for balance in ("bias", "none"):
-        settings = settings_of(steps=60, lr=1e-4, moe={"balance": balance, "bias_rate": 0.01, "z_weight": 0})
+        rate = {"bias_rate": 0.01} if balance == "bias" else {}
+        settings = settings_of(steps=60, lr=1e-4, moe={"balance": balance, "z_weight": 0, **rate})
         _, logged = trained(settings, OneNetwork(largest), skew(Transformer(SPACE, seed=0)))
         found = [metrics["expert_load_max"] for metrics in logged.values()]
         loads[balance] = sum(found[-5:]) / 5
@@ -80,6 +81,23 @@ def test_the_balance_loss_is_part_of_what_is_trained():
     torch.testing.assert_close(balanced.loss - plain.loss, 0.5 * expected)
     torch.testing.assert_close(balanced.cross_entropy, plain.cross_entropy)
     assert sorted(plain.routings) == [0, 1, 2]
+
+
+def test_the_z_loss_is_part_of_what_is_trained_and_makes_logits_small():
+    largest, tokens = SPACE.largest(), torch.arange(32).view(2, 16)
+    model = skew(Transformer(SPACE, seed=0))
+    plain, small = (model(tokens, largest, targets=tokens, z_weight=w) for w in (0.0, 0.5))
+    expected = torch.stack([r.z for r in plain.routings.values()]).mean()
+    torch.testing.assert_close(small.loss - plain.loss, 0.5 * expected)
+    torch.testing.assert_close(small.cross_entropy, plain.cross_entropy)
+    sizes = {}
+    for weight in (0.0, 10.0):
+        moe = {"balance": "none", "z_weight": weight}
+        trained_so, _ = trained(settings_of(steps=20, moe=moe), OneNetwork(largest), Transformer(SPACE, seed=0))
+        with torch.no_grad():
+            routings = trained_so(tokens, largest, targets=tokens).routings.values()
+        sizes[weight] = sum(float(r.z) for r in routings)
+    assert sizes[10.0] < 0.8 * sizes[0.0]
 
 
 def test_a_cut_out_network_keeps_its_biases():
@@ -97,11 +115,25 @@ def test_experts_that_never_got_a_token_are_named_with_their_layer(caplog):
     assert "layer 1: experts [2, 3] got no token in the whole run" in caplog.text
 
 
+def test_who_is_idle_is_told_of_the_whole_run_also_after_a_restart(tmp_path, caplog):
+    """The second start finds all steps done: experts that got tokens before it are not idle."""
+    for _ in range(2):
+        caplog.clear()
+        model = Transformer(SPACE, seed=0)
+        with torch.no_grad():
+            model.layers[1].ffn.balance.copy_(torch.tensor([9.0, 9.0, 0, 0]))
+        settings = settings_of(steps=2, moe={"balance": "none"})
+        with caplog.at_level(logging.WARNING):
+            train(model, OneNetwork(SPACE.largest()), SEQUENCES, settings, start_processes(), folder=tmp_path)
+        told = [record.getMessage() for record in caplog.records if "got no token" in record.getMessage()]
+        assert told == ["layer 1: experts [2, 3] got no token in the whole run"]
+
+
 def test_bias_moves_by_its_rate_towards_even_load():
     model = Transformer(SPACE, seed=0)
     balance = Balance(model, MoeSettings(balance="bias", bias_rate=0.5))
     out = model(torch.arange(32).view(2, 16), SPACE.largest(), targets=torch.arange(32).view(2, 16))
     balance.add(out.routings)
-    balance.end_step(lambda x: x)
+    balance.end_step()
     for i, routing in out.routings.items():
         torch.testing.assert_close(model.layers[i].ffn.balance, 0.5 * torch.sign(0.25 - routing.load))
