@@ -2,10 +2,12 @@
 
 import pytest
 import tiny
+import torch
 import yaml
 
 from llmnas.config import Config, differences, load_config
 from llmnas.errors import UserError
+from llmnas.nn.lowbit import grouped_product
 
 
 @pytest.fixture
@@ -169,3 +171,44 @@ def test_recalibration_is_refused_where_nothing_holds_statistics(config):
     assert load_config(config, with_experts).search.recalibrate == 16
     with pytest.raises(UserError, match=r"search\.recalibrate does nothing"):
         load_config(config, [*with_experts, "train.moe.balance=loss"])
+
+
+MIXED = ["space.experts=[1, 4]", "train.moe.balance=bias"]
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        (["train.moe.balance=bias"], "train.moe.balance does nothing: space.experts is [1]"),
+        (["retrain.train={moe: {z_weight: 0}}"], "retrain.train.moe.z_weight does nothing: space.experts is [1]"),
+        (["train.moe.expert_parallel=2"], "train.moe.expert_parallel does nothing: space.experts is [1]"),
+        ([*MIXED, "train.moe.weight=0.5"], "weight does nothing with balance: bias; it is of balance: loss"),
+        (["space.experts=4", "train.moe.bias_rate=0.5"], "bias_rate does nothing with balance: loss"),
+        (["space.base.router=sigmoid"], "space.base.router does nothing: space.experts is [1]"),
+        (["space.base.norm_top_k=true"], "space.base.norm_top_k does nothing: space.experts is [1]"),
+        ([*MIXED, "space.base.shared_gate=true"], "space.base.shared_gate does nothing: space.shared_experts is [0]"),
+    ],
+)
+def test_what_only_experts_use_is_refused_where_it_does_nothing(config, sets, words):
+    assert words in complaint(config, *sets)
+
+
+def test_what_experts_use_is_taken_where_they_are(config):
+    base = ["space.base.router=sigmoid", "space.base.norm_top_k=true", "space.base.shared_gate=true"]
+    found = load_config(config, [*MIXED, *base, "space.shared_experts=[0, 1]", "train.moe.bias_rate=0.5"])
+    assert (found.train.moe.bias_rate, found.space.base.router) == (0.5, "sigmoid")
+
+
+@pytest.mark.parametrize("where", ["train", "retrain.train"])
+def test_experts_in_bf16_need_rows_of_16_bytes(config, where):
+    """What `grouped_mm` takes: 8 values of 2 bytes, where float32 asks for 4 of 4 (the space itself checks those)."""
+    bf16 = [f"{where}.dtype=bf16", f"{where}.zero_stage=1"]
+    words = (
+        f"{where}.dtype: with experts in bf16 every hidden_size and ffn_size must be a multiple of 8 (rows of 16 bytes)"
+    )
+    assert f"{words}, got [20]" in complaint(config, *MIXED, *bf16, "space.ffn_size=[16, 20]")
+    assert f"{words}, got [12]" in complaint(config, *MIXED, *bf16, "space.hidden_size=[12, 24]")
+    load_config(config, [*MIXED, *bf16])
+    load_config(config, [*bf16, "space.ffn_size=[16, 20]"])  # no experts: any size
+    with torch.no_grad(), pytest.raises(RuntimeError, match="16 bytes"):
+        grouped_product(torch.ones(4, 20).bfloat16(), torch.ones(2, 20, 24).bfloat16(), torch.tensor([2, 4]).int())

@@ -21,12 +21,14 @@ from llmnas.config.sections import (
 )  # fmt: skip
 from llmnas.cost import Budget
 from llmnas.errors import explain
-from llmnas.space import SearchSpace
+from llmnas.space import BaseModel, SearchSpace
 from llmnas.space.restrict import restricted
-from llmnas.train.settings import DartsSettings, TrainSettings
+from llmnas.train.settings import DartsSettings, TrainSettings, changed
 
 _OF_THE_SUPERNET = {"sampler", "distill", "shared_batch", "init_from", "calibration", "correction"}
 """Settings of `train` that later trainings of one network do not take over."""
+
+_BF16_ROW = 8  # values in 16 bytes: `grouped_mm` takes no other strides; the space itself asks for float32's 4
 
 
 class Config(Strict):
@@ -66,9 +68,30 @@ class Config(Strict):
             self.hardware.require_use({*self.search.objectives, *self.search.constraints, *self.extract.targets})
         stages = {"retrain": self.retrain.train, "correlate": self.correlate.train, "ladder": self.ladder.train}
         trainings = {"train": self.train} | {name: self.stage_settings(name, own) for name, own in stages.items()}
+        self._experts_fit(trainings)
         self._pretrained_fits(trainings)
         self.stage_settings("correlate", {**self.correlate.train, **self.correlate.adapt})
         return self
+
+    def _experts_fit(self, trainings: dict[str, TrainSettings]) -> None:
+        space, most = self.space, max(self.space.experts.choices)
+        alone = "space.experts is [1], so there is no router"
+        for name in ("router", "norm_top_k", "shared_gate"):
+            idle = most == 1 or (name == "shared_gate" and max(space.shared_experts.choices) == 0)
+            if idle and getattr(space.base, name) != getattr(BaseModel, name):
+                raise ValueError(
+                    f"space.base.{name} does nothing: {alone if most == 1 else 'space.shared_experts is [0]'}"
+                )
+        uneven = [size for size in (*space.hidden_size, *space.ffn_size.choices) if size % _BF16_ROW]
+        for stage, settings in trainings.items():
+            where = stage if stage == "train" else f"{stage}.train"
+            if most == 1 and (knobs := sorted(changed(settings.moe))):
+                raise ValueError(f"{where}.moe.{knobs[0]} does nothing: {alone}")
+            if most > 1 and uneven and settings.dtype == "bf16":
+                raise ValueError(
+                    f"{where}.dtype: with experts in bf16 every hidden_size and ffn_size must be a multiple of "
+                    f"{_BF16_ROW} (rows of 16 bytes), got {uneven}"
+                )
 
     def _pretrained_fits(self, trainings: dict[str, TrainSettings]) -> None:
         if self.retrain.pruned and not self.train.init_from:

@@ -162,12 +162,12 @@ class SecondPhase(_Strict):
 
 
 class MoeSettings(_Strict):
-    """How experts are kept busy; without effect in a space without experts.
+    """How experts are kept busy; refused by the config of a run whose space has none.
 
     Attributes:
         balance: `loss` adds the load-balancing loss, `bias` moves a bias on the choice of experts instead.
-        weight: of the balance loss.
-        bias_rate: step of the bias, in units of a score.
+        weight: of the balance loss; only with balance: loss.
+        bias_rate: step of the bias, in units of a score; only with balance: bias.
         z_weight: of the routers' z-loss.
         expert_parallel: processes that hold the experts together, each a part of them; 1: everyone holds all.
     """
@@ -177,6 +177,13 @@ class MoeSettings(_Strict):
     bias_rate: NonNegativeFloat = 1e-3
     z_weight: NonNegativeFloat = 1e-3
     expert_parallel: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _nothing_is_idle(self) -> Self:
+        for name, needs in (("weight", "loss"), ("bias_rate", "bias")):
+            if name in changed(self) and self.balance != needs:
+                raise ValueError(f"{name} does nothing with balance: {self.balance}; it is of balance: {needs}")
+        return self
 
 
 class TrainSettings(_Strict):
