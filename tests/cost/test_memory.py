@@ -70,8 +70,10 @@ def test_the_meter_counts_what_is_alive_and_no_more():
         (32, LayerSpec(1, 8, 16, 16)),
         (64, LayerSpec(1, 1, 16, 512)),
         (128, LayerSpec(1, 2, 8, 16)),
+        (64, LayerSpec(1, 1, 16, 256, experts=8, top_k=2)),
+        (64, LayerSpec(1, 1, 16, 128, experts=4, top_k=1, shared_experts=2)),
     ],
-    ids=["usual", "heads without groups", "wide attention", "wide ffn", "wide residual"],
+    ids=["usual", "heads without groups", "wide attention", "wide ffn", "wide residual", "experts", "shared experts"],
 )
 def test_activations_are_within_a_factor_of_the_measured_peak(hidden_size, spec):
     """The closed form is a lower bound: temporaries of RoPE, SDPA and the branch's output come on top, up to 2x."""
@@ -87,6 +89,20 @@ def test_weights_are_the_bytes_of_the_module(case):
     small = extract(scrambled(space), arch)
     assert memory(arch, space.base, FP32).weights == sum(p.nbytes for p in small.parameters())
     assert memory(arch, space.base).weights == sum(p.nbytes for p in small.bfloat16().parameters())
+
+
+@pytest.mark.parametrize("shared", [0, 1])
+def test_all_experts_are_stored_and_those_in_use_hold_activations(shared):
+    base, bytes_of = BaseModel(vocab_size=8, max_seq=64), {}
+    for experts, top_k in ((4, 1), (4, 2), (8, 2)):
+        spec = LayerSpec(1, 1, 16, 128, experts=experts, top_k=top_k, shared_experts=shared)
+        arch = Architecture(64, (spec, LayerSpec(1, 1, 16, 128)))
+        found = memory(arch, base, FP32)
+        assert found.weights == sum(p.nbytes for p in Transformer(FixedShape(base, arch)).parameters())
+        bytes_of[experts, top_k] = found
+    few, more, many = bytes_of.values()
+    assert few.weights == more.weights == many.weights - 4 * 4 * (3 * 64 * 128 + 64)
+    assert more.activations == many.activations == few.activations + 4 * 64 * 3 * 128
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("ternary", torch.uint8), ("binary", torch.int32)])

@@ -37,6 +37,9 @@ MIXED = SearchSpace.from_dict(
         "ffn_size": {"choices": [32, 64], "per_layer": True},
         "mixer": {"choices": ["attention", "mlgru", "none"], "per_layer": True},
         "weights": ["dense", "ternary"],
+        "experts": {"choices": [1, 4, 8], "per_layer": True},
+        "top_k": {"choices": [1, 2], "per_layer": True},
+        "shared_experts": [0, 1],
     }
 )
 SPACES = [SPACE, PER_LAYER, ALL_SHARED, MIXED]

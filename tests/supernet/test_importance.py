@@ -5,14 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from glass import SMALL, WEIGHTS, glass, speech
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import random_tokens, scrambled, spaces
 
 from llmnas.rng import generator
-from llmnas.space import SearchSpace
-from llmnas.supernet.importance import Importance, importance, layer_importance, reorder
+from llmnas.space import Architecture, BaseModel, FixedShape, LayerSpec, SearchSpace
+from llmnas.supernet.importance import Importance, importance, layer_importance, reorder, reorder_experts
 
 
 @given(spaces(max_layers=2, kinds=True), st.integers(0, 100))
@@ -96,6 +97,36 @@ def test_scores_order_channels_as_removal_does(batches):
             changes.append(float((cut(windows[0][:, :-1]) - whole).square().mean()))
     correlation = np.corrcoef(np.argsort(np.argsort(changes)), np.argsort(np.argsort(scores[some].numpy())))[0, 1]
     assert correlation > 0.6
+
+
+def test_experts_are_sorted_by_load_times_the_norm_of_what_they_write():
+    """By hand, token by token; an expert that is chosen most and writes nothing is the last."""
+    spec = LayerSpec(1, 1, 4, 8, experts=4, top_k=2)
+    model = scrambled(FixedShape(BaseModel(11, norm_top_k=True), Architecture(8, (spec,))), 3)
+    ffn, name, seen = model.layers[0].ffn, "layers.0.ffn", []
+    with torch.no_grad():
+        ffn.balance[1] += 9  # every token chooses it
+        ffn.down[1] = 0
+    tokens = random_tokens(model.base, 2, 12)
+    handle = ffn.register_forward_hook(lambda module, args, out: seen.extend(args[0].flatten(0, -2)))
+    with torch.no_grad():
+        before = model(tokens)
+    handle.remove()
+    energy = torch.zeros(4)
+    for x in seen:
+        scores = (ffn.router @ x).softmax(0).detach()
+        chosen = (scores + ffn.balance).topk(2).indices
+        for e in chosen.tolist():
+            wrote = ffn.down[e] @ (F.silu(ffn.gate[e] @ x) * (ffn.up[e] @ x)) * scores[e] / scores[chosen].sum()
+            energy[e] += wrote.detach().square().sum()
+    scores = importance(model, [tokens])
+    torch.testing.assert_close(scores.experts[name], (energy / tokens.numel()).sqrt(), rtol=1e-4, atol=1e-6)
+    reorder_experts(model, scores)
+    found = importance(model, [tokens]).experts[name]
+    assert found.tolist() == sorted(found.tolist(), reverse=True)
+    assert found[-1] == 0
+    assert ffn.balance[-1] > 8  # its router row, bias and matrices moved together
+    torch.testing.assert_close(model(tokens), before, rtol=1e-4, atol=1e-5)
 
 
 def test_layer_importance_is_the_change_of_the_loss(batches):
