@@ -35,7 +35,7 @@ def analyse_experts(context: Context) -> dict[str, Any]:
     """Write `experts/result.json`, and add what is proposed to the archive and its front.
 
     Raises:
-        UserError: the space has no experts, or no architecture that was found has any.
+        UserError: the space has no experts, or there is no search yet.
     """
     config, run = context.config, context.run
     if max(config.space.experts.choices) == 1:
@@ -68,6 +68,7 @@ def analyse_experts(context: Context) -> dict[str, Any]:
     result = {
         "layers": {str(i): _plain(study) for i, study in studies[largest].items()},
         "windows": _BATCHES * _BATCH,
+        "trained whole": config.train.sampler.largest == "space" or config.budget.admits(config.space.base, largest),
         "levels": {name: level._asdict() for name, level in LEVELS.items()},
         "needed": {
             name: {str(i): needed(_findings(study), level) for i, study in studies[largest].items()}
@@ -170,6 +171,8 @@ def _routers(result: Mapping[str, Any]) -> Table:
         f"tokens. Loss of the whole: {half['whole']:.4f}; with the leading half of the experts "
         f"{half['as they stand']:.4f}, with the half that matters most {half['sorted by importance']:.4f} nats."
     )
+    if not result["trained whole"]:
+        note += " Training ran this network in parts only: it is over the budget, and train.sampler.largest is budget."
     return Table("What the routers of the largest network learnt", _ROUTERS, rows, note)
 
 

@@ -6,6 +6,7 @@ import pytest
 import tiny
 
 from llmnas.pareto import PROPOSED, Archive
+from llmnas.pipeline.experts import experts_tables
 from llmnas.space import Architecture, SearchSpace
 
 SPACE = {
@@ -20,6 +21,7 @@ def searched(tmp_path, llmnas):
     """A supernet of experts, trained and searched."""
     config = tiny.write_config(
         tmp_path, tiny.write_corpus(tmp_path / "text"), space=SPACE, budget={"max_params": 40_000},
+        train={**tiny.CONFIG["train"], "sampler": {"largest": "budget"}},
         search={**tiny.CONFIG["search"], "objectives": {"val_loss": "min", "params": "min", "active_params": "min"}},
     )  # fmt: skip
     for verb in ("prepare", "train", "search"):
@@ -35,6 +37,9 @@ def test_proposals_are_evaluated_and_added_and_the_search_goes_on(searched, llmn
     assert "What the routers of the largest network learnt" in done.out
     result = json.loads((run / "experts" / "result.json").read_text())
     assert list(result["layers"]) == ["0", "1"]
+    assert result["trained whole"]  # the largest is within the budget
+    said = [experts_tables({**result, "trained whole": whole})[0].note for whole in (True, False)]
+    assert ["in parts only" in note for note in said] == [False, True]
     for layer in result["layers"].values():
         assert sum(layer["load"]) == pytest.approx(1)
         assert sum(layer["contribution"]) == pytest.approx(1, rel=1e-4)
