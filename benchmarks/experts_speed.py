@@ -45,26 +45,28 @@ def step(forward: Callable[[torch.Tensor], torch.Tensor], module: torch.nn.Modul
     return run
 
 
+def qwen(top_k: int, implementation: str) -> Callable[[], None]:
+    """A step of transformers' block; `eager` loops over experts, `grouped_mm` does not."""
+    config = Qwen3MoeConfig(
+        hidden_size=HIDDEN, moe_intermediate_size=FFN, num_experts=EXPERTS, num_experts_per_tok=top_k,
+        experts_implementation=implementation,
+    )  # fmt: skip
+    block = filled(Qwen3MoeSparseMoeBlock(config))
+    return step(block, block)
+
+
 def cases(top_k: int) -> dict[str, Callable[[], None]]:
     """The layer of experts, a dense layer as wide as the experts a token uses, and the block of Qwen3-MoE."""
     spec = LayerSpec(1, 1, 2, FFN, experts=EXPERTS, top_k=top_k)
     ours = filled(Experts(BASE, HIDDEN, spec, LayerKinds()))
     wide = LayerSpec(1, 1, 2, FFN * top_k)
     dense = filled(FeedForward(BASE, HIDDEN, wide.ffn_size, LayerKinds()))
-    config = Qwen3MoeConfig(
-        hidden_size=HIDDEN, moe_intermediate_size=FFN, num_experts=EXPERTS, num_experts_per_tok=top_k
-    )
-    config._experts_implementation = "eager"
-    theirs = filled(Qwen3MoeSparseMoeBlock(config))
-
-    def qwen(x: torch.Tensor) -> torch.Tensor:
-        out = theirs(x)
-        return out[0] if isinstance(out, tuple) else out
 
     return {
         "experts": step(lambda x: ours(x, spec)[0], ours),
         "dense of equal active size": step(lambda x: dense(x, wide), dense),
-        "transformers' Qwen3MoE block": step(qwen, theirs),
+        "transformers' Qwen3MoE block, eager": qwen(top_k, "eager"),
+        "transformers' Qwen3MoE block, grouped_mm": qwen(top_k, "grouped_mm"),
     }
 
 
