@@ -76,9 +76,9 @@ def dense_part(space: SearchSpace) -> SearchSpace:
 class Seed:
     """The pieces of one seed, each computed once."""
 
-    def __init__(self, folder: Path, seed: int, stack: ExitStack) -> None:
+    def __init__(self, folder: Path, seed: int, stack: ExitStack, changes: Sequence[str] = ()) -> None:
         self.seed = seed
-        self.config: Config = load_config(CONFIG, [f"seed={seed}"])
+        self.config: Config = load_config(CONFIG, [f"seed={seed}", *changes])
         self.run = RunFolder(folder / f"seed{seed}")
         tracker = stack.enter_context(Tracker(self.run.path, "off", "llmnas", {}))
         self.context = Context(self.config, self.run, tracker)
@@ -188,11 +188,16 @@ def trained_alone(seed: Seed) -> None:
         seed.alone(label, arch)
 
 
-def searched(seed: Seed) -> None:
-    """The supernet, its two searches, what they chose, and the order of its experts."""
+def searched(seed: Seed) -> dict[str, list[Evaluation]]:
+    """The supernet and its two searches."""
     prepare(seed.context)
     seed.supernet()
-    found = {kind: evaluations(seed.searched(kind)) for kind in ("whole", "dense")}
+    return {kind: evaluations(seed.searched(kind)) for kind in ("whole", "dense")}
+
+
+def chosen(seed: Seed) -> None:
+    """What the searches chose, trained alone, and the order of the supernet's experts."""
+    found = searched(seed)
     for metric, bound in BOUNDS.items():
         for kind, rows in found.items():
             seed.alone(f"chosen {kind} {metric}", best_within(rows, metric, bound).arch)
@@ -203,7 +208,7 @@ def searched(seed: Seed) -> None:
         seed.ordered("alone", lambda: load_alone(seed.context, fine, place))
 
 
-PARTS = {"alone": trained_alone, "search": searched}
+PARTS: dict[str, Callable[[Seed], object]] = {"alone": trained_alone, "search": searched, "chosen": chosen}
 
 
 def cut(supernet: Transformer, space: SearchSpace) -> Transformer:
@@ -323,11 +328,12 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/moe_study"))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="a change of the config")
     parser.add_argument("--parts", nargs="*", choices=[*PARTS], default=[*PARTS], help="none: only gather")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with ExitStack() as stack:
-        seeds = [Seed(args.folder, seed, stack) for seed in range(args.seeds)]
+        seeds = [Seed(args.folder, seed, stack, args.set) for seed in range(args.seeds)]
         for part in args.parts:
             for seed in seeds:
                 PARTS[part](seed)
