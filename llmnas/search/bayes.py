@@ -54,9 +54,8 @@ class BayesOptions(Options):
 
     Attributes:
         kernel: see `search/arch_kernel.py`.
-        acquisition: with one objective, log expected improvement or the plain one of the same maximum (kept for
-            comparison: it is flat, zero to rounding, where no improvement is likely). With constraints it is log
-            expected improvement times their probability, with several objectives qLogNEHVI.
+        acquisition: log expected improvement, or the plain one of the same maximum (for comparison: flat where none is
+            likely). With constraints times their probability (log only); with several objectives qLogNEHVI.
         start: evaluations (smallest, largest, middle, then random) before the first model.
         pool: architectures that a proposal is chosen from.
         points: most evaluations that a model is conditioned on, those nearest to the front.
