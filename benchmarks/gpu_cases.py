@@ -62,13 +62,14 @@ def optional(name: str, make: Callable[[], Any]) -> dict[str, Any]:
 
 
 def measure_device() -> Device:
-    """Bandwidth of a copy that no cache holds, and the rate of a large bf16 product."""
+    """Bandwidth of a copy that no cache holds, rate of a large bf16 product, time of quantising one token."""
     source = torch.empty(1 << 30, dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
     copied = 2 * source.numel() / (1e-3 * milliseconds(lambda: target.copy_(source)))
     a = torch.randn(8192, 8192, dtype=torch.bfloat16, device=DEVICE)
     rate = 2 * 8192**3 / (1e-3 * milliseconds(lambda: a @ a))
-    return Device(torch.cuda.get_device_name(), copied, rate)
+    token = normal(1, 64)
+    return Device(torch.cuda.get_device_name(), copied, rate, milliseconds(lambda: act_quant(token)))
 
 
 def prepare(case: Case) -> Ready:

@@ -3,16 +3,22 @@
     python benchmarks/gpu_kernels.py [--minutes 8] [--out benchmarks/results/gpu_kernels.csv]
 
 First each kernel is compared with its plain torch twin computed in float64. Then it is timed (CUDA events, caches
-flushed between calls) beside cuBLAS bf16, torch, and Liger, gemlite and fla where they are installed. The share of the
-roofline is the least time that the bytes or the operations take, at the bandwidth and the matrix rate measured on this
-very device, over the time taken. The CSV is written after every case, and a case that fails costs only itself. Where
-time is short the cases that are left are named and left out. Without a GPU it says so and exits 3.
+flushed between calls) beside cuBLAS bf16, torch, and Liger, gemlite and fla where they are installed; the speedup is
+over the first alternative named (cuBLAS for products), the others' times stand in a column of their own. The share of
+the roofline is the least time that the bytes or the operations take, at the bandwidth and the matrix rate measured on
+this very device, over the time taken; `launch_ms`, of a kernel of next to no work, is the least that any can take.
+
+The CSV is written after every case. A case that fails costs only itself, also where the GPU then takes no more work
+from the process: a new one goes on. Where time is short the cases that are left are named and left out. Without a GPU
+it says so and exits 3.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import importlib.util
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,9 +35,10 @@ from llmnas.files import write_text
 RESULTS = Path(__file__).parent / "results" / "gpu_kernels.csv"
 NO_GPU = 3
 COLUMNS = (
-    "device", "kernel", "m", "n", "k", "ms", "bytes", "operations", "gb_per_s", "roofline_share", "baseline",
-    "baseline_ms", "speedup", "max_error", "allowed_error",
+    "device", "kernel", "m", "n", "k", "ms", "launch_ms", "bytes", "operations", "gb_per_s", "roofline_share",
+    "baseline", "baseline_ms", "speedup", "others", "max_error", "allowed_error",
 )  # fmt: skip
+TEXTS = {"device", "kernel", "baseline", "others"}
 SHAPES = ((2048, 2048), (4096, 4096), (8192, 8192), (11008, 4096), (28672, 8192))
 DECODE, PREFILL = (1, 4, 16), (512, 4096)
 SCANS = ((8, 2048, 2048), (1, 8192, 4096))
@@ -56,6 +63,7 @@ class Device:
     name: str
     bytes_per_second: float
     operations_per_second: float  # dense bf16
+    launch_ms: float = 0.0  # of a kernel that does next to nothing, timed as all others are
 
 
 @dataclass(frozen=True)
@@ -119,18 +127,34 @@ def least_seconds(case: Case, device: Device) -> float:
 
 
 def row(
-    case: Case, device: Device, ms: float, baseline: tuple[str, float] | None, error: float, allowed: float
-) -> dict[str, Any]:
+    case: Case, device: Device, ms: float, baseline: tuple[str, float] | None, error: float, allowed: float,
+    others: str = "",
+) -> dict[str, Any]:  # fmt: skip
     """One line of the table."""
     todo = work(case)
     return {
         "device": device.name, "kernel": case.kernel, "m": case.m, "n": case.n, "k": case.k, "ms": round(ms, 5),
-        "bytes": todo.bytes, "operations": todo.operations, "gb_per_s": round(todo.bytes / ms / 1e6, 1),
+        "launch_ms": round(device.launch_ms, 5), "bytes": todo.bytes, "operations": todo.operations,
+        "gb_per_s": round(todo.bytes / ms / 1e6, 1),
         "roofline_share": round(1e3 * least_seconds(case, device) / ms, 3),
         "baseline": baseline[0] if baseline else "", "baseline_ms": round(baseline[1], 5) if baseline else "",
-        "speedup": round(baseline[1] / ms, 2) if baseline else "", "max_error": f"{error:.2e}",
+        "speedup": round(baseline[1] / ms, 2) if baseline else "", "others": others, "max_error": f"{error:.2e}",
         "allowed_error": f"{allowed:.2e}",
     }  # fmt: skip
+
+
+def earlier(out: Path) -> list[dict[str, Any]]:
+    """The rows of a table that another process has begun, as `row` makes them."""
+    exact = TEXTS | {"max_error", "allowed_error"}
+    with out.open(newline="") as file:
+        return [
+            {name: value if name in exact or value == "" else _number(value) for name, value in cells.items()}
+            for cells in csv.DictReader(file)
+        ]
+
+
+def _number(text: str) -> float:
+    return int(text) if text.isdecimal() else float(text)
 
 
 @dataclass(frozen=True)
@@ -145,12 +169,18 @@ class Ready:
 
 
 def error_of(ready: Ready) -> tuple[float, float]:
-    """(largest difference over all outputs as a share of the output's largest value, what is allowed)."""
+    """(largest difference over all outputs as a share of the output's largest value, what is allowed).
+
+    NaN where an output, whichever, holds one; infinite where its shape is wrong.
+    """
     shares = [
-        float((found.double() - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
+        (found.double() - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30)
+        if found.shape == wanted.shape
+        else torch.tensor(torch.inf)
         for found, wanted in zip(ready.found, ready.wanted, strict=True)
     ]
-    return max(shares), ready.tolerance
+    # torch's maximum keeps a NaN, Python's loses one that is not the first
+    return float(torch.stack([share.double().cpu() for share in shares]).max()), ready.tolerance
 
 
 def installed(name: str) -> bool:
@@ -186,16 +216,28 @@ def measure(case: Case, device: Device) -> dict[str, Any]:
     times = {}
     for name, call in ready.baselines.items():
         times |= gpu_cases.optional(name, lambda call=call: gpu_cases.milliseconds(call))
-    best = min(times.items(), key=lambda pair: pair[1]) if times else None
-    return row(case, device, own, best, error, allowed)
+    named = list(times.items())
+    others = "; ".join(f"{name} {ms:.5f} ms" for name, ms in named[1:])
+    return row(case, device, own, named[0] if named else None, error, allowed, others)
 
 
-def run(device: Device, end: float, out: Path) -> int:
-    """Every case that fits before `end`; 1 where one is wrong or fails."""
-    rows: list[dict[str, Any]] = []
+def lost() -> bool:
+    """Whether the GPU takes no more work from this process, as after an access outside of its memory."""
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
+def run(device: Device, end: float, out: Path, begin: int = 0) -> int:
+    """Every case from number `begin` on that fits before `end`; 1 where one is wrong or fails."""
+    rows: list[dict[str, Any]] = earlier(out) if begin and out.exists() else []
     wrong: list[Case] = []
     left_out: list[Case] = []
-    for case in cases():
+    for number, case in enumerate(cases()):
+        if number < begin:
+            continue
         if time.monotonic() > end:
             left_out.append(case)
             continue
@@ -204,6 +246,8 @@ def run(device: Device, end: float, out: Path) -> int:
         except Exception as error:  # noqa: BLE001 (the other cases of a rare call to a GPU must not be lost with it)
             print(f"FAILED {case}: {type(error).__name__}: {error}", flush=True)
             wrong.append(case)
+            if lost():
+                return go_on(end, out, number + 1, wrong)
             continue
         if not float(rows[-1]["max_error"]) <= float(rows[-1]["allowed_error"]):
             wrong.append(case)
@@ -218,12 +262,24 @@ def run(device: Device, end: float, out: Path) -> int:
     return 1 if wrong else 0
 
 
+def go_on(end: float, out: Path, begin: int, wrong: Sequence[Case]) -> int:
+    """The cases from number `begin` on in a process of their own, which the GPU takes work from."""
+    print("the GPU takes no more work from this process: going on in a new one", flush=True)
+    left = max(0.0, (end - time.monotonic()) / 60)
+    subprocess.call([
+        sys.executable, __file__, "--minutes", f"{left:.3f}", "--out", str(out), "--begin", str(begin)
+    ])  # fmt: skip
+    print(f"WRONG before that: {', '.join(map(str, wrong))}")
+    return 1
+
+
 def main() -> int:
     """Check, time, print and write; 1 where a kernel is wrong, 3 without a GPU."""
     begin = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=7.5, help="cases that do not fit are left out, and named")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--begin", type=int, default=0, help="go on with the table in --out at the case of this number")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         print("gpu_kernels.py: no GPU here: nothing was checked and nothing was measured", file=sys.stderr)
@@ -232,8 +288,9 @@ def main() -> int:
 
     device = gpu_cases.measure_device()
     print(f"{device.name}: {device.bytes_per_second / 1e9:.0f} GB/s copied, "
-          f"{device.operations_per_second / 1e12:.0f} TFLOP/s bf16", flush=True)  # fmt: skip
-    return run(device, begin + 60 * arguments.minutes, arguments.out)
+          f"{device.operations_per_second / 1e12:.0f} TFLOP/s bf16, "
+          f"at least {1e3 * device.launch_ms:.1f} us a launch", flush=True)  # fmt: skip
+    return run(device, begin + 60 * arguments.minutes, arguments.out, arguments.begin)
 
 
 if __name__ == "__main__":

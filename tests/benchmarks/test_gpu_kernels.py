@@ -5,6 +5,8 @@ import io
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -76,12 +78,38 @@ def test_a_row_and_the_table(gpu):
     assert found[0]["device"] == "test"
 
 
+def test_the_speedup_is_over_the_alternative_that_the_aim_names(gpu, monkeypatch):
+    """cuBLAS for products: a faster library does not take its place, but its time is kept."""
+    case, one = gpu.Case("ternary_matmul", 1, 4096, 4096), torch.ones(1)
+    ready = gpu.Ready(lambda: 0.01, (one,), (one.double(),), 1e-3, {"cuBLAS bf16": lambda: 0.04, "other": lambda: 0.02})
+    cases = SimpleNamespace(
+        prepare=lambda case: ready, milliseconds=lambda call: call(), optional=lambda name, make: {name: make()}
+    )
+    monkeypatch.setitem(sys.modules, "gpu_cases", cases)
+    line = gpu.measure(case, gpu.Device("test", 1e12, 1e15, 0.002))
+    assert (line["baseline"], line["speedup"], line["others"]) == ("cuBLAS bf16", 4.0, "other 0.02000 ms")
+    assert line["launch_ms"] == 0.002
+    ready.baselines.clear()
+    line = gpu.measure(case, gpu.Device("test", 1e12, 1e15))
+    assert (line["baseline"], line["speedup"], line["others"]) == ("", "", "")
+
+
 def test_a_wrong_result_is_seen(gpu):
     right = torch.tensor([1.0, -2.0])
     ready = gpu.Ready(lambda: None, (right, right + 0.1), (right.double(), right.double()), 1e-3, {})
     error, allowed = gpu.error_of(ready)
     assert error == pytest.approx(0.05, rel=1e-4)
     assert allowed == 1e-3
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_nan_in_any_output_and_a_wrong_shape_are_seen(gpu, place):
+    right = torch.tensor([1.0, -2.0])
+    for bad in (torch.tensor([1.0, torch.nan]), torch.full((2,), torch.inf), right[:1]):
+        found = [right, right, right]
+        found[place] = bad
+        error, allowed = gpu.error_of(gpu.Ready(lambda: None, tuple(found), (right.double(),) * 3, 1e-3, {}))
+        assert not error <= allowed
 
 
 def test_aims_are_held_against_what_was_found(gpu):
@@ -113,12 +141,41 @@ def test_a_case_that_fails_costs_only_itself(gpu, monkeypatch, tmp_path, capsys)
         return gpu.row(case, device, 1.0, None, 0.5 if case == wrong else 0.0, 0.1)
 
     monkeypatch.setattr(gpu, "measure", measure)
+    monkeypatch.setattr(gpu, "lost", lambda: False)
     assert gpu.run(device, 5.0, tmp_path / "gpu.csv") == 1
     assert [row["m"] for row in csv.DictReader((tmp_path / "gpu.csv").open())] == ["1", "3"]
     said = capsys.readouterr().out
     assert f"FAILED {bad}: RuntimeError: out of resource" in said
     assert f"WRONG: {bad}, {wrong}" in said
     assert f"left out for want of time: {late}" in said
+
+
+def test_a_process_that_the_gpu_refuses_is_followed_by_another(gpu, monkeypatch, tmp_path, capsys):
+    """An access outside of memory ends all work of the process; the cases behind it are measured all the same."""
+    device, out = gpu.Device("test", 1e12, 1e15), tmp_path / "gpu.csv"
+    many = [gpu.Case("act_quant", m, 1, 64) for m in (1, 2, 3, 4)]
+    tried, dead = [], [False]
+
+    def measure(case, device):
+        tried.append(case.m)
+        dead[0] = dead[0] or case.m == 2
+        if dead[0]:
+            raise RuntimeError("an illegal memory access was encountered")
+        return gpu.row(case, device, 1.0, ("torch", 2.0), 0.0, 0.1)
+
+    def call(command):
+        dead[0] = False
+        begin = int(command[command.index("--begin") + 1])
+        assert gpu.run(device, gpu.time.monotonic() + 60, Path(command[command.index("--out") + 1]), begin) == 0
+
+    for name, fake in (("cases", lambda: iter(many)), ("measure", measure), ("lost", lambda: dead[0])):
+        monkeypatch.setattr(gpu, name, fake)
+    monkeypatch.setattr(gpu.subprocess, "call", call)
+    assert gpu.run(device, gpu.time.monotonic() + 60, out) == 1
+    assert tried == [1, 2, 3, 4]
+    assert [row["m"] for row in csv.DictReader(out.open())] == ["1", "3", "4"]
+    assert gpu.earlier(out) == [gpu.row(case, device, 1.0, ("torch", 2.0), 0.0, 0.1) for case in many if case.m != 2]
+    assert f"WRONG before that: {many[1]}" in capsys.readouterr().out
 
 
 def test_the_page_shows_the_table_of_compiled_kernels():
