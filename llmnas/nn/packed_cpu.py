@@ -146,7 +146,9 @@ def _quantise(x: Any, codes: Any, scales: Any) -> None:
     for m in range(len(x)):
         row, most = x[m], np.float32(1e-5)
         for k in range(len(row)):
-            most = max(most, abs(row[k]))
+            size = abs(row[k])
+            if size > most or size != size:  # a NaN, once met, stays
+                most = size
         # as torch divides a number by a tensor
         scale = np.float32(np.float32(1.0) / most) * np.float32(127.0)
         scales[m] = scale
