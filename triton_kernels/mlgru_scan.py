@@ -17,6 +17,8 @@ from torch import Tensor
 from llmnas.triton_kernels import tiles
 from llmnas.triton_kernels.checks import FLOATS, device_of, require, same_device, tensor
 
+MAX_SEQUENCES = 65535  # programs that CUDA has along the second axis of a launch
+
 
 @triton.jit
 def compose(f1, u1, f2, u2):  # type: ignore[no-untyped-def]
@@ -163,6 +165,7 @@ def mlgru_scan(forget: Tensor, kept: Tensor, state: Tensor | None = None, starts
     dtypes = (*FLOATS, torch.float64)
     tensor("kept", kept, (None, None, None), dtypes)
     batch, time, width = kept.shape
+    require(batch <= MAX_SEQUENCES, f"kept: {batch} sequences, at most {MAX_SEQUENCES} at once")
     tensor("forget", forget, (batch, time, width), (kept.dtype,))
     if state is not None:
         tensor("state", state, (batch, width), dtypes)

@@ -53,4 +53,4 @@ def row_warps(block: int) -> int:
 
 def scan(width: int) -> tuple[int, int, int]:
     """(time steps a chunk, channels, warps) of the recurrence."""
-    return 32, min(32, max(16, width)), 4
+    return 32, 32 if width > 16 else 16, 4

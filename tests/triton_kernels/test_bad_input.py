@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from llmnas.triton_kernels import reference, ternary_pack
+from llmnas.triton_kernels import reference, ternary_pack, tiles
 from llmnas.triton_kernels.act_quant import act_quant
 from llmnas.triton_kernels.checks import MAX_ROW, interpreted, row_block, whole_groups
 from llmnas.triton_kernels.mlgru_scan import mlgru_scan
@@ -50,6 +50,7 @@ CALLS = {
     r"packed: shape \[4, 16\], must be \[any, 32\] *$": lambda: ternary_pack.unpack3(packed(4, 16), 81),
     "in_features of x: 33 cuts a group": lambda: whole_groups("in_features of x", 33, 32),
     "beta": lambda: xnor_matmul(torch.zeros(2, 1, dtype=torch.int32), torch.zeros(3, 1, dtype=torch.int32), ONE, ONE),
+    "kept: 65536 sequences, at most 65535": lambda: mlgru_scan(*[torch.zeros(1, 1, 1).expand(65536, 1, 1)] * 2),
     "forget: dtype float32": lambda: mlgru_scan(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3, dtype=torch.float64)),
     "starts: dtype int64": lambda: mlgru_scan(
         torch.zeros(1, 2, 3), torch.zeros(1, 2, 3), None, torch.zeros(1, 2, dtype=torch.int64)
@@ -75,6 +76,13 @@ def test_rows_that_no_program_can_hold():
     for size in (0, MAX_ROW + 1):
         with pytest.raises(ValueError, match=f"rows of {size}"):
             row_block("x", size)
+
+
+def test_every_width_of_a_recurrence_has_a_tile_that_a_kernel_can_have():
+    """Powers of two, of any width: 17 to 31 once had none."""
+    for width in range(1, 200):
+        steps, channels, _ = tiles.scan(width)
+        assert all(size & (size - 1) == 0 and size >= 16 for size in (steps, channels))
 
 
 def test_pack1_needs_a_gpu():

@@ -14,7 +14,7 @@ def inputs(batch, time, width, dtype=torch.float32):
 
 @pytest.mark.parametrize("with_state", [False, True])
 @pytest.mark.parametrize("with_starts", [False, True])
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 7, 3), (1, 63, 33), (0, 4, 4), (2, 0, 3)])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 7, 3), (1, 9, 17), (1, 63, 33), (0, 4, 4), (2, 0, 3)])
 def test_forward_and_backward(shape, with_state, with_starts, inside):
     forget, kept, state, starts = inputs(*shape)
     forget, kept, state = (inside(value).requires_grad_() for value in (forget, kept, state))
