@@ -1,11 +1,12 @@
 """These tests run in Triton's interpreter, in a process of their own: see ../test_interpreter.py.
 
 Every tensor that a kernel's public function allocates is poisoned (NaN, or a loud integer) and lies between guard
-regions that must be untouched at the end.
+regions that no kernel may read or write; what a test hands in lies so too, and must be unchanged at the end.
 """
 
 import os
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,28 +25,72 @@ def between_guards(shape, dtype):
     return buffer[GUARD : GUARD + shape.numel()].view(shape), buffer
 
 
+class Guards:
+    """The guard regions of a test."""
+
+    def __init__(self):
+        self.buffers = []
+        self.edges = np.empty(0, np.uint64)
+
+    def add(self, buffer):
+        """Watch a buffer of `between_guards`, from what it holds now."""
+        self.buffers.append((buffer, buffer.clone()))
+        places = (0, GUARD, len(buffer) - GUARD, len(buffer))
+        new = [buffer.data_ptr() + place * buffer.itemsize for place in places]
+        self.edges = np.sort(np.append(self.edges, np.array(new, np.uint64)))
+
+    def refuse(self, pointers, mask):
+        """Fail where a lane that is not masked off points into a guard region: also if its value is thrown away."""
+        at = np.broadcast_to(pointers.data, mask.data.shape)[mask.data.astype(bool)]
+        # behind an odd number of edges: between a buffer's begin and its tensor, or between that and its end
+        assert not (np.searchsorted(self.edges, at, side="right") & 1).any(), "outside its tensor"
+
+    def unchanged(self):
+        """Fail where a guard region holds something else than at the beginning."""
+        for buffer, before in self.buffers:
+            for end in (slice(GUARD), slice(len(buffer) - GUARD, None)):
+                torch.testing.assert_close(buffer[end], before[end], rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.fixture(autouse=True)
 def guarded_memory(monkeypatch):
-    buffers = []
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    guards = Guards()
 
     def empty(shape, *, dtype, device=None):
         tensor, buffer = between_guards(shape, dtype)
-        buffers.append((buffer, buffer.clone()))
+        guards.add(buffer)
         return tensor
 
+    def watch(name, mask):
+        real = getattr(InterpreterBuilder, name)
+
+        def watched(self, pointers, *rest):
+            guards.refuse(pointers, rest[mask])
+            return real(self, pointers, *rest)
+
+        monkeypatch.setattr(InterpreterBuilder, name, watched)
+
+    watch("create_masked_load", 0)
+    watch("create_masked_store", 1)
     monkeypatch.setattr(torch, "empty", empty)
-    yield buffers
-    for buffer, before in buffers:
-        for end in (slice(GUARD), slice(len(buffer) - GUARD, None)):
-            torch.testing.assert_close(buffer[end], before[end], rtol=0, atol=0, equal_nan=True)
+    yield guards
+    guards.unchanged()
 
 
 @pytest.fixture
-def inside():
-    """Copy a tensor into poisoned surroundings: a kernel that reads beyond it shows."""
+def inside(guarded_memory):
+    """Copy a tensor into poisoned surroundings: a kernel that reads beyond it shows, and one that writes into it."""
+    placed = []
 
     def place(tensor):
-        copy, _ = between_guards(tensor.shape, tensor.dtype)
-        return copy.copy_(tensor)
+        copy, buffer = between_guards(tensor.shape, tensor.dtype)
+        copy.copy_(tensor)
+        guarded_memory.add(buffer)
+        placed.append((copy, tensor.detach().clone()))
+        return copy
 
-    return place
+    yield place
+    for copy, before in placed:
+        torch.testing.assert_close(copy.detach(), before, rtol=0, atol=0, equal_nan=True)

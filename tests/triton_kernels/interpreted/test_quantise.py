@@ -2,14 +2,34 @@
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 from llmnas.triton_kernels import reference, ternary_pack
 from llmnas.triton_kernels.act_quant import act_quant
 from llmnas.triton_kernels.rmsnorm_quant import rmsnorm_backward, rmsnorm_quant
 from llmnas.triton_kernels.swiglu_norm_quant import swiglu_norm_backward, swiglu_norm_quant
+from llmnas.triton_kernels.ternary_matmul import ternary_matmul
 
 SHAPES = [(1, 1), (7, 63), (63, 7), (3, 500), (2, 727), (0, 64)]
 DTYPES = [torch.float32, torch.bfloat16]
+
+
+@triton.jit
+def shift_kernel(x, y, n, by, BLOCK: tl.constexpr):  # noqa: N803
+    """y[i] = x[i + by], of which i = n is thrown away."""
+    at = tl.arange(0, BLOCK)
+    value = tl.load(x + at + by, mask=at <= n, other=0.0)
+    tl.store(y + at, value, mask=at < n)
+
+
+def test_the_guards_see_a_read_whose_value_is_not_used(inside):
+    x, y = inside(torch.randn(7)), torch.empty((7,), dtype=torch.float32)
+    shift_kernel[(1,)](x, y, 6, 0, 16)
+    assert torch.equal(y[:6], x[:6])
+    for n, by in ((7, 0), (6, 1), (3, -1)):
+        with pytest.raises(Exception, match="outside its tensor"):
+            shift_kernel[(1,)](x, y, n, by, 16)
 
 
 def same_rounding(codes, exact):
@@ -33,6 +53,16 @@ def test_act_quant_rounds_half_to_even_and_survives_zeros():
     codes, scales = act_quant(x)
     assert codes.tolist() == [[127, 0, 2, 2, 0, -2], [0] * 6]
     assert scales[0] == 1
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+def test_a_token_that_is_not_finite_is_not_made_a_number(inside):
+    x, packed = torch.randn(3, 64), reference.pack2(torch.randint(-1, 2, (5, 64), dtype=torch.int8))
+    x[1, 4], x[2, 0] = torch.nan, torch.inf
+    for codes, scales, *_ in (act_quant(inside(x)), rmsnorm_quant(inside(x), torch.ones(64), 1e-6)):
+        y = ternary_matmul(codes, scales, packed, torch.tensor(0.8))
+        assert y.isnan().all(1).tolist() == [False, True, True]
+        assert y[0].isfinite().all()
 
 
 def test_act_quant_of_a_view_with_gaps(inside):
