@@ -53,9 +53,9 @@ class Unit:
 
 # CUDA C++ Programming Guide, table of compute capabilities; CDNA 3 ISA: 4 SIMDs x 512 registers x 64 lanes, 64 kB
 UNITS = {
-    "cuda80": Unit(65536, 163 * 1024, 1024),
-    "cuda90": Unit(65536, 227 * 1024, 1024),
-    "cuda100": Unit(65536, 227 * 1024, 1024),
+    "cuda80": Unit(65536, 164 * 1024, 1024),
+    "cuda90": Unit(65536, 228 * 1024, 1024),
+    "cuda100": Unit(65536, 228 * 1024, 1024),
     "gfx942": Unit(131072, 64 * 1024),
 }
 REGISTER_GRANULE = 8  # registers of a thread are given out in eights, by both makers
@@ -112,7 +112,7 @@ def _cases() -> dict[str, Case]:
     def tile(of: tiles.Gemm) -> dict[str, Any]:
         return {"BLOCK_M": of.m, "BLOCK_N": of.n, "BLOCK_B": of.k}
 
-    dot = {"DOT": tl.bfloat16}
+    dot = {"DOT": tl.bfloat16, "PRECISION": "ieee"}
     gemv = {"BLOCK_N": block_n, "BLOCK_W": block_w, "ASM": False}
     gemm_types = "*i8 *fp32 *u8 *fp32 *bf16 i i i i i i"
     gemv_types = "*i32 *fp32 *i32 *fp32 *bf16 1 i i i i i"

@@ -35,9 +35,10 @@ class Quantised(NamedTuple):
 @triton.jit
 def grad_input_kernel(  # type: ignore[no-untyped-def]
     grad, packed, gamma, dx, m, n, width, stride_g, stride_p, stride_d,
-    DOT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr,  # noqa: N803
+    DOT: tl.constexpr, PRECISION: tl.constexpr,  # noqa: N803
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """dX tile: BLOCK_M tokens, the four planes of BLOCK_B bytes; DOT is the product's operand type."""
+    """dX tile: BLOCK_M tokens, the four planes of BLOCK_B bytes; DOT: the operands' type, PRECISION: of fp32 ones."""
     token = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     byte = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)
     out = tl.arange(0, BLOCK_N)
@@ -51,10 +52,10 @@ def grad_input_kernel(  # type: ignore[no-untyped-def]
         g = tl.load(at, mask=(token < m)[:, None] & (row < n)[None, :], other=0.0).to(DOT)
         at_w = packed + row[:, None] * stride_p + byte[None, :]
         w = tl.load(at_w, mask=(row < n)[:, None] & (byte < width)[None, :], other=0).to(tl.int32)
-        plane0 = tl.dot(g, ((w & 3) - 1).to(DOT), plane0, input_precision="ieee")
-        plane1 = tl.dot(g, (((w >> 2) & 3) - 1).to(DOT), plane1, input_precision="ieee")
-        plane2 = tl.dot(g, (((w >> 4) & 3) - 1).to(DOT), plane2, input_precision="ieee")
-        plane3 = tl.dot(g, (((w >> 6) & 3) - 1).to(DOT), plane3, input_precision="ieee")
+        plane0 = tl.dot(g, ((w & 3) - 1).to(DOT), plane0, input_precision=PRECISION)
+        plane1 = tl.dot(g, (((w >> 2) & 3) - 1).to(DOT), plane1, input_precision=PRECISION)
+        plane2 = tl.dot(g, (((w >> 4) & 3) - 1).to(DOT), plane2, input_precision=PRECISION)
+        plane3 = tl.dot(g, (((w >> 6) & 3) - 1).to(DOT), plane3, input_precision=PRECISION)
     scale = tl.load(gamma)
     at_d = dx + token.to(tl.int64)[:, None] * stride_d + ((byte // 16) * 64 + byte % 16)[None, :]
     inside = (token < m)[:, None] & (byte < width)[None, :]
@@ -67,7 +68,8 @@ def grad_input_kernel(  # type: ignore[no-untyped-def]
 @triton.jit
 def grad_weight_kernel(  # type: ignore[no-untyped-def]
     grad, codes, scales, dw, m, n, k, stride_g, stride_c, stride_d,
-    DOT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,  # noqa: N803
+    DOT: tl.constexpr, PRECISION: tl.constexpr,  # noqa: N803
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
     """dW tile [BLOCK_N, BLOCK_K], summed over tokens; int8 codes are exact in DOT, 1 / s goes with dY."""
     out = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -80,16 +82,20 @@ def grad_weight_kernel(  # type: ignore[no-untyped-def]
         s = tl.load(scales + token, mask=token < m, other=1.0)
         at_c = codes + token[:, None] * stride_c + feature[None, :]
         x = tl.load(at_c, mask=(token < m)[:, None] & (feature < k)[None, :], other=0)
-        total = tl.dot(tl.trans((g / s[:, None]).to(DOT)), x.to(DOT), total, input_precision="ieee")
+        total = tl.dot(tl.trans((g / s[:, None]).to(DOT)), x.to(DOT), total, input_precision=PRECISION)
     at = dw + out.to(tl.int64)[:, None] * stride_d + feature[None, :]
     tl.store(at, total.to(dw.dtype.element_ty), mask=(out < n)[:, None] & (feature < k)[None, :])
 
 
-def operand_type(dtype: torch.dtype) -> Any:
-    """Operand type of the backward products; the interpreter has no sound bf16."""
+def operands(dtype: torch.dtype) -> dict[str, Any]:
+    """Operand type and precision of the backward products; the interpreter has no sound bf16.
+
+    fp32 goes to NVIDIA's tensor cores in three parts: as plain fp32 products the kernels spill (5.9 kB a thread on an
+    H100). The other operand, an integer of at most 8 bits, is exact in tf32, so a gradient keeps 22 bits.
+    """
     if dtype == torch.float32 or interpreted():
-        return tl.float32
-    return tl.bfloat16 if dtype == torch.bfloat16 else tl.float16
+        return {"DOT": tl.float32, "PRECISION": "ieee" if torch.version.hip else "tf32x3"}
+    return {"DOT": tl.bfloat16 if dtype == torch.bfloat16 else tl.float16, "PRECISION": "ieee"}
 
 
 def grad_input(grad: Tensor, packed: Tensor, gamma: Tensor, dtype: torch.dtype) -> Tensor:
@@ -101,7 +107,7 @@ def grad_input(grad: Tensor, packed: Tensor, gamma: Tensor, dtype: torch.dtype) 
         with device_of(grad):
             grad_input_kernel[(triton.cdiv(m, tile.m), triton.cdiv(width, tile.k))](
                 grad, packed, gamma, dx, m, n, width, grad.stride(0), packed.stride(0), 4 * width,
-                DOT=operand_type(grad.dtype), BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_B=tile.k,
+                **operands(grad.dtype), BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_B=tile.k,
                 num_warps=tile.warps, num_stages=tile.stages,
             )  # fmt: skip
     return dx
@@ -117,7 +123,7 @@ def grad_weight(grad: Tensor, codes: Tensor, scales: Tensor, weight: Tensor) -> 
         with device_of(grad):
             grad_weight_kernel[(triton.cdiv(n, tile.n), triton.cdiv(k, tile.m))](
                 grad, codes, scales, dw, m, n, k, grad.stride(0), codes.stride(0), weight.shape[1],
-                DOT=operand_type(grad.dtype), BLOCK_M=tile.k, BLOCK_N=tile.n, BLOCK_K=tile.m,
+                **operands(grad.dtype), BLOCK_M=tile.k, BLOCK_N=tile.n, BLOCK_K=tile.m,
                 num_warps=tile.warps, num_stages=tile.stages,
             )  # fmt: skip
     return dw
