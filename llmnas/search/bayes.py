@@ -143,8 +143,7 @@ class BayesianSearch:
     def __init__(self, problem: Problem, options: BayesOptions) -> None:
         options.require_use("acquisition", len(problem.objectives) == 1, "with several objectives: it is qLogNEHVI")
         options.require_use("acquisition", not problem.constraints, "with constraints: it is constrained log_ei")
-        self._problem = problem
-        self._options = options
+        self._problem, self._options = problem, options
         self._candidates = Candidates(problem)
         self._layout = Layout(problem.space)
         self._known = ClosedForms(problem)
