@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare, ks_2samp
 from strategies import brute_size, members_with_probability, spaces
 
-from llmnas.cost import COSTS, Budget, BudgetSampler, Workload, bands, costs, count_params, sample
+from llmnas.cost import COSTS, Budget, BudgetSampler, Workload, costs, count_params, sample
 from llmnas.cost.tables import reachable
 from llmnas.errors import UserError
 from llmnas.space import SearchSpace
@@ -360,33 +360,3 @@ def test_without_limits_it_is_the_space_itself():
 def test_the_same_space_built_twice_gives_the_same_draw():
     again = SearchSpace.from_dict(WIDE.model_dump())
     assert sample(again, seeded(), BUDGETS["band"]) == sample(WIDE, seeded(), BUDGETS["band"])
-
-
-@given(st.integers(1, 12), st.sampled_from([None, Budget(max_params=150_000), BUDGETS["all three"]]))
-@settings(max_examples=20)
-def test_bands_cover_the_range_once_and_keep_the_other_limits(count, budget):
-    found = bands(WIDE, budget, count)
-    budget = budget or Budget()
-    assert len(found) == count
-    low = max(count_params(WIDE.smallest(), WIDE.base).total, budget.min_params or 0)
-    high = min(count_params(WIDE.largest(), WIDE.base).total, budget.max_params or math.inf)
-    assert (found[0].min_params, found[-1].max_params) == (low, high)
-    for left, right in itertools.pairwise(found):
-        assert 0 <= left.max_params - right.min_params <= 1
-    widths = [band.max_params - band.min_params for band in found]
-    assert max(widths) - min(widths) <= 2
-    for band in found:
-        assert band.max_flops_per_token == budget.max_flops_per_token
-        assert band.max_memory_bytes == budget.max_memory_bytes
-        assert band.workload == budget.workload
-
-
-def test_every_band_can_be_sampled():
-    for band in bands(WIDE, None, 6):
-        assert all(band.admits(WIDE.base, arch) for arch in BudgetSampler(WIDE, band).sample_many(seeded(), 10))
-
-
-@pytest.mark.parametrize("budget", [Budget(max_params=10), Budget(min_params=10**9)])
-def test_bands_of_an_unreachable_budget_are_a_user_error(budget):
-    with pytest.raises(UserError, match="_params"):
-        bands(WIDE, budget, 3)
