@@ -85,6 +85,7 @@ def test_a_dumped_config_is_the_same_config(config, sets):
         ("search.sample=2", ["search.sample = 2", "less than 3 of 12 windows"]),
         ("retrain.hand_designed=[gpt5]", ["retrain.hand_designed", "smollm2"]),
         ("retrain.train={lrr: 3}", [": retrain.train: lrr: unknown key; allowed: steps, ", " lr, "]),
+        ("correlate.architectures=1", ["correlate.architectures", "greater than or equal to 2"]),
         ("correlate.train={steps: 0}", ["correlate.train", "steps"]),
         ("train.seq_len=65", ["train.seq_len = 65", "max_seq = 64"]),
         ("space.head_dim=7", ["space.head_dim", "even"]),

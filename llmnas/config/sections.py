@@ -129,7 +129,7 @@ class CorrelateConfig(Strict):
     one's; 0 leaves that out.
     """
 
-    architectures: PositiveInt = 24
+    architectures: int = Field(24, ge=2)
     params: PositiveInt | None = None
     band: float = Field(0.1, gt=0, lt=1)
     train: dict[str, Any] = {}
