@@ -103,7 +103,7 @@ def grad_input(grad: Tensor, packed: Tensor, gamma: Tensor, dtype: torch.dtype) 
     (m, n), width = grad.shape, packed.shape[1]
     dx = torch.empty((m, 4 * width), dtype=dtype, device=grad.device)
     if m:
-        tile = tiles.grad_gemm()
+        tile = tiles.grad_gemm(fp32=grad.dtype == torch.float32)
         with device_of(grad):
             grad_input_kernel[(triton.cdiv(m, tile.m), triton.cdiv(width, tile.k))](
                 grad, packed, gamma, dx, m, n, width, grad.stride(0), packed.stride(0), 4 * width,
@@ -119,7 +119,7 @@ def grad_weight(grad: Tensor, codes: Tensor, scales: Tensor, weight: Tensor) -> 
     full = tuple(weight.shape) == (n, k)
     dw = (torch.empty if full and m else torch.zeros)(weight.shape, dtype=weight.dtype, device=weight.device)
     if m and n:
-        tile = tiles.grad_gemm()
+        tile = tiles.grad_gemm(fp32=grad.dtype == torch.float32)
         with device_of(grad):
             grad_weight_kernel[(triton.cdiv(n, tile.n), triton.cdiv(k, tile.m))](
                 grad, codes, scales, dw, m, n, k, grad.stride(0), codes.stride(0), weight.shape[1],

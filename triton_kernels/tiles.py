@@ -41,9 +41,9 @@ def xnor_gemm() -> Gemm:
     return Gemm(64, 64, 32, 4, 2)
 
 
-def grad_gemm() -> Gemm:
-    """Tile of the two backward products."""
-    return Gemm(64, 64, 32, 4, 2)
+def grad_gemm(*, fp32: bool = False) -> Gemm:
+    """Tile of the two backward products; operands in `fp32` take twice the registers, and spill in the wider tile."""
+    return Gemm(64, 32, 32, 8, 2) if fp32 else Gemm(64, 64, 32, 4, 2)
 
 
 def row_warps(block: int) -> int:

@@ -107,7 +107,10 @@ def test_wide_rows_and_gradients_in_fp32_do_not_spill_either(kernel, target, mon
     if kernel in ROWS:
         case = replace(case, constants=case.constants | {"BLOCK": 8192}, warps=tiles.row_warps(8192))
     else:
-        case = replace(case, constants=case.constants | FP32, types=case.types.replace("*bf16", "*fp32"))
+        tile = tiles.grad_gemm(fp32=True)
+        sizes = {"grad_input": ("BLOCK_M", "BLOCK_N", "BLOCK_B"), "grad_weight": ("BLOCK_K", "BLOCK_N", "BLOCK_M")}
+        constants = FP32 | dict(zip(sizes[kernel], (tile.m, tile.n, tile.k), strict=True))
+        case = replace(case, constants=constants, types=case.types.replace("*bf16", "*fp32"), warps=tile.warps)
     monkeypatch.setitem(compiled.CASES, kernel, case)
     facts = compiled.build(kernel, target)
     assert facts.spilled == 0
