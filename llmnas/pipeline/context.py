@@ -66,10 +66,9 @@ class Context:
     def _require_search(self) -> None:
         """A misspelt option of the strategy must not come to light when the supernet has been trained."""
         config, search = self.config, self.config.search
-        problem = Problem.of(
-            config.space, dict(search.objectives), dict(search.constraints), config.budget, config.seed
-        )
+        goals, limits = dict(search.objectives), dict(search.constraints)
         try:
+            problem = Problem.of(config.space, goals, limits, config.budget, config.seed)
             start_strategy(search.strategy, search.options, problem)
         except UserError as error:
             raise UserError(f"search.{error}") from None

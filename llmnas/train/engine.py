@@ -333,7 +333,18 @@ def no_pickle() -> Iterator[None]:
 
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     try:
-        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+        # early Pythons 3.11 (seen: 3.11.2) write a member of an enum as getattr(its class, its name)
+        stage = (_stage_of_zero, "builtins.getattr")
+        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address, stage]):
             yield
     finally:
         del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
+
+
+def _stage_of_zero(kind: Any, name: str) -> Any:
+    """What `getattr` may do in a checkpoint: name a ZeRO stage, nothing else."""
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    if kind is not ZeroStageEnum or name not in ZeroStageEnum.__members__:
+        raise UserError(f"a checkpoint asks for attribute {name!r} of {kind!r}: only ZeRO stages are read")
+    return ZeroStageEnum[name]

@@ -31,7 +31,9 @@ STAGE = {
 def config_of(folder, space, balance="none"):
     # the balance loss depends on how a batch is divided (docs/moe.md)
     moe = {"balance": balance, "z_weight": 0.0}
-    train = {**tiny.CONFIG["train"], "lr": 1e-3, "distill": TEACHER, "moe": moe}
+    train = {**tiny.CONFIG["train"], "lr": 1e-3, "distill": TEACHER}
+    if "experts" in space:
+        train["moe"] = moe
     retrain = {"inherit": True, "hand_designed": []}
     config = tiny.write_config(
         folder, tiny.write_corpus(folder / "text"), space=space, train=train, retrain=retrain, budget={}

@@ -93,7 +93,7 @@ def test_only_config_keys_are_rewritten():
 
 SMALL = ["--train.steps=2", "--train.batch_size=2", "--train.seq_len=32", "--train.eval_sequences=2",
          "--space.base.vocab_size=320", "--space.base.max_seq=32", "--data.source=tiny.jsonl", "--data.validation=0.3",
-         "--budget.max_params=null"]  # fmt: skip
+         "--budget.max_params=null", "--search.windows=4", "--search.sample=3"]  # fmt: skip
 
 
 def test_the_command_of_a_trial_runs_and_names_its_folder_and_run_after_it(tmp_path):
