@@ -346,5 +346,5 @@ def _stage_of_zero(kind: Any, name: str) -> Any:
     from deepspeed.runtime.zero.config import ZeroStageEnum
 
     if kind is not ZeroStageEnum or name not in ZeroStageEnum.__members__:
-        raise UserError(f"a checkpoint asks for attribute {name!r} of {kind!r}: only ZeRO stages are read")
+        raise RunError(f"a checkpoint asks for attribute {name!r} of {kind!r}: only ZeRO stages are read")
     return ZeroStageEnum[name]
