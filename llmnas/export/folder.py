@@ -43,7 +43,7 @@ def staged(folder: Path, force: bool) -> Iterator[Path]:
             yield checkpoint
             for path in (*checkpoint.iterdir(), checkpoint):
                 sync_dir(path)  # it opens and fsyncs, files too
-            with _set_aside(folder, Path(staging, "replaced")):
+            with _set_aside(folder, Path(staging, "replaced")) if force else contextlib.nullcontext():
                 checkpoint.rename(folder)
             sync_dir(folder.parent)
     except (OSError, SafetensorError) as error:

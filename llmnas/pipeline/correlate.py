@@ -64,7 +64,7 @@ def worth(scores: Mapping[str, np.ndarray], truth: np.ndarray, params: np.ndarra
 
 def gradient_conflicts(context: Context, model: Transformer, archs: list[Architecture]) -> dict[str, Any]:
     """How the networks' gradients stand to each other, each to the next one's; empty where nothing was asked for."""
-    if not context.config.correlate.gradient_windows or len(archs) < 2:
+    if not context.config.correlate.gradient_windows:
         return {}
     text = context.training_windows("correlate.gradient_windows")
     return {"windows": len(text), "pairs": [pair._asdict() for pair in neighbour_conflicts(model, archs, text)]}

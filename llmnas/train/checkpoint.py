@@ -71,9 +71,8 @@ def _save(engine: Engine, folder: Path, step: int, keep: int, identity: str, lea
     engine.barrier()
     if writer:
         for name, state in learned.items():
-            with atomic_open(
-                partial / f"{name}.safetensors"
-            ) as stream:  # their own writer calls a full disk no OSError
+            path = partial / f"{name}.safetensors"
+            with atomic_open(path) as stream:  # safetensors' own writer calls a full disk no OSError
                 stream.write(save(dict(state)))
         files = {p.name: _File(bytes=p.stat().st_size, sha256=sha256(p)) for p in sorted(partial.iterdir())}
         manifest = _Manifest(

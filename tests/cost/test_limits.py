@@ -5,33 +5,13 @@ import math
 
 import numpy as np
 import pytest
+from cost_spaces import ALL_LIMITS, WIDE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmnas.cost import COSTS, Budget, BudgetSampler, Workload, bands, costs, count_params
+from llmnas.cost import COSTS, Budget, BudgetSampler, bands, costs, count_params
 from llmnas.errors import UserError
 from llmnas.space import SearchSpace
-
-WIDE = SearchSpace.from_dict(
-    {
-        "base": {"vocab_size": 200},
-        "layers": 6,
-        "hidden_size": [32, 48, 64],
-        "depth": [3, 4, 6],
-        "kv_heads": {"choices": [1, 2, 4], "per_layer": True},
-        "queries_per_group": {"choices": [1, 2]},
-        "head_dim": {"choices": [8, 16], "per_layer": True},
-        "ffn_size": {"choices": [32, 64, 128, 256], "per_layer": True},
-    }
-)
-ALL_LIMITS = Budget(
-    min_params=60_000,
-    max_params=140_000,
-    min_flops_per_token=200_000,
-    max_flops_per_token=380_000,
-    max_memory_bytes=400_000,
-    workload=Workload(batch=1, context=128),
-)
 
 
 def seeded():

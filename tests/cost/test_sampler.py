@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from cost_spaces import ALL_LIMITS, DIMENSIONS, WIDE
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare, ks_2samp
@@ -18,15 +19,6 @@ from llmnas.cost.tables import reachable
 from llmnas.errors import UserError
 from llmnas.space import SearchSpace
 
-DIMENSIONS = {
-    "kv_heads": {"choices": [1, 2, 4], "per_layer": True},
-    "queries_per_group": {"choices": [1, 2]},
-    "head_dim": {"choices": [8, 16], "per_layer": True},
-    "ffn_size": {"choices": [32, 64, 128, 256], "per_layer": True},
-}
-WIDE = SearchSpace.from_dict(
-    {"base": {"vocab_size": 200}, "layers": 6, "hidden_size": [32, 48, 64], "depth": [3, 4, 6], **DIMENSIONS}
-)
 # one hidden size and one depth: the parameters are a sum of 16 independent layers, their distribution a convolution
 SUM = SearchSpace.from_dict(
     {"base": {"vocab_size": 200}, "layers": 16, "hidden_size": 32, "depth": 16, **DIMENSIONS, "queries_per_group": 1}
@@ -130,14 +122,7 @@ BUDGETS = {
     "flops": Budget(max_flops_per_token=300_000),
     "memory": Budget(max_memory_bytes=400_000, workload=Workload(batch=2, context=64)),
     "memory that activations rule": Budget(max_memory_bytes=2_500_000, workload=Workload(batch=16, context=128)),
-    "all three": Budget(
-        min_params=60_000,
-        max_params=140_000,
-        min_flops_per_token=200_000,
-        max_flops_per_token=380_000,
-        max_memory_bytes=400_000,
-        workload=Workload(batch=1, context=128),
-    ),
+    "all three": ALL_LIMITS,
 }
 
 
