@@ -48,10 +48,15 @@ def test_stopped_between_the_two_renames_the_old_one_comes_back(export, monkeypa
     assert list(export.parent.iterdir()) == [export]
 
 
-def test_without_force_a_folder_that_came_meanwhile_stays(tmp_path):
-    folder = tmp_path / "export"
-    with pytest.raises(RunError, match="cannot write the export"), staged(folder, force=False) as made:
+def make_beside_another(folder):
+    with staged(folder, force=False) as made:
         (made / "weights").write_text("ours")
         folder.mkdir()
         (folder / "weights").write_text("another's")
+
+
+def test_without_force_a_folder_that_came_meanwhile_stays(tmp_path):
+    folder = tmp_path / "export"
+    with pytest.raises(RunError, match="cannot write the export"):
+        make_beside_another(folder)
     assert (folder / "weights").read_text() == "another's"
