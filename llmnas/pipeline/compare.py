@@ -36,7 +36,7 @@ def compare_strategies(context: Context, table: Path | None = None) -> dict[str,
     supernet, and the result says how good it is.
     """
     config, run = context.config, context.run
-    _require_strategies(config)
+    _require_comparable(config)
     folder = run.result("compare").parent
     about: dict[str, Any] = {"evaluated_by": "supernet"}
     if table is None:
@@ -80,8 +80,13 @@ def compare_strategies(context: Context, table: Path | None = None) -> dict[str,
     return result
 
 
-def _require_strategies(config: Config) -> None:
-    """Refuse a strategy that does not exist, or options that none takes, before the first of them has run for long."""
+def _require_comparable(config: Config) -> None:
+    """Refuse what does not exist or would do nothing here, before the first strategy has run for long."""
+    if config.search.halving:
+        raise UserError(
+            "search.halving: a comparison evaluates every candidate whole, and shares it between strategies; leave it "
+            "out, or --set search.halving=null"
+        )
     for name in config.compare.strategies:
         options_of(name, config.search.options if name == config.search.strategy else {})
     if config.search.options and config.search.strategy not in config.compare.strategies:

@@ -148,14 +148,33 @@ class Context:
         self._require_text("train", setting, len(found))
         return found
 
-    def _require_text(self, side: Side, setting: str, found: int) -> None:
+    def halves(self, setting: str) -> tuple[np.ndarray, np.ndarray]:
+        """Two validation texts that share no window: one to choose on, one to report on.
+
+        Each [count, seq + 1], where count is the value of the key of the config, or half of what there is.
+
+        Raises:
+            UserError: as `loss_windows` does; or the text has not even two windows.
+        """
+        section, key = setting.split(".")
+        found, _ = self.windows(2 * getattr(getattr(self.config, section), key))
+        self._require_text("validation", setting, len(found), halves=2)
+        if len(found) < 2:
+            raise UserError(
+                f"the validation text is one sequence of {self.config.train.seq_len} tokens; two are needed"
+            )
+        return found[0::2], found[1::2]
+
+    def _require_text(self, side: Side, setting: str, found: int, halves: int = 1) -> None:
         """Refuse a key of the config that asks for more windows than were found, unless it is at its default."""
         section, key = setting.split(".")
         values = getattr(self.config, section)
-        if found < getattr(values, key) and key in changed(values):
+        asked: int = getattr(values, key)
+        if found < halves * asked and key in changed(values):
+            more = ", and as many to report on" if halves == 2 else ""
             raise UserError(
-                f"{setting} = {getattr(values, key)}: the {side} text has {found} sequences of train.seq_len = "
-                f"{self.config.train.seq_len} tokens; ask for at most {found}, or give more text"
+                f"{setting} = {asked}{more}: the {side} text has {found} sequences of train.seq_len = "
+                f"{self.config.train.seq_len} tokens; ask for at most {found // halves}, or give more text"
             )
 
     def evaluator(self, device: torch.device | None = None) -> Evaluator:

@@ -27,15 +27,14 @@ def ladder(context: Context) -> dict[str, Any]:
     flatters nothing.
 
     Raises:
-        UserError: the space has one depth, or not the whole network.
+        UserError: the space has one depth, or not the whole network; too little text.
     """
     config, run = context.config, context.run
     space, options = config.space, config.ladder
     depths = sorted(set(options.depths or space.depth.choices))
     _check(depths, space.depth.choices, space.layers)
     model = context.supernet()
-    windows, _ = context.windows(2 * config.search.windows)
-    chosen_on, reported_on = windows[0::2], windows[1::2]
+    chosen_on, reported_on = context.halves("search.windows")
     done = 0
 
     def losses(subsets: Sequence[Subset]) -> list[float]:

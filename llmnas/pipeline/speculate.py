@@ -31,16 +31,18 @@ def speculate(context: Context) -> dict[str, Any]:
     Half of the prompts choose the draft, the other half measure it.
 
     Raises:
-        UserError: the largest network has a recurrent layer, whose state cannot go back; or prompts that do not fit.
+        UserError: the largest network has a recurrent layer, whose state cannot go back; or prompts that do not
+            fit or are more than the text has.
     """
     config, run = context.config, context.run
     options = config.speculate
     set_threads(config.train, start_processes())
     model = context.supernet()
     _check(context, model.envelope)
-    windows, _ = context.windows(2 * options.prompts)
-    prompts = torch.from_numpy(windows[:, : options.prompt_tokens])
-    drafting = Drafting(model, prompts[0::2], options.new_tokens, options.longest)
+    choosing, measuring = (
+        torch.from_numpy(half[:, : options.prompt_tokens]) for half in context.halves("speculate.prompts")
+    )
+    drafting = Drafting(model, choosing, options.new_tokens, options.longest)
 
     def evaluate(archs: Sequence[Architecture]) -> list[Mapping[str, float]]:
         return [_judged(drafting, arch) for arch in archs]
@@ -62,7 +64,7 @@ def speculate(context: Context) -> dict[str, Any]:
     result = {
         "check_ms": drafting.check_ms,
         "drafts": drafts,
-        "measured": measured(model, ranked[0].arch, int(drafts[0]["length"]), prompts[1::2], options.new_tokens),
+        "measured": measured(model, ranked[0].arch, int(drafts[0]["length"]), measuring, options.new_tokens),
     }
     write_json(run.result("speculate"), result)
     run.record("speculate", drafts=len(archive))

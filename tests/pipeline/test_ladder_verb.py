@@ -56,6 +56,7 @@ def other(rung):
         ("ladder.depths=[3]", ["ladder.depths", "3", "1, 2"]),
         ("ladder={seeds: 0, lr_grid: [0.1]}", ["ladder.lr_grid", "ladder.seeds 0"]),
         ("ladder.train={stepss: 1}", ["ladder.train", "stepss"]),
+        ("search.windows=5000", ["search.windows = 5000, and as many to report on", "validation"]),
     ],
 )
 def test_bad_ladders_are_refused(copied, llmnas, change, words):

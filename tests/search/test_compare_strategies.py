@@ -14,6 +14,7 @@ from scipy.stats import wilcoxon
 from toy_problem import REFERENCE, SPACE, TWO, measure, params, val_loss
 
 from llmnas.config import Config, load_config
+from llmnas.config.sections import HalvingConfig
 from llmnas.cost import count_params
 from llmnas.errors import UserError
 from llmnas.pareto import Archive
@@ -134,18 +135,19 @@ def test_a_table_stands_for_the_supernet(tmp_path):
 
 
 def test_a_strategy_or_options_that_do_nothing_are_refused_before_anything_is_searched(tmp_path):
-    for compared, options, message in (
+    for compared, search_section, message in (
         ({"strategies": ["random", "nsga"]}, {}, "'nsga' does not exist; allowed: random"),
-        ({"strategies": ["random", "nsga2"]}, {"size": 20}, "nsga2 has no 'size'"),
+        ({"strategies": ["random", "nsga2"]}, {"options": {"size": 20}}, "nsga2 has no 'size'"),
         (
             {},
-            {"population": 20},
+            {"options": {"population": 20}},
             "search.options: of nsga2, which does not take part; compare.strategies: random, local",
         ),
+        ({}, {"halving": HalvingConfig(first=2)}, "search.halving: a comparison evaluates every candidate whole"),
     ):
         given = context(tmp_path, **compared)
         config = given.config
-        changed = config.model_copy(update={"search": config.search.model_copy(update={"options": options})})
+        changed = config.model_copy(update={"search": config.search.model_copy(update=search_section)})
         with pytest.raises(UserError, match=message):
             compare_strategies(replace(given, config=changed), tmp_path / "never.sqlite")
 

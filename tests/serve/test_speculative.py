@@ -88,6 +88,10 @@ def test_the_verb_finds_drafts_and_says_what_they_did(copied, llmnas):
     [
         ("speculate.new_tokens=60", ["speculate.new_tokens", "max_seq = 64"]),
         ("speculate={prompt_tokens: 40, new_tokens: 8}", ["speculate.prompt_tokens", "train.seq_len = 32"]),
+        (
+            "speculate={prompts: 9000, prompt_tokens: 8, new_tokens: 8}",
+            ["speculate.prompts = 9000, and as many to report on", "validation"],
+        ),
     ],
 )
 def test_texts_that_do_not_fit_are_refused(copied, llmnas, change, words):
