@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,26 @@ def make_config(values: dict[str, Any], overrides: list[str], where: str) -> Con
     for assignment in overrides:
         _set(values, assignment)
     try:
-        return Config.model_validate(values)
+        config = Config.model_validate(values)
     except ValidationError as error:
         raise explain(where, error, Config) from None
+    for key in _truths_read_as_numbers(values, config):
+        raise UserError(f"{where}: {key}: true or false where a number is expected")
+    return config
+
+
+def _truths_read_as_numbers(given: Any, read: Any, key: str = "") -> Iterator[str]:
+    """Keys of booleans that stand for numbers: to Python `true` is 1, and an option meant otherwise would pass."""
+    if isinstance(given, bool):
+        if isinstance(read, (int, float)) and not isinstance(read, bool):
+            yield key
+    elif isinstance(given, dict):
+        for name, value in given.items():
+            inner = read.get(name) if isinstance(read, dict) else getattr(read, str(name), None)
+            yield from _truths_read_as_numbers(value, inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(given, list) and isinstance(read, (list, tuple)):
+        for i, (value, inner) in enumerate(zip(given, read, strict=False)):
+            yield from _truths_read_as_numbers(value, inner, f"{key}[{i}]")
 
 
 def differences(old: Any, new: Any, key: str = "") -> list[str]:
