@@ -19,6 +19,9 @@ test test-full: export HF_HUB_OFFLINE := 1
 test test-full: export WANDB_MODE := offline
 test test-full: export TOKENIZERS_PARALLELISM := false
 
+# Whole files, in the order of tests/conftest.py: the longest first.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 help:
 	@echo "make demo       install, then run the quickstart: text in, searched and exported model out"
 	@echo "make venv       install everything into .venv (once; again when the requirements change)"
@@ -46,10 +49,10 @@ check: venv
 	$(BIN)/mypy
 
 test: venv
-	$(BIN)/pytest -m "not full" -n 2 --dist loadfile
+	$(PYTEST) -m "not full"
 
 test-full: venv
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(PYTEST)
 
 # --resume: an interrupted demo goes on where it stopped.
 demo: venv

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+from pathlib import Path
 
 # Before torch is imported, here and in every process that a test starts: the workers of a parallel run share the cores,
 # and threads that wait for a core by spinning made the suite four times as expensive.
@@ -18,6 +19,26 @@ from hypothesis import HealthCheck, settings
 
 settings.register_profile("llmnas", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("llmnas")
+
+
+LONGEST = (
+    "triton_kernels/test_interpreter.py",
+    "train/test_two_processes.py",
+    "pipeline/test_nothing_lost.py",
+    "search/test_strategies.py",
+    "contracts/test_docs.py",
+    "train/test_resume.py",
+    "train/test_expert_processes.py",
+    "pipeline/test_elastic_verb.py",
+    "pipeline/test_warm_two_processes.py",
+    "export/test_export_hf.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first: a parallel run gives whole files out, and ends when the last of them does."""
+    order = {str(Path(__file__).parent / name): place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(str(item.path), len(order)))
 
 
 def pytest_runtest_setup():

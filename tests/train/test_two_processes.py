@@ -278,11 +278,12 @@ def test_a_smaller_mistake_would_be_seen(mistake):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_resumed_processes_go_on_as_if_nothing_had_happened(launched, stage):
-    """Two processes repeat themselves to the last bits of a float only (seen: 1.4e-5 of the update, stage 3 exact)."""
+    """Two processes repeat themselves to the last bits of a float only; stage 3 was seen to be exact."""
     straight = weights_of(launched, f"straight-{stage}")
     assert update_error(straight, weights_of(launched, f"uniform-{stage}")) <= 1e-4  # checkpoints change nothing
     for rank in (0, 1) if stage < 3 else (0,):
-        assert update_error(weights_of(launched, f"resumed-{stage}", rank), straight) <= 1e-4
+        resumed = weights_of(launched, f"resumed-{stage}", rank)
+        assert max(float((resumed[name] - straight[name]).abs().max()) for name in straight) <= 1e-6
     losses = [[m["train_loss"] for m in log_of(launched, f"{name}-{stage}")] for name in ("straight", "resumed")]
     assert losses[1] == pytest.approx(losses[0][3:], abs=1e-6)
 

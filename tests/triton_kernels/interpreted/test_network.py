@@ -14,12 +14,12 @@ from llmnas.space import Architecture, BaseModel, FixedShape, LayerSpec, SearchS
 from llmnas.supernet import Transformer
 
 BASE = BaseModel(vocab_size=32, max_seq=16)
-TERNARY = LayerSpec(2, 2, 32, 128, weights="ternary", mixer="mlgru")
+TERNARY = LayerSpec(1, 2, 32, 64, weights="ternary", mixer="mlgru")
 ATTENTION = LayerSpec(2, 2, 32, 64, weights="ternary")
 # with attention: an MLGRU's first candidate may be exactly zero in integers and +-1e-8 in floats, of either sign
 BINARY = LayerSpec(1, 2, 32, 64, weights="binary")
 NETWORKS = {
-    "ternary mlgru": Architecture(64, (TERNARY, TERNARY)),
+    "ternary mlgru": Architecture(64, (TERNARY,)),
     "ternary attention": Architecture(64, (ATTENTION,)),
     "binary": Architecture(64, (BINARY,)),
     "mixed": Architecture(64, (BINARY, LayerSpec(2, 2, 32, 64), ATTENTION)),
