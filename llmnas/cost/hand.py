@@ -41,22 +41,30 @@ def hand_designed(family: str, base: BaseModel, head_dim: int, params: int, tole
         UserError: no depth fits the count.
     """
     p = FAMILIES[family]
-    best: tuple[float, Architecture] | None = None
+    best: tuple[float, int, LayerSpec, int] | None = None
+    thinnest = [_thinnest(p, base, head_dim, hidden_size) for hidden_size in range(8, 8193, 8)]
     for depth in range(1, 129):
-        for hidden_size in range(8, 8193, 8):
-            kv_heads = max(1, round(hidden_size * p.query_ratio / head_dim / p.queries_per_group))
-            spec = LayerSpec(kv_heads, p.queries_per_group, head_dim, 1, mixer=p.mixer)
-            bare = count_params(Architecture(hidden_size, (spec,) * depth), base).total
-            ffn_size = 1 + (params - bare) // (3 * hidden_size * depth)
+        for hidden_size, spec, outside, layer in thinnest:
+            channel = 3 * hidden_size * depth
+            bare = outside + depth * layer
+            ffn_size = 1 + (params - bare) // channel
             if ffn_size < hidden_size:
                 break
             ffn_size -= ffn_size % 4
-            arch = Architecture(hidden_size, (replace(spec, ffn_size=ffn_size),) * depth)
-            if count_params(arch, base).total < (1 - tolerance) * params:
+            if bare + channel * (ffn_size - 1) < (1 - tolerance) * params:
                 continue
             error = abs(math.log(hidden_size / depth / p.aspect)) + abs(math.log(ffn_size / hidden_size / p.ffn_ratio))
             if best is None or error < best[0]:
-                best = (error, arch)
+                best = (error, hidden_size, replace(spec, ffn_size=ffn_size), depth)
     if best is None:
         raise UserError(f"no {family} shape has {params:,} parameters with a vocabulary of {base.vocab_size}")
-    return best[1]
+    _, hidden_size, spec, depth = best
+    return Architecture(hidden_size, (spec,) * depth)
+
+
+def _thinnest(p: Proportions, base: BaseModel, head_dim: int, hidden_size: int) -> tuple[int, LayerSpec, int, int]:
+    """(width, a layer of it with one FFN channel, parameters outside of layers, parameters of that layer)."""
+    kv_heads = max(1, round(hidden_size * p.query_ratio / head_dim / p.queries_per_group))
+    spec = LayerSpec(kv_heads, p.queries_per_group, head_dim, 1, mixer=p.mixer)
+    one, two = (count_params(Architecture(hidden_size, (spec,) * depth), base).total for depth in (1, 2))
+    return hidden_size, spec, 2 * one - two, two - one
