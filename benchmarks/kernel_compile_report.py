@@ -32,6 +32,9 @@ def least_bytes(kernel: str) -> int:
     names = {"ternary_gemm": "ternary_matmul", "ternary_gemv": "ternary_matmul", "xnor": "xnor_matmul"}
     rest = {"unpack2": MATRIX // 4 + MATRIX, "unpack3": 16 * SIZE * -(-SIZE // 80) + MATRIX}
     rest["pack1"] = 2 * MATRIX + MATRIX // 8
+    # of wide rows: what one of the two kernels reads and writes, gain and r included
+    rest |= {"rmsnorm_backward_wide": 8 * MATRIX + 8 * SIZE, "swiglu_norm_backward_wide": 10 * MATRIX + 8 * SIZE}
+    rest["norm_gain_wide"] = 6 * MATRIX + 8 * SIZE
     if kernel in rest:
         return rest[kernel]
     more = {

@@ -11,7 +11,7 @@ from torch import Tensor
 
 GROUP = 64  # weights of a packed group
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-MAX_ROW = 32768  # widest row that one program holds in registers
+MAX_ROW = 32768  # widest row that one program of the forward kernels holds in registers
 
 
 def require(holds: bool, message: str) -> None:

@@ -29,6 +29,7 @@ from llmnas.triton_kernels import (
     ternary_matmul,
     ternary_pack,
     tiles,
+    wide_backward,
     xnor_matmul,
 )
 
@@ -106,6 +107,7 @@ def _cases() -> dict[str, Case]:
     steps, channels, scan_warps = tiles.scan(4096)
     row = {"BLOCK": 4096}
     wide = tiles.row_warps(4096)
+    wide_row, sizes = {"BLOCK": wide_backward.BLOCK}, "i i i i i"
     packing = {"BLOCK_N": ternary_pack.BLOCK_N, "BLOCK_B": ternary_pack.BLOCK_B}
     scan = {"STATE": True, "STARTS": True, "ACC": tl.float32, "BLOCK_T": steps, "BLOCK_W": channels}
 
@@ -135,6 +137,18 @@ def _cases() -> dict[str, Case]:
         "swiglu_norm_backward": Case(
             swiglu_norm_quant.swiglu_norm_backward_kernel,
             "*bf16 *bf16 *bf16 *fp32 *fp32 *bf16 *bf16 *fp32 i i i i i", row, wide,
+        ),
+        "rmsnorm_backward_wide": Case(
+            wide_backward.wide_backward_kernel, f"*bf16 *bf16 *bf16 *bf16 *fp32 *fp32 *bf16 *bf16 {sizes}",
+            {"GATED": False, "STREAM": True, **wide_row}, wide_backward.WARPS,
+        ),
+        "swiglu_norm_backward_wide": Case(
+            wide_backward.wide_backward_kernel, f"*bf16 *bf16 *bf16 *bf16 *fp32 *fp32 *bf16 *bf16 {sizes}",
+            {"GATED": True, "STREAM": False, **wide_row}, wide_backward.WARPS,
+        ),
+        "norm_gain_wide": Case(
+            wide_backward.wide_gain_kernel, f"*bf16 *bf16 *bf16 *fp32 *fp32 {sizes}", {"GATED": True, **wide_row},
+            wide_backward.WARPS,
         ),
         "pack2": Case(ternary_pack.pack2_kernel, "*fp32 *fp32 *u8 i i i", packing, fusion=False),
         "unpack2": Case(ternary_pack.unpack2_kernel, "*u8 *i8 i i i", packing),

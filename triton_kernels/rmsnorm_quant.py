@@ -16,6 +16,7 @@ from torch import Tensor
 from llmnas.triton_kernels.act_quant import quantise_row
 from llmnas.triton_kernels.checks import FLOATS, device_of, row_block, same_device, tensor
 from llmnas.triton_kernels.tiles import row_warps
+from llmnas.triton_kernels.wide_backward import WIDEST, wide_backward
 
 PROGRAMS = 256  # at most so many partial sums of the gain's gradient
 
@@ -141,6 +142,9 @@ def rmsnorm_backward(
         tensor("stream_grad", stream_grad, (m, k), FLOATS)
     same_device("stream", stream, grad=grad, gain=gain, inverses=inverses, stream_grad=stream_grad)
     block = row_block("stream", k)
+    if m and block > WIDEST:
+        (dx,), wide = wide_backward(grad, (stream,), gain, inverses, stream_grad)
+        return dx, wide
     dx = torch.empty((m, k), dtype=stream.dtype, device=stream.device)
     programs = min(m, PROGRAMS)
     dgain = torch.empty((programs, k), dtype=torch.float32, device=stream.device)

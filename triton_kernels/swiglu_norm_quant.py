@@ -15,6 +15,7 @@ from llmnas.triton_kernels.act_quant import quantise_row
 from llmnas.triton_kernels.checks import FLOATS, device_of, row_block, same_device, tensor
 from llmnas.triton_kernels.rmsnorm_quant import PROGRAMS, normalise, normalise_backward
 from llmnas.triton_kernels.tiles import row_warps
+from llmnas.triton_kernels.wide_backward import WIDEST, wide_backward
 
 
 @triton.jit
@@ -115,6 +116,9 @@ def swiglu_norm_backward(
     tensor("grad", grad, (m, k), FLOATS)
     tensor("inverses", inverses, (m,), (torch.float32,))
     same_device("gate", gate, grad=grad, inverses=inverses)
+    if m and block > WIDEST:
+        (dgate, dup), wide = wide_backward(grad, (gate, up), gain, inverses)
+        return dgate, dup, wide
     dgate = torch.empty((m, k), dtype=gate.dtype, device=gate.device)
     dup = torch.empty((m, k), dtype=gate.dtype, device=gate.device)
     programs = min(m, PROGRAMS)

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import triton.language as tl
 
-from llmnas.triton_kernels import compiled, tiles
+from llmnas.triton_kernels import compiled, tiles, wide_backward
 
 assert os.environ.get("TRITON_INTERPRET") != "1", "kernels must be compiled in a process without TRITON_INTERPRET"
 
@@ -27,6 +27,7 @@ QUICK = [
     # every file of kernels, and the roundings, on every target
     ("rmsnorm_quant", "cuda100"),
     ("grad_weight", "cuda100"),
+    ("swiglu_norm_backward_wide", "cuda100"),
     ("pack3", "gfx942"),
 ]
 EVERY = [(kernel, target) for kernel in compiled.CASES for target in compiled.TARGETS]
@@ -103,6 +104,7 @@ FP32 = {"DOT": tl.float32, "PRECISION": "tf32x3"}
 @pytest.mark.parametrize("kernel", [*ROWS, *FLOAT_PRODUCTS])
 def test_wide_rows_and_gradients_in_fp32_do_not_spill_either(kernel, target, monkeypatch):
     """Rows of 8192, which is as far as the backward kernels hold a row in registers, and training in fp32."""
+    assert wide_backward.WIDEST == 8192
     case = compiled.CASES[kernel]
     if kernel in ROWS:
         case = replace(case, constants=case.constants | {"BLOCK": 8192}, warps=tiles.row_warps(8192))
@@ -123,7 +125,7 @@ def test_every_kernel_is_in_the_table():
     from triton.runtime.jit import JITFunction
 
     modules = ("act_quant", "mlgru_scan", "rmsnorm_quant", "swiglu_norm_quant", "ternary_gemv", "ternary_linear")
-    modules += ("ternary_matmul", "ternary_pack", "xnor_matmul")
+    modules += ("ternary_matmul", "ternary_pack", "wide_backward", "xnor_matmul")
     kernels = {
         name
         for module in modules

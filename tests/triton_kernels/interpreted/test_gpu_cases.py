@@ -29,6 +29,7 @@ SMALL = [
     Case("scan_backward", 2 * 40, 1, 33, 2),
     *(Case(name, 7, 1, 63) for name in ("act_quant", "rmsnorm_quant", "swiglu_norm_quant")),
     *(Case(name, 7, 1, 63) for name in ("rmsnorm_backward", "swiglu_norm_backward")),
+    *(Case(name, 2, 1, 8300) for name in ("rmsnorm_backward", "swiglu_norm_backward")),
     *(Case(name, 1, 7, 192) for name in ("pack2", "pack3")),
     *(Case(name, 63, 7, 192) for name in ("grad_input", "grad_weight")),
 ]

@@ -5,7 +5,9 @@ import torch
 import triton
 import triton.language as tl
 
-from llmnas.triton_kernels import reference, ternary_pack
+from llmnas.triton_kernels import reference, ternary_pack, wide_backward
+from llmnas.triton_kernels import rmsnorm_quant as rmsnorm_module
+from llmnas.triton_kernels import swiglu_norm_quant as swiglu_module
 from llmnas.triton_kernels.act_quant import act_quant
 from llmnas.triton_kernels.rmsnorm_quant import rmsnorm_backward, rmsnorm_quant
 from llmnas.triton_kernels.swiglu_norm_quant import swiglu_norm_backward, swiglu_norm_quant
@@ -101,21 +103,32 @@ def test_swiglu_norm_quant(shape, inside):
     same_rounding(codes, normal * scales[:, None])
 
 
-@pytest.mark.parametrize("shape", [(1, 7), (300, 63), (0, 5)])
-def test_rmsnorm_backward_equals_autograd(shape, inside):
+@pytest.fixture(params=[False, True], ids=["row in registers", "row in blocks"])
+def blocks(request, monkeypatch):
+    """Few programs, so that each sums several tokens; rows of every length, as those beyond `WIDEST` go."""
+    for module in (rmsnorm_module, swiglu_module):
+        monkeypatch.setattr(module, "PROGRAMS", 16)
+        if request.param:
+            monkeypatch.setattr(module, "WIDEST", 0)
+    monkeypatch.setattr(wide_backward, "GAIN_PROGRAMS", 16)
+    monkeypatch.setattr(wide_backward, "BLOCK", 32)
+
+
+@pytest.mark.parametrize("shape", [(1, 7), (40, 63), (0, 5)])
+@pytest.mark.parametrize("with_stream", [False, True])
+def test_rmsnorm_backward_equals_autograd(with_stream, shape, blocks, inside):
     x, gain = torch.randn(shape, requires_grad=True), torch.rand(shape[1], requires_grad=True)
-    grad, stream_grad = torch.randn(shape), torch.randn(shape)
+    grad, stream_grad = torch.randn(shape), torch.randn(shape) * with_stream
     normal, inverses = reference.rms(x, gain, 1e-6)
     want = torch.autograd.grad((normal * grad).sum() + (x * stream_grad).sum(), (x, gain))
-    got = rmsnorm_backward(
-        inside(grad), inside(x.detach()), gain.detach(), inside(inverses.detach()), inside(stream_grad)
-    )
+    inputs = [inside(value.detach()) for value in (grad, x, gain, inverses)]
+    got = rmsnorm_backward(*inputs, inside(stream_grad) if with_stream else None)
     for have, expect in zip(got, want, strict=True):
         torch.testing.assert_close(have, expect, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(1, 7), (40, 63), (0, 5)])
-def test_swiglu_norm_backward_equals_autograd(shape, inside):
+def test_swiglu_norm_backward_equals_autograd(shape, blocks, inside):
     gate, up = torch.randn(shape, requires_grad=True), torch.randn(shape, requires_grad=True)
     gain, grad = torch.rand(shape[1], requires_grad=True), torch.randn(shape)
     normal, inverses = reference.rms(torch.nn.functional.silu(gate) * up, gain, 1e-6)
