@@ -5,8 +5,12 @@ the mean of their scores, with the losses of the study's networks alone. A seed 
 that are drawn and the order of the text; the split of the text, the budget and the networks compared are the study's.
 
     python benchmarks/supernet_seeds.py runs/study_cpu --folder runs/seeds --train 0:8000 1:8000 0:20000
+    python benchmarks/supernet_seeds.py runs/study_cpu --folder runs/seeds --train 0:8000 --label "lower rate" \
+        --set train.lr=0.0025
 
-A supernet's losses are stored when it is done; start it again to go on. The last lines are the tables.
+With `--set` supernets are trained otherwise than the study's, and `--label` says how; they stand in the table for
+themselves. A supernet's losses are stored when it is done; start it again to go on. JSON and table have all that the
+folder holds.
 """
 
 from __future__ import annotations
@@ -35,10 +39,10 @@ from llmnas.train.trainer import train
 RESULT = Path(__file__).parent / "results" / "supernet_seeds.json"
 
 
-def study(folder: Path) -> tuple[Context, dict[str, Any]]:
-    """The run of the study, nothing in it changed, and what `llmnas correlate` found."""
+def study(folder: Path, sets: list[str]) -> tuple[Context, dict[str, Any]]:
+    """The run of the study, nothing in it changed but how supernets are trained, and what `llmnas correlate` found."""
     run = RunFolder(folder)
-    context = Context(load_config(run.config, []), run, Tracker(folder, "off", "seeds", {}))
+    context = Context(load_config(run.config, sets), run, Tracker(folder, "off", "seeds", {}))
     return context, read_json(run.result("correlate"))
 
 
@@ -70,19 +74,31 @@ def worth(losses: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
     }
 
 
+def stored(folder: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Losses by number of steps and name of the supernet; a variant's name has a comma."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for path in sorted(folder.glob("seed*-steps*.json")):
+        seed, steps, *label = path.stem.split("-", 2)
+        name = ", ".join([seed.replace("seed", "seed "), *label])
+        found.setdefault(steps.removeprefix("steps"), {})[name] = np.array(read_json(path))
+    return found
+
+
 def summary(found: dict[str, dict[str, np.ndarray]], truth: np.ndarray) -> dict[str, Any]:
-    """By number of steps: every supernet, the mean of their scores, and how they agree with each other.
+    """By number of steps: every supernet, the mean of the scores of alike ones, and how those agree with each other.
 
     Args:
         found: by steps and name of the supernet the losses [K].
         truth: [K].
     """
     groups = {}
-    for steps, supernets in found.items():
+    for steps, everything in found.items():
+        supernets = {name: losses for name, losses in everything.items() if "," not in name}
         pairs = itertools.combinations(supernets.values(), 2)
         groups[steps] = {
             "supernets": {name: worth(losses, truth) for name, losses in supernets.items()},
-            "mean_of_scores": worth(np.mean(list(supernets.values()), axis=0), truth),
+            "variants": {name: worth(everything[name], truth) for name in everything.keys() - supernets.keys()},
+            "mean_of_scores": worth(np.mean(list(supernets.values()), axis=0), truth) if supernets else {},
             "supernet_with_supernet": [rank_agreement(a, b)._asdict() for a, b in pairs],
         }
     return groups
@@ -96,6 +112,7 @@ def tables(groups: dict[str, Any]) -> str:
         rows = dict(group["supernets"])
         if len(rows) > 1:
             rows[f"mean of the {len(rows)} scores"] = group["mean_of_scores"]
+        rows |= dict(sorted(group["variants"].items()))
         lines += [
             f"| {int(steps):,} | {name} | {r['tau']:.3f} | [{r['low']:.3f}, {r['high']:.3f}] | {r['regret']:.3f} "
             f"| {r['mean_gap']:+.3f} |"
@@ -113,19 +130,24 @@ def main() -> None:
     parser.add_argument("study", type=Path, help="run folder of a study whose correlate is done")
     parser.add_argument("--folder", type=Path, required=True, help="where losses of supernets are kept")
     parser.add_argument("--train", nargs="+", required=True, metavar="SEED:STEPS")
+    parser.add_argument("--set", dest="sets", action="append", default=[], metavar="train.KEY=VALUE")
+    parser.add_argument("--label", default="", help="what --set changes, in words")
     parser.add_argument("--json", type=Path, default=RESULT)
     args = parser.parse_args()
-    context, correlation = study(args.study)
+    if bool(args.sets) != bool(args.label) or set(args.label) & set("/,"):
+        parser.error("--set and --label need each other; a label has no slash and no comma")
+    context, correlation = study(args.study, args.sets)
     archs = [Architecture.from_dict(value) for value in correlation["architectures"]]
     truth = np.array(correlation["stand_alone_loss"]).mean(0)
     own = str(context.config.train.steps)
-    found = {own: {"of the study": np.array(correlation["supernet_loss"])}}
     for seed, steps in (map(int, item.split(":")) for item in args.train):
-        path = args.folder / f"seed{seed}-steps{steps}.json"
+        path = args.folder / "-".join([f"seed{seed}", f"steps{steps}", *filter(None, [args.label])])
+        path = path.with_name(f"{path.name}.json")
         if not path.exists():
             args.folder.mkdir(parents=True, exist_ok=True)
             write_json(path, supernet_losses(context, archs, seed, steps))
-        found.setdefault(str(steps), {})[f"seed {seed}"] = np.array(read_json(path))
+    found = stored(args.folder)
+    found[own] = {"of the study": np.array(correlation["supernet_loss"])} | found.get(own, {})
     groups = summary(found, truth)
     ceiling = rank_agreement(*np.array(correlation["stand_alone_loss"])[:2])._asdict()
     write_json(args.json, {"by_steps": groups, "seed_to_seed_alone": ceiling, "truth": truth.tolist()})

@@ -16,6 +16,8 @@ import yaml
 from llmnas.errors import UserError
 
 ABOUT_FILE = "llmnas.json"  # of an exported folder: the architecture, for tools; marks it as ours
+COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+"""What may lie beside a pretrained model's `tokenizer.json` and belongs to it: kept as it is."""
 
 
 @contextlib.contextmanager

@@ -65,6 +65,14 @@ def test_a_dumped_config_is_the_same_config(config, sets):
     assert Config.model_validate(yaml.safe_load(yaml.safe_dump(found.model_dump(mode="json")))) == found
 
 
+def test_a_section_that_is_off_can_be_set_key_by_key(config, tmp_path):
+    """Also in a stored config, which has it as null."""
+    stored = tmp_path / "config.yaml"
+    stored.write_text(yaml.safe_dump(load_config(config, []).model_dump(mode="json")))
+    for path in (config, stored):
+        assert load_config(path, ["train.second_phase.lr=0.3"]).train.second_phase.lr == 0.3
+
+
 @pytest.mark.parametrize(
     ("assignment", "words"),
     [

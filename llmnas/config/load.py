@@ -24,7 +24,9 @@ def _set(values: dict[str, Any], assignment: str) -> None:
     except yaml.YAMLError as error:
         raise UserError(f"--set {assignment}: the value is not YAML ({' '.join(str(error).split())})") from None
     for part in path[:-1]:
-        inner = values.setdefault(part, {})
+        if values.get(part) is None:  # a stored config has every key, and null for a section that is off
+            values[part] = {}
+        inner = values[part]
         if not isinstance(inner, dict):
             raise UserError(f"--set {assignment}: {part} is not a section of the config")
         values = inner

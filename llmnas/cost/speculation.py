@@ -36,13 +36,6 @@ class Plan(NamedTuple):
     acceptance: float
 
 
-def expected_tokens(acceptance: float, length: int) -> float:
-    """Tokens of a round where each proposal is right with probability `acceptance`, independently (eq. 1)."""
-    if acceptance == 1:
-        return length + 1.0
-    return (1 - acceptance ** (length + 1)) / (1 - acceptance)
-
-
 def rounds(agreement: Sequence[np.ndarray], length: int) -> Rounds:
     """Replay speculative greedy decoding exactly.
 

@@ -10,9 +10,6 @@ from tokenizers import Tokenizer
 from llmnas.errors import UserError
 from llmnas.files import read_object
 
-COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-"""What may lie beside a `tokenizer.json` and belongs to it."""
-
 
 @dataclass(frozen=True)
 class ModelTokenizer:

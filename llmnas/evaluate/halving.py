@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from llmnas.evaluate.evaluator import Part
+from llmnas.evaluate.quality import QUALITY
 from llmnas.pareto import DROPPED, Constraints, Evaluation, Objectives, front, minimised, violations
 from llmnas.space import Architecture
 
 HALVED = "halved_val_loss"
 """A metric of dropped candidates: the loss estimated from the windows that they were run on."""
-_QUALITY = ("val_loss", "perplexity", "bits_per_byte", "val_loss_error")
+_MEASURED = (*QUALITY, "val_loss_error")
 
 Row = dict[str, float]
 
@@ -120,6 +121,6 @@ class Halving:
         on = set(order[: max(1, math.ceil(self.keep * len(sound)))])
         for i in sound:
             if i not in on:
-                rows[i] |= {HALVED: rows[i]["val_loss"], DROPPED: float(last)} | dict.fromkeys(_QUALITY, math.nan)
+                rows[i] |= {HALVED: rows[i]["val_loss"], DROPPED: float(last)} | dict.fromkeys(_MEASURED, math.nan)
         self.dropped += len(sound) - len(on)
         return sorted(on)

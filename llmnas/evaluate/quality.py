@@ -66,6 +66,10 @@ def window_losses(
     return np.concatenate(found)
 
 
+QUALITY = ("val_loss", "perplexity", "bits_per_byte")
+"""The names of one loss: an order by one of them is the order by all."""
+
+
 def quality(val_loss: float, bytes_per_token: float) -> dict[str, float]:
     """The usual forms of a loss: nats a token, perplexity, bits a byte of UTF-8 text."""
     return {

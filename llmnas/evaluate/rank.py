@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from llmnas.evaluate.compare import compare
 from llmnas.rng import generator
 
 
@@ -63,8 +64,7 @@ def paired_difference(a: np.ndarray, b: np.ndarray) -> Difference:
         a: [seeds].
         b: [seeds].
     """
-    delta = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
-    if len(delta) < 2:
-        return Difference(float(delta.mean()), -np.inf, np.inf)
-    half = float(stats.t.ppf(0.975, len(delta) - 1)) * float(delta.std(ddof=1)) / np.sqrt(len(delta))
-    return Difference(float(delta.mean()), float(delta.mean() - half), float(delta.mean() + half))
+    if len(a) < 2:
+        return Difference(float(np.mean(a) - np.mean(b)), -np.inf, np.inf)
+    found = compare(a, b)
+    return Difference(found.mean, found.mean - found.half, found.mean + found.half)

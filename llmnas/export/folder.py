@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer
 
 from llmnas.errors import RunError, UserError
-from llmnas.files import ABOUT_FILE, read_json, sync_dir, write_json
+from llmnas.files import ABOUT_FILE, COMPANIONS, read_json, sync_dir, write_json
 
 EOS_ID = 0  # tokenizers of this project have the end of text first
 
@@ -72,10 +72,6 @@ def check_folder(folder: Path, force: bool) -> None:
         raise UserError(f"{folder}: is there already; name another folder, or replace an earlier export with --force")
     if not (folder / ABOUT_FILE).is_file():
         raise UserError(f"{folder}: is there and has no {ABOUT_FILE}; --force replaces only an earlier export")
-
-
-COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-"""What a pretrained model's `tokenizer.json` comes with: kept as it is."""
 
 
 def check_tokenizer_file(path: Path, vocab_size: int, eos_id: int = EOS_ID) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from llmnas.errors import UserError
 from llmnas.evaluate.compare import Comparison, Losses, Race, race
+from llmnas.evaluate.quality import QUALITY
 from llmnas.files import read_json, write_json
 from llmnas.pareto import Archive, Evaluation, violations
 from llmnas.pipeline.context import Context
@@ -35,7 +36,7 @@ def _by_loss(evaluation: Evaluation) -> tuple[float, float]:
 
 def price(archive: Archive) -> str:
     """The metric that decides among equals: the first other objective to be made small, else parameters."""
-    return next((name for name, way in archive.objectives.items() if name != "val_loss" and way == "min"), "params")
+    return next((name for name, way in archive.objectives.items() if name not in QUALITY and way == "min"), "params")
 
 
 def decide(context: Context, archive: Archive, losses: Losses, windows: int) -> dict[str, Any]:

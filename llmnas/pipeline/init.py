@@ -116,6 +116,8 @@ def write_config(
     if path.suffix not in {".yaml", ".yml"}:
         raise UserError(f"{path}: a config's name ends in .yaml")
     name = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)
+    if not re.match(r"[A-Za-z0-9_]", name):
+        name = f"run-{name.lstrip('.-')}"
     sizes = [len(document.text.encode()) for document in open_corpus(corpus)]
     size = sum(sizes)
     vocab_size, width, space = choose_vocabulary(size, max_params, 256)
@@ -205,4 +207,4 @@ def _search(device: str | None, latency_ms: float | None) -> str:
 
 def _quoted(text: str) -> str:
     """A YAML string that means exactly this text."""
-    return text if re.fullmatch(r"[A-Za-z][A-Za-z0-9_./-]*", text) else "'" + text.replace("'", "''") + "'"
+    return "'" + text.replace("'", "''") + "'"

@@ -46,7 +46,7 @@ def check_metrics(config: Config, own: Mapping[str, OwnMetric]) -> None:
 
 
 def own_metric(text: str) -> tuple[str, str, OwnMetric]:
-    """Read `file.py:function` or `file.py:function=max`: (name, direction, function). Runs the file.
+    """Read `file.py:function` or `file.py:function=max`: (name, direction or "", function). Runs the file.
 
     Raises:
         UserError: another form, no such file or function, or the file does not run.
@@ -68,13 +68,23 @@ def own_metric(text: str) -> tuple[str, str, OwnMetric]:
     function = getattr(module, name, None)
     if not callable(function):
         raise UserError(f"--objective {text}: {path} has no function {name}")
-    return name, direction or "min", function
+    return name, direction, function
 
 
 def with_own(config: Config, own: Sequence[tuple[str, str, OwnMetric]]) -> Config:
-    """The config with every own metric that it does not mention as an objective."""
+    """The config with every own metric that it does not mention as an objective.
+
+    Raises:
+        UserError: one name for two functions, or another direction than the config's.
+    """
     named = {**config.search.objectives, **config.search.constraints}
-    more = {name: direction for name, direction, _ in own if name not in named}
+    names = [name for name, _, _ in own]
+    for name, direction, _ in own:
+        if names.count(name) > 1:
+            raise UserError(f"--objective: two functions are called {name}; give one of them another name")
+        if direction and config.search.objectives.get(name, direction) != direction:
+            raise UserError(f"--objective: {name}={direction}, but search.objectives.{name} is the other direction")
+    more = {name: direction or "min" for name, direction, _ in own if name not in named}
     values = config.model_dump(mode="json")
     values["search"]["objectives"] |= more
     return Config.model_validate(values) if more else config

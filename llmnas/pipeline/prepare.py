@@ -24,10 +24,9 @@ from llmnas.data import (
     token_writer,
     train_tokenizer,
 )
-from llmnas.data.pretrained import COMPANIONS
 from llmnas.data.split import digest
 from llmnas.errors import RunError, UserError
-from llmnas.files import sha256, write_text
+from llmnas.files import COMPANIONS, sha256, write_text
 from llmnas.pipeline.context import Context
 
 TOKENIZER_BYTES = 1 << 28

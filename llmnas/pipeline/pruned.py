@@ -12,7 +12,7 @@ from llmnas.cost import count_params
 from llmnas.errors import UserError
 from llmnas.files import read_json, write_json
 from llmnas.pipeline.context import Context
-from llmnas.space import Architecture, Shape
+from llmnas.space import Architecture, LayerSpec, Shape
 from llmnas.supernet import Transformer, load_weights
 from llmnas.supernet.importance import layer_importance
 
@@ -51,8 +51,14 @@ def pruned(recipe: Recipe, space: Shape, params: int, scores: Sequence[float]) -
 
 def _narrower(whole: Architecture, hidden_size: int) -> Architecture:
     factor = hidden_size / whole.hidden_size
-    layers = tuple(spec and replace(spec, ffn_size=max(1, round(spec.ffn_size * factor))) for spec in whole.layers)
+    layers = tuple(spec and replace(spec, ffn_size=_part_of(spec, factor)) for spec in whole.layers)
     return Architecture(hidden_size, layers)
+
+
+def _part_of(spec: LayerSpec, factor: float) -> int:
+    """So much of the FFN; experts need rows of 16 bytes, also in bf16."""
+    size = round(spec.ffn_size * factor)
+    return max(8, size - size % 8) if spec.experts > 1 else max(1, size)
 
 
 def layer_scores(context: Context) -> list[float]:

@@ -13,7 +13,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from importlib.resources import files
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,8 @@ from markupsafe import Markup
 
 from llmnas.files import write_text
 from llmnas.report.findings import Findings, Table, described, packed
-from llmnas.space import Architecture, LayerSpec
 
-__all__ = ["Findings", "Table", "describe", "render", "write_report"]
+__all__ = ["Findings", "Table", "render", "write_report"]
 
 # in this order: each uses what stands before it
 SCRIPTS = (
@@ -83,19 +81,3 @@ def _embedded(value: Any) -> Markup:
     """JSON for inside a script element: no `<` in it, so no text can end the element or open another."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))  # noqa: S704
-
-
-def describe(arch: Architecture) -> str:
-    """An architecture in a few lines of plain text, equal neighbouring layers together."""
-    lines = [f"{arch.id}: hidden {arch.hidden_size}, {arch.depth} of {len(arch.layers)} layers"]
-    for spec, same in groupby(enumerate(arch.layers), key=lambda numbered: numbered[1]):
-        numbers = [i for i, _ in same]
-        span = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}"
-        lines.append(f"layer {span}: {_sizes(spec)}")
-    return "\n".join(lines)
-
-
-def _sizes(spec: LayerSpec | None) -> str:
-    if spec is None:
-        return "skipped"
-    return f"{spec.q_heads} heads / {spec.kv_heads} KV x {spec.head_dim}, FFN {spec.ffn_size}"

@@ -74,12 +74,6 @@ class ReportServer(ThreadingHTTPServer):
         return {f"{name}:{self.server_port}" for name in ("127.0.0.1", "localhost")}
 
 
-def digested(findings: Findings) -> tuple[dict[str, Any], str]:
-    """Everything but the evaluations, and a hash that changes when it does."""
-    rest = described(findings)
-    return rest, hashlib.sha256(json.dumps(rest, allow_nan=False).encode()).hexdigest()[:16]
-
-
 def news(evaluations: Sequence[Evaluation], after: int, last: str) -> dict[str, Any]:
     """The evaluations that a page lacks which knows the first `after` of them.
 

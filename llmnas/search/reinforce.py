@@ -165,7 +165,7 @@ class Reinforce:
                 )
         options.require_use("exponents", bool(self._costs), "without a second objective to trade")
         options.require_use("clip", options.epochs > 1, "with one epoch, in which no probability has moved yet")
-        self._targets = dict(options.targets)
+        self._targets = {name: 1 / at if goals[name] == "max" else at for name, at in options.targets.items()}
         self._candidates = Candidates(problem)
         self._decisions = Decisions(problem.space, problem.budget)
         self._controller = Controller(self._decisions.values, problem.seed)

@@ -83,10 +83,13 @@ class SamplerSettings(_Strict):
 
     @model_validator(mode="after")
     def _what_is_given_is_used(self) -> Self:
-        names = ("distribution", "anchor_every", "path_dropout", "attentive")
-        given = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
-        if self.kind == "fair" and given:
-            raise ValueError(f"{given[0]} does nothing with kind: fair, which leaves nothing to chance")
+        given = changed(self)
+        if self.kind == "fair" and (idle := given & {"distribution", "anchor_every", "path_dropout", "attentive"}):
+            raise ValueError(f"{min(idle)} does nothing with kind: fair, which leaves nothing to chance")
+        if self.kind in ("uniform", "sandwich") and "anchor_every" in given:
+            raise ValueError(f"anchor_every does nothing with kind: {self.kind}; it is of kind: single and progressive")
+        if self.kind in ("single", "progressive") and "random" in given:
+            raise ValueError(f"random does nothing with kind: {self.kind}, which trains one network a step")
         if self.kind == "progressive" and (self.path_dropout or self.attentive):
             raise ValueError("kind: progressive takes neither path_dropout nor attentive")
         if self.attentive and self.distribution != "uniform":
@@ -138,6 +141,8 @@ class DistillSettings(_Strict):
             raise ValueError("distill.blocks needs source: original, the frozen model whose blocks are the aim")
         if self.block_loss != "mse" and not self.blocks:
             raise ValueError("distill.block_loss does nothing without distill.blocks > 0")
+        if self.top_k != 32 and not self.weight:
+            raise ValueError("distill.top_k does nothing without distill.weight > 0")
         if self.source == "original" and not (self.weight or self.blocks):
             raise ValueError("distill.source: original does nothing without distill.weight or distill.blocks > 0")
         return self

@@ -17,7 +17,7 @@ from llmnas.supernet import Transformer
 from llmnas.train.warmstart import Pretrained
 
 
-def upcycle(pretrained: Pretrained, model: Transformer, noise: float = 0.0, seed: int = 0) -> Pretrained:
+def upcycle(pretrained: Pretrained, model: Transformer) -> Pretrained:
     """A dense model in the terms of `model`, whose largest network has experts; unchanged where it has none.
 
     Channels that an expert has beyond the dense feed-forward keep the first two matrices of `model` and write nothing
@@ -26,9 +26,6 @@ def upcycle(pretrained: Pretrained, model: Transformer, noise: float = 0.0, seed
     Args:
         pretrained: a dense model (or one with experts already, which is given back).
         model: with its initial weights, which the routers and shared experts keep.
-        noise: standard deviation of what is added to the copies, in units of that of the matrix. Expert 0,
-            the dense sub-network, gets none.
-        seed: of the noise.
 
     Raises:
         UserError: the router's weights do not sum to one, experts smaller than the dense feed-forward, or other depth.
@@ -43,7 +40,6 @@ def upcycle(pretrained: Pretrained, model: Transformer, noise: float = 0.0, seed
         )
     if largest.depth != pretrained.arch.depth:
         raise UserError(f"upcycling: the space has {largest.depth} layers, the dense model {pretrained.arch.depth}")
-    generator = torch.Generator().manual_seed(seed)
     weights, layers = dict(pretrained.weights), []
     for (i, spec), (_, dense) in zip(largest.kept, pretrained.arch.kept, strict=True):
         if spec.ffn_size < dense.ffn_size:
@@ -55,7 +51,7 @@ def upcycle(pretrained: Pretrained, model: Transformer, noise: float = 0.0, seed
         assert isinstance(ffn, Experts)
         for name in ("gate", "up", "down"):
             key = f"layers.{i}.ffn.{name}"
-            weights[key] = _copies(weights[key], getattr(ffn, name).detach(), name, noise, generator)
+            weights[key] = _copies(weights[key], getattr(ffn, name).detach(), name)
         own = dict(ffn.named_parameters())
         for name in ("router", "shared_gate", "shared.gate", "shared.up", "shared.down"):
             new = own.get(name)
@@ -67,12 +63,9 @@ def upcycle(pretrained: Pretrained, model: Transformer, noise: float = 0.0, seed
     return Pretrained(pretrained.base, replace(pretrained.arch, layers=tuple(layers)), weights)
 
 
-def _copies(dense: Tensor, initial: Tensor, name: str, noise: float, generator: torch.Generator) -> Tensor:
+def _copies(dense: Tensor, initial: Tensor, name: str) -> Tensor:
     """One matrix [out, in] as [experts, out, in] of the size of `initial`."""
     copies = torch.zeros_like(initial) if name == "down" else initial.clone()
     rows, columns = dense.shape
     copies[:, :rows, :columns] = dense
-    if noise:
-        drawn = torch.randn(len(copies) - 1, rows, columns, generator=generator)
-        copies[1:, :rows, :columns] += noise * dense.std() * drawn
     return copies

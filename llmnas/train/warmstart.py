@@ -5,6 +5,7 @@ Only `config.json` and safetensors are read: nothing is downloaded, no code of t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,12 @@ def warm_start(model: Transformer, pretrained: Pretrained) -> None:
         raise UserError(f"warm start: the pretrained model has no weights for {', '.join(untrained[:3])}")
 
 
+def _window(config: dict[str, Any]) -> int | None:
+    """Tokens that attention looks back: within so many a model with a sliding window is one without."""
+    # the default of transformers' MistralConfig; the Qwen families have theirs behind `use_sliding_window`
+    return config.get("sliding_window", 4096) if config.get("model_type") == "mistral" else None
+
+
 def _shape(config: dict[str, Any], where: Path, rope_order: RopeOrder) -> tuple[BaseModel, Architecture]:
     kind = config.get("model_type")
     if kind not in FAMILIES:
@@ -153,7 +160,7 @@ def _shape(config: dict[str, Any], where: Path, rope_order: RopeOrder) -> tuple[
             rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
             rope_dim=head_dim,
             rope_order=rope_order,
-            max_seq=config.get("max_position_embeddings", 2048),
+            max_seq=min(config.get("max_position_embeddings", 2048), _window(config) or math.inf),
             norm_eps=config.get("rms_norm_eps", 1e-6),
         )
     except (KeyError, ValueError, TypeError, ZeroDivisionError) as error:

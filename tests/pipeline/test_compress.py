@@ -145,3 +145,5 @@ def test_recipes_cut_what_they_say(folder):
     assert {spec.ffn_size for _, spec in width.kept} == {round(341 * width.hidden_size / 128)}
     assert width.depth == 4
     assert torch.tensor(width.hidden_size) % 8 == 0
+    mixed = space.model_copy(update={"experts": space.dimension("experts").model_copy(update={"choices": (1, 4)})})
+    assert all(spec.ffn_size % 8 == 0 for _, spec in pruned("width", mixed, 1_000_000, []).kept)  # grouped_mm

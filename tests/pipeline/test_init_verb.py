@@ -7,7 +7,7 @@ import yaml
 from llmnas.config import load_config
 from llmnas.cost import BudgetSampler, count_params
 from llmnas.errors import UserError
-from llmnas.pipeline.init import choose_vocabulary, parse_count, space_values, write_config
+from llmnas.pipeline.init import _quoted, choose_vocabulary, parse_count, space_values, write_config
 from llmnas.rng import generator
 from llmnas.space import SearchSpace
 
@@ -65,6 +65,18 @@ def test_a_small_corpus_gets_few_steps_and_a_small_vocabulary(tmp_path, corpus):
     size = sum(file.stat().st_size for file in corpus.iterdir())
     tokens = values["train"]["steps"] * 8 * 128
     assert tokens <= max(4 * size / 4, 200 * 8 * 128)
+
+
+@pytest.mark.parametrize("stem", ["été", "-my", "(a)", ".hidden", "_own"])
+def test_any_file_name_gives_a_run_a_name(stem, tmp_path, corpus):
+    path = tmp_path / f"{stem}.yaml"
+    write_config(path, str(corpus), 200_000, force=False)
+    assert load_config(path, []).name
+
+
+@pytest.mark.parametrize("text", ["no", "on", "null", "true", "1e3", "a: b", "it's"])
+def test_a_folder_called_like_a_yaml_word_stays_text(text):
+    assert yaml.safe_load(f"source: {_quoted(text)}") == {"source": text}
 
 
 def test_a_file_is_replaced_only_when_forced(tmp_path, corpus):

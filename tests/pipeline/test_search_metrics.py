@@ -113,7 +113,7 @@ def own_file(tmp_path, text):
 
 def test_own_metric_is_a_function_of_a_file(tmp_path):
     path = own_file(tmp_path, "def width(arch, base):\n    return arch.hidden_size / base.vocab_size\n")
-    for text, direction in ((f"{path}:width", "min"), (f"{path}:width=max", "max")):
+    for text, direction in ((f"{path}:width", ""), (f"{path}:width=max", "max")):
         name, way, function = own_metric(text)
         assert (name, way) == ("width", direction)
         space = config().space
@@ -143,6 +143,13 @@ def test_own_metric_joins_the_objectives_unless_the_config_names_it():
     assert with_own(config(), own).search.objectives == {"val_loss": "min", "params": "min", "width": "max"}
     named = config({"constraints": {"width": (1.0, None)}})
     assert with_own(named, own) is named
+    assert with_own(config(), [("width", "", own[0][2])]).search.objectives["width"] == "min"
+    asked = config({"objectives": {"val_loss": "min", "width": "min"}})
+    assert with_own(asked, [("width", "", own[0][2])]) is asked
+    with pytest.raises(UserError, match=r"width=max, but search\.objectives\.width is the other direction"):
+        with_own(asked, own)
+    with pytest.raises(UserError, match="two functions are called width"):
+        with_own(config(), own * 2)
     with pytest.raises(UserError, match="params is a metric of llmnas"):
         check_metrics(config(), {"params": lambda arch, base: 1.0})
 
@@ -188,7 +195,8 @@ def archive_of(losses, objectives=None, constraints=None):
         arch = space.sample(rng)
         archs += [arch] if arch not in archs else []
     archive = Archive(":memory:", objectives or {"val_loss": "min"}, constraints)
-    archive.append(archs, [{"val_loss": x, "params": 100.0 - i, "latency_ms": float(i)} for i, x in enumerate(losses)])
+    rows = [{"val_loss": x, "params": 100.0 - i, "latency_ms": float(i)} for i, x in enumerate(losses)]
+    archive.append(archs, [{**row, **dict.fromkeys(("perplexity", "bits_per_byte"), row["val_loss"])} for row in rows])
     return archive
 
 
@@ -201,6 +209,8 @@ def test_contenders_are_the_front_then_the_best_of_the_rest():
     assert price(limited) == "params"
     assert price(archive) == "params"
     assert price(archive_of([1.0], {"latency_ms": "min", "val_loss": "min"})) == "latency_ms"
+    for loss in ("perplexity", "bits_per_byte"):  # the loss by another name is no price
+        assert price(archive_of([1.0], {loss: "min", "latency_ms": "min"})) == "latency_ms"
 
 
 def test_nothing_that_could_be_built_is_refused():

@@ -10,8 +10,7 @@ import pytest
 from report_data import CORRELATION, EVALUATIONS, FRONT, LADDER, evaluation, findings
 
 from llmnas.report import html
-from llmnas.report.html import SCRIPTS, Table, describe, render, write_report
-from llmnas.space import Architecture, LayerSpec
+from llmnas.report.html import SCRIPTS, Table, render, write_report
 
 HOSTILE = "<script>alert(1)</script>\"'</script><!--<img src=x onerror=alert(2)>{{ 7*7 }}"
 
@@ -136,17 +135,6 @@ def test_written_whole_and_the_same_for_the_same_data(tmp_path):
 
 def test_page_without_data_is_small():
     assert len(render(findings(evaluations=[]))) < 100_000
-
-
-def test_architecture_in_words_joins_equal_neighbours():
-    spec, other = LayerSpec(2, 2, 8, 64), LayerSpec(1, 2, 8, 32)
-    arch = Architecture(32, (spec, spec, None, other))
-    assert describe(arch).splitlines() == [
-        f"{arch.id}: hidden 32, 3 of 4 layers",
-        "layer 0-1: 4 heads / 2 KV x 8, FFN 64",
-        "layer 2: skipped",
-        "layer 3: 2 heads / 1 KV x 8, FFN 32",
-    ]
 
 
 def test_row_of_another_length_is_refused():

@@ -151,6 +151,17 @@ def learned_latency(**options) -> float:
     return float(np.mean([row["latency_ms"] for row in table([decode(SMALL, code.numpy()) for code in codes])]))
 
 
+def test_the_target_of_what_should_be_large_is_a_least_value():
+    """Tokens a second above it are good enough; below it they cost, the more the farther."""
+    goals = {"val_loss": "min", "speed": "max"}
+    strategy = Reinforce(Problem(SMALL, goals, {}, None, 0), ReinforceOptions(targets={"speed": 50}, exponents="hard"))
+    rewards = [
+        strategy._log_reward(Evaluation(SMALL.smallest(), {"val_loss": 1.0, "speed": speed}))
+        for speed in (10, 25, 50, 90)
+    ]
+    assert rewards[0] < rewards[1] < rewards[2] == rewards[3] == -1.0
+
+
 def test_the_exponents_move_the_latency_that_is_found():
     target = {"latency_ms": 6.0}
     soft = learned_latency(targets=target, exponents="soft")

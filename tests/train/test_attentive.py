@@ -124,6 +124,9 @@ def test_a_checkpoint_without_its_state_is_refused():
         ({"kind": "fair", "attentive": {"pick": "best"}, "distribution": "uniform"}, "does nothing with kind: fair"),
         ({"kind": "fair", "anchor_every": 2}, "anchor_every does nothing with kind: fair"),
         ({"kind": "fair", "path_dropout": {"rate": 0.1}}, "path_dropout does nothing with kind: fair"),
+        ({"kind": "uniform", "anchor_every": 0}, "anchor_every does nothing with kind: uniform"),
+        ({"kind": "sandwich", "anchor_every": 2}, "anchor_every does nothing with kind: sandwich"),
+        ({"random": 7}, "random does nothing with kind: single"),
         ({"path_dropout": {"rate": 1.0}}, "less than 1"),
         ({"attentive": {"pick": "middle"}, "distribution": "uniform"}, "'best' or 'worst'"),
         (

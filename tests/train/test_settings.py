@@ -51,6 +51,7 @@ def test_only_the_steps_have_no_default():
         ("sampler", {"networks": 2}),
         ("distill", {"weight": 1.5}),
         ("distill", {"top_k": 0}),
+        ("distill", {"top_k": 5}),  # does nothing without a weight
         ("learning_rate", 1e-3),
     ],
 )
@@ -76,4 +77,5 @@ def test_distillation_in_a_sandwich_of_one_batch():
 
 @pytest.mark.parametrize(("kind", "networks"), [("single", 1), ("uniform", 3), ("sandwich", 5), ("fair", 3)])
 def test_networks_per_step(kind, networks):
-    assert SamplerSettings(kind=kind, random=3).networks_per_step() == networks
+    drawn = {} if kind == "single" else {"random": 3}
+    assert SamplerSettings(kind=kind, **drawn).networks_per_step() == networks

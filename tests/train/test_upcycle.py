@@ -30,14 +30,14 @@ def trained():
     return Pretrained(BASE, DENSE, {name: value.detach() for name, value in model.state_dict().items()})
 
 
-def mixture(pretrained, ffn_size=None, experts=4, top_k=2, router="softmax", norm=True, noise=0.0):
+def mixture(pretrained, ffn_size=None, experts=4, top_k=2, router="softmax", norm=True):
     layers = tuple(
         replace(spec, experts=experts, top_k=top_k, ffn_size=ffn_size or spec.ffn_size)
         for spec in pretrained.arch.layers
     )
     base = replace(pretrained.base, router=router, norm_top_k=norm)
     model = Transformer(FixedShape(base, replace(pretrained.arch, layers=layers)), seed=1)
-    warm_start(model, upcycle(pretrained, model, noise))
+    warm_start(model, upcycle(pretrained, model))
     return model
 
 
@@ -58,15 +58,11 @@ def test_the_mixture_computes_what_the_dense_network_did(trained, router, top_k,
     torch.testing.assert_close(logits(model), logits(dense), rtol=1e-4, atol=1e-4)
 
 
-def test_expert_0_stays_the_dense_network_and_noise_moves_the_others_by_its_size(trained):
+def test_expert_0_stays_the_dense_network(trained):
     dense = Transformer(FixedShape(BASE, DENSE))
     warm_start(dense, trained)
-    model = mixture(trained, noise=0.5)
+    model = mixture(trained)
     torch.testing.assert_close(logits(extract(model, DENSE)), logits(dense), rtol=1e-4, atol=1e-4)
-    gate = model.layers[1].ffn.gate.detach()
-    moved = (gate[1:] - gate[0]).std() / gate[0].std()
-    assert moved.item() == pytest.approx(0.5, rel=0.05)
-    assert (logits(model) - logits(dense)).abs().max() > 0.01  # rounding: 1e-6
 
 
 def test_copies_part_when_they_are_trained(trained):

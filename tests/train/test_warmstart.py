@@ -59,6 +59,19 @@ def supernet_of(pretrained, **changes):
     return Transformer(space, seed=1)
 
 
+@pytest.mark.parametrize(("window", "most"), [(None, 32), (16, 16), (64, 32)])
+def test_a_sliding_window_bounds_the_text(tmp_path, window, most):
+    """Within the window a model that has one is one without; beyond it, it is another."""
+    model = stock(tmp_path, "mistral", sliding_window=window)
+    pretrained = read_pretrained(tmp_path)
+    assert pretrained.base.max_seq == most
+    supernet = supernet_of(pretrained)
+    warm_start(supernet, pretrained)
+    tokens = torch.arange(2 * most).view(2, most) % SIZES["vocab_size"]
+    with torch.no_grad():
+        torch.testing.assert_close(supernet(tokens), model(tokens).logits, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("order", ["leading", "spread"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_largest_network_is_the_stock_model(tmp_path, family, order):
