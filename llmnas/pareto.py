@@ -196,8 +196,15 @@ class Archive:
                 raise
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Open an existing archive with the objectives and constraints it was made with."""
+    def load(cls, path: str | Path, evaluation: Mapping[str, Any] | None = None) -> Self:
+        """Open an existing archive with the objectives and constraints it was made with.
+
+        Args:
+            evaluation: how what will be added is measured, as it was given to the search; None: nothing is added.
+
+        Raises:
+            UserError: as the constructor does.
+        """
         if not Path(path).is_file():
             raise UserError(f"{path}: no such file")
         with _reading(str(path)), contextlib.closing(sqlite3.connect(path)) as db:
@@ -206,6 +213,8 @@ class Archive:
                 raise UserError(f"{path}: an archive without a search")
             stored = json.loads(row[0])
         objectives, constraints = stored.pop("objectives"), stored.pop("constraints")
+        if evaluation is not None:
+            stored["evaluation"] = evaluation
         return cls(path, objectives, constraints, stored)
 
     def _open(self, identity: str) -> None:

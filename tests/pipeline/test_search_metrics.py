@@ -11,12 +11,14 @@ from llmnas.config import METRICS, Config, load_config
 from llmnas.cost import Workload
 from llmnas.cost.roofline import GPUS, roofline_ms
 from llmnas.errors import UserError
-from llmnas.evaluate.power import NoMeter
+from llmnas.evaluate.power import Meter, NoMeter
 from llmnas.files import read_json
 from llmnas.pareto import DROPPED, Archive, Evaluation
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.decide import chosen, contenders, price
 from llmnas.pipeline.metrics import check_metrics, own_metric, providers, with_own
+from llmnas.pipeline.search import search_supernet
+from llmnas.pipeline.stores import measured_how
 from llmnas.runs import RunFolder
 from llmnas.space import Architecture
 
@@ -212,7 +214,6 @@ def test_nothing_that_could_be_built_is_refused():
 def searched(tmp_path_factory):
     """A search by everything at once, with an untrained supernet in place of a trained one."""
     from llmnas.pipeline.prepare import prepare
-    from llmnas.pipeline.search import search_supernet
     from llmnas.supernet import Transformer, save_weights
     from llmnas.tracking import Tracker
 
@@ -296,6 +297,73 @@ def test_correction_is_learned_from_whole_networks(searched, monkeypatch):
     assert np.isfinite(made["latency_ms"].values([asked.space.largest()])).all()
     measured = replace(context, config=context.config.model_copy(update={"hardware": None}))
     assert "block table" in providers(measured.config, measured.run, context.own_metrics)[0].provenance
+
+
+def test_a_correction_is_measured_once_for_a_table_and_its_settings(searched, monkeypatch):
+    monkeypatch.setattr("llmnas.pipeline.metrics._CORRECTION_SECONDS", 0.0)
+    context, _ = searched
+    archs = [context.config.space.smallest(), context.config.space.largest()]
+
+    def latencies(**changes):
+        hardware = context.config.hardware.model_copy(update={"correction": 9})
+        asked = context.config.model_copy(update={"hardware": hardware, **changes})
+        made = {provider.metric: provider for provider in providers(asked, context.run, context.own_metrics)}
+        return made["latency_ms"].values(archs), made["latency_ms"].provenance
+
+    first = latencies()
+    latencies(seed=1)  # other networks, a correction of its own: the first one stays
+    monkeypatch.setattr("llmnas.pipeline.metrics.measure_latency", None)
+    assert latencies()[0] == first[0]
+    assert "corrected on 9 networks" in latencies()[1]
+    for changes in ({"seed": 2}, {"space": context.config.space.model_copy(update={"hidden_size": (8,)})}):
+        with pytest.raises(TypeError):  # they would measure
+            latencies(**changes)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "difference"),
+    [
+        ({"device": "l4"}, "evaluation.hardware.device: this -> l4"),
+        ({"phase": "prefill"}, "evaluation.hardware.phase: decode -> prefill"),
+        ({"correction": 8}, "evaluation.hardware.correction: 0 -> 8"),
+        ({"method": "measure"}, "evaluation.hardware.method: table -> measure"),
+    ],
+)
+def test_a_search_never_goes_on_with_latencies_of_another_device_or_method(searched, monkeypatch, hardware, difference):
+    monkeypatch.setattr("llmnas.pipeline.metrics._CORRECTION_SECONDS", 0.0)
+    context, _ = searched
+    asked = context.config.model_copy(update={"hardware": context.config.hardware.model_copy(update=hardware)})
+    with pytest.raises(UserError, match=difference):
+        search_supernet(replace(context, config=asked), evaluations=14)
+    with pytest.raises(UserError, match=difference):
+        Archive.load(context.run.evaluations, measured_how(asked))  # as what joins the archive later opens it
+    assert len(Archive.load(context.run.evaluations, measured_how(context.config))) == 12
+
+
+def test_a_search_never_goes_on_with_latencies_or_joules_of_another_machine(searched, monkeypatch):
+    context, _ = searched
+    meter = Meter("a meter that was closed before", lambda work: 1.0)
+    monkeypatch.setattr("llmnas.pipeline.metrics.find_meter", lambda bench: meter)
+    with pytest.raises(UserError, match=r"hardware.meter: none -> a meter that was closed before"):
+        Archive.load(context.run.evaluations, measured_how(context.config))
+    monkeypatch.setattr("llmnas.evaluate.measure.processor", lambda: "another chip")
+    with pytest.raises(UserError, match=r"hardware.machine.device: .* -> another chip"):
+        Archive.load(context.run.evaluations, measured_how(context.config))
+
+
+def test_only_what_decides_a_metric_that_is_asked_for_binds_a_search(monkeypatch):
+    """Without latency and energy the archives of before the hardware was held go on."""
+    monkeypatch.setattr("llmnas.pipeline.metrics.find_meter", lambda bench: NoMeter("closed"))
+    assert set(measured_how(config())) == {"windows", "sample", "recalibrate", "halving"}
+
+    def held(*names, **hardware):
+        return measured_how(config({"constraints": dict.fromkeys(names, 1.0)}, hardware=hardware or None))["hardware"]
+
+    assert held("prefill_latency_ms", device="l4") == {"device": "l4"}
+    assert held("latency_ms", device="l4") == {"device": "l4", "phase": "decode"}
+    assert held("energy_j") == {"device": "this", "phase": "decode", "meter": "none"}  # a model, the same everywhere
+    assert held("decode_latency_ms") == held("decode_latency_ms", method="table", seconds=3.0)
+    assert held("decode_latency_ms")["machine"]["threads"] == 1
 
 
 def test_every_candidate_can_be_measured_instead(tmp_path, monkeypatch):
