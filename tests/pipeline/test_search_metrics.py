@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import yaml
 
-from llmnas.config import METRICS, Config, load_config
+from llmnas.config import METRICS, Config, HardwareConfig, load_config
 from llmnas.cost import Workload
 from llmnas.cost.roofline import GPUS, roofline_ms
 from llmnas.errors import UserError
 from llmnas.evaluate.power import Meter, NoMeter
 from llmnas.files import read_json
 from llmnas.pareto import DROPPED, Archive, Evaluation
+from llmnas.pipeline.compare import compare_strategies
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.decide import chosen, contenders, price
 from llmnas.pipeline.metrics import check_metrics, own_metric, providers, with_own
@@ -364,6 +365,30 @@ def test_only_what_decides_a_metric_that_is_asked_for_binds_a_search(monkeypatch
     assert held("energy_j") == {"device": "this", "phase": "decode", "meter": "none"}  # a model, the same everywhere
     assert held("decode_latency_ms") == held("decode_latency_ms", method="table", seconds=3.0)
     assert held("decode_latency_ms")["machine"]["threads"] == 1
+
+
+def test_strategies_are_compared_by_the_metrics_of_the_search(searched):
+    context, _ = searched
+    objectives = {"val_loss": "min", "latency_ms": "min", "width": "max"}
+    asked = config(
+        {"objectives": objectives}, data={"source": context.config.data.source}, hardware={"device": "h100"},
+        compare={"strategies": ["random", "local"], "seeds": 2, "evaluations": 5},
+    )  # fmt: skip
+    given = replace(context, config=asked)
+    result = compare_strategies(given)
+    assert set(result["strategies"]) == {"random", "local"}
+    assert "an ESTIMATE, the roofline of h100" in context.run.recorded("compare")["provenance"]["latency_ms"]
+    folder = context.run.result("compare").parent
+    for name in ("evaluations.sqlite", "local-seed1.sqlite"):
+        archive = Archive.load(folder / name)
+        expected = [roofline_ms(e.arch, asked.space.base, Workload(), "decode", GPUS["h100"]) for e in
+                    archive.evaluations]  # fmt: skip
+        assert [e.metrics["latency_ms"] for e in archive.evaluations] == expected
+        assert expected
+    assert compare_strategies(given) == result
+    other = asked.model_copy(update={"hardware": HardwareConfig(device="l4")})
+    with pytest.raises(UserError, match=r"hardware\.device: h100 -> l4"):
+        compare_strategies(replace(given, config=other))
 
 
 def test_every_candidate_can_be_measured_instead(tmp_path, monkeypatch):
