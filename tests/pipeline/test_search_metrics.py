@@ -7,21 +7,22 @@ import numpy as np
 import pytest
 import yaml
 
-from llmnas.config import METRICS, Config, HardwareConfig, load_config
+from llmnas.config import METRICS, Config, load_config
 from llmnas.cost import Workload
 from llmnas.cost.roofline import GPUS, roofline_ms
 from llmnas.errors import UserError
-from llmnas.evaluate.power import Meter, NoMeter
+from llmnas.evaluate.power import NoMeter
 from llmnas.files import read_json
 from llmnas.pareto import DROPPED, Archive, Evaluation
-from llmnas.pipeline.compare import compare_strategies
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.decide import chosen, contenders, price
 from llmnas.pipeline.metrics import check_metrics, own_metric, providers, with_own
+from llmnas.pipeline.prepare import prepare
 from llmnas.pipeline.search import search_supernet
-from llmnas.pipeline.stores import measured_how
 from llmnas.runs import RunFolder
 from llmnas.space import Architecture
+from llmnas.supernet import Transformer, save_weights
+from llmnas.tracking import Tracker
 
 VALUES = {
     "name": "metrics",
@@ -211,29 +212,28 @@ def test_nothing_that_could_be_built_is_refused():
         chosen(Context(config(), RunFolder(None), None), archive_of([1.0, 2.0], constraints={"latency_ms": -1.0}))
 
 
-@pytest.fixture(scope="module")
-def searched(tmp_path_factory):
-    """A search by everything at once, with an untrained supernet in place of a trained one."""
-    from llmnas.pipeline.prepare import prepare
-    from llmnas.supernet import Transformer, save_weights
-    from llmnas.tracking import Tracker
-
-    folder = tmp_path_factory.mktemp("searched")
+def search_by(folder, objectives, constraints):
+    """(context, archive) of a search by these, with an untrained supernet in place of a trained one."""
     words = np.random.default_rng(0).choice(["red", "green", "blue", "sea", "sky", "sun"], (40, 60))
     lines = [json.dumps({"text": " ".join(row)}) for row in words]
     (folder / "corpus.jsonl").write_text("\n".join(lines))
-    objectives = {"val_loss": "min", "latency_ms": "min", "energy_j": "min", "width": "max"}
     asked = config(
-        {"objectives": objectives, "constraints": {"prefill_latency_ms": 1e4}},
-        data={"source": str(folder / "corpus.jsonl")}, hardware={"seconds": 0.1},
+        {"objectives": objectives, "constraints": constraints}, data={"source": str(folder / "corpus.jsonl")},
+        hardware={"seconds": 0.1},
     )  # fmt: skip
     run = RunFolder(folder / "run")
     with Tracker(run.path, "off", "", {}) as tracker:
         context = Context(asked, run, tracker, {"width": lambda arch, base: float(arch.hidden_size)})
         prepare(context)
         save_weights(Transformer(asked.space), run.supernet)
-        archive = search_supernet(context)
-    return context, archive
+        return context, search_supernet(context)
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    """A search by everything at once."""
+    objectives = {"val_loss": "min", "latency_ms": "min", "energy_j": "min", "width": "max"}
+    return search_by(tmp_path_factory.mktemp("searched"), objectives, {"prefill_latency_ms": 1e4})
 
 
 def test_every_metric_asked_for_is_there_with_its_provenance(searched):
@@ -298,97 +298,6 @@ def test_correction_is_learned_from_whole_networks(searched, monkeypatch):
     assert np.isfinite(made["latency_ms"].values([asked.space.largest()])).all()
     measured = replace(context, config=context.config.model_copy(update={"hardware": None}))
     assert "block table" in providers(measured.config, measured.run, context.own_metrics)[0].provenance
-
-
-def test_a_correction_is_measured_once_for_a_table_and_its_settings(searched, monkeypatch):
-    monkeypatch.setattr("llmnas.pipeline.metrics._CORRECTION_SECONDS", 0.0)
-    context, _ = searched
-    archs = [context.config.space.smallest(), context.config.space.largest()]
-
-    def latencies(**changes):
-        hardware = context.config.hardware.model_copy(update={"correction": 9})
-        asked = context.config.model_copy(update={"hardware": hardware, **changes})
-        made = {provider.metric: provider for provider in providers(asked, context.run, context.own_metrics)}
-        return made["latency_ms"].values(archs), made["latency_ms"].provenance
-
-    first = latencies()
-    latencies(seed=1)  # other networks, a correction of its own: the first one stays
-    monkeypatch.setattr("llmnas.pipeline.metrics.measure_latency", None)
-    assert latencies()[0] == first[0]
-    assert "corrected on 9 networks" in latencies()[1]
-    for changes in ({"seed": 2}, {"space": context.config.space.model_copy(update={"hidden_size": (8,)})}):
-        with pytest.raises(TypeError):  # they would measure
-            latencies(**changes)
-
-
-@pytest.mark.parametrize(
-    ("hardware", "difference"),
-    [
-        ({"device": "l4"}, "evaluation.hardware.device: this -> l4"),
-        ({"phase": "prefill"}, "evaluation.hardware.phase: decode -> prefill"),
-        ({"correction": 8}, "evaluation.hardware.correction: 0 -> 8"),
-        ({"method": "measure"}, "evaluation.hardware.method: table -> measure"),
-    ],
-)
-def test_a_search_never_goes_on_with_latencies_of_another_device_or_method(searched, monkeypatch, hardware, difference):
-    monkeypatch.setattr("llmnas.pipeline.metrics._CORRECTION_SECONDS", 0.0)
-    context, _ = searched
-    asked = context.config.model_copy(update={"hardware": context.config.hardware.model_copy(update=hardware)})
-    with pytest.raises(UserError, match=difference):
-        search_supernet(replace(context, config=asked), evaluations=14)
-    with pytest.raises(UserError, match=difference):
-        Archive.load(context.run.evaluations, measured_how(asked))  # as what joins the archive later opens it
-    assert len(Archive.load(context.run.evaluations, measured_how(context.config))) == 12
-
-
-def test_a_search_never_goes_on_with_latencies_or_joules_of_another_machine(searched, monkeypatch):
-    context, _ = searched
-    meter = Meter("a meter that was closed before", lambda work: 1.0)
-    monkeypatch.setattr("llmnas.pipeline.metrics.find_meter", lambda bench: meter)
-    with pytest.raises(UserError, match=r"hardware.meter: none -> a meter that was closed before"):
-        Archive.load(context.run.evaluations, measured_how(context.config))
-    monkeypatch.setattr("llmnas.evaluate.measure.processor", lambda: "another chip")
-    with pytest.raises(UserError, match=r"hardware.machine.device: .* -> another chip"):
-        Archive.load(context.run.evaluations, measured_how(context.config))
-
-
-def test_only_what_decides_a_metric_that_is_asked_for_binds_a_search(monkeypatch):
-    """Without latency and energy the archives of before the hardware was held go on."""
-    monkeypatch.setattr("llmnas.pipeline.metrics.find_meter", lambda bench: NoMeter("closed"))
-    assert set(measured_how(config())) == {"windows", "sample", "recalibrate", "halving"}
-
-    def held(*names, **hardware):
-        return measured_how(config({"constraints": dict.fromkeys(names, 1.0)}, hardware=hardware or None))["hardware"]
-
-    assert held("prefill_latency_ms", device="l4") == {"device": "l4"}
-    assert held("latency_ms", device="l4") == {"device": "l4", "phase": "decode"}
-    assert held("energy_j") == {"device": "this", "phase": "decode", "meter": "none"}  # a model, the same everywhere
-    assert held("decode_latency_ms") == held("decode_latency_ms", method="table", seconds=3.0)
-    assert held("decode_latency_ms")["machine"]["threads"] == 1
-
-
-def test_strategies_are_compared_by_the_metrics_of_the_search(searched):
-    context, _ = searched
-    objectives = {"val_loss": "min", "latency_ms": "min", "width": "max"}
-    asked = config(
-        {"objectives": objectives}, data={"source": context.config.data.source}, hardware={"device": "h100"},
-        compare={"strategies": ["random", "local"], "seeds": 2, "evaluations": 5},
-    )  # fmt: skip
-    given = replace(context, config=asked)
-    result = compare_strategies(given)
-    assert set(result["strategies"]) == {"random", "local"}
-    assert "an ESTIMATE, the roofline of h100" in context.run.recorded("compare")["provenance"]["latency_ms"]
-    folder = context.run.result("compare").parent
-    for name in ("evaluations.sqlite", "local-seed1.sqlite"):
-        archive = Archive.load(folder / name)
-        expected = [roofline_ms(e.arch, asked.space.base, Workload(), "decode", GPUS["h100"]) for e in
-                    archive.evaluations]  # fmt: skip
-        assert [e.metrics["latency_ms"] for e in archive.evaluations] == expected
-        assert expected
-    assert compare_strategies(given) == result
-    other = asked.model_copy(update={"hardware": HardwareConfig(device="l4")})
-    with pytest.raises(UserError, match=r"hardware\.device: h100 -> l4"):
-        compare_strategies(replace(given, config=other))
 
 
 def test_every_candidate_can_be_measured_instead(tmp_path, monkeypatch):
