@@ -196,8 +196,8 @@ class Archive:
                 raise
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Open an existing archive with the objectives and constraints it was made with."""
+    def load(cls, path: str | Path, evaluation: Mapping[str, Any] | None = None) -> Self:
+        """Open an archive with its own objectives and constraints; another `evaluation` than it has is refused."""
         if not Path(path).is_file():
             raise UserError(f"{path}: no such file")
         with _reading(str(path)), contextlib.closing(sqlite3.connect(path)) as db:
@@ -205,8 +205,8 @@ class Archive:
             if row is None:
                 raise UserError(f"{path}: an archive without a search")
             stored = json.loads(row[0])
-        objectives, constraints = stored.pop("objectives"), stored.pop("constraints")
-        return cls(path, objectives, constraints, stored)
+        stored |= {} if evaluation is None else {"evaluation": evaluation}
+        return cls(path, stored.pop("objectives"), stored.pop("constraints"), stored)
 
     def _open(self, identity: str) -> None:
         tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}

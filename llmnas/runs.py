@@ -87,6 +87,10 @@ class RunFolder:
         """Block latencies of this device, `prefill` or `decode`."""
         return self.path / "latency" / f"{phase}.json"
 
+    def latency_correction(self, phase: str, identity: str) -> Path:
+        """What whole networks taught the table of a phase; one file for each table, space and number of networks."""
+        return self.latency_table(phase).with_name(f"{phase}-correction-{identity}.json")
+
     @property
     def metrics(self) -> Path:
         """Training curves, a JSON record a line."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -19,10 +20,12 @@ from llmnas.cost.flops import decode_flops_per_token, prefill_flops_per_token
 from llmnas.cost.latency import BlockTable
 from llmnas.cost.params import count_params
 from llmnas.errors import UserError
+from llmnas.files import read_json, write_json
 from llmnas.space import Architecture, BaseModel
 
 _STRENGTHS = np.logspace(-4, 3, 22)
 _LEAST = 8
+_FEATURES = 6
 
 
 def latency_features(table: BlockTable, arch: Architecture) -> np.ndarray:
@@ -74,6 +77,28 @@ class Corrected:
             key=lambda found: found[2],
         )
         return cls(table, weights / scale, strength, error)
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, without the table."""
+        write_json(path, {"weights": self.weights.tolist(), "strength": self.strength, "error": self.error})
+
+    @classmethod
+    def load(cls, path: Path, table: BlockTable) -> Corrected:
+        """Read a correction of this table.
+
+        Raises:
+            UserError: damaged.
+        """
+        value = read_json(path)
+        try:
+            weights = np.array(value["weights"], dtype=float)
+            if weights.shape != (_FEATURES,) or not np.isfinite(weights).all():
+                raise ValueError(f"weights of shape {weights.shape}, or that are not finite")
+            return cls(table, weights, float(value["strength"]), float(value["error"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path}: not a latency correction ({error}); delete it to have it measured again"
+            ) from None
 
 
 def ridge_towards(

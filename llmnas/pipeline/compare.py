@@ -12,9 +12,11 @@ import numpy as np
 from llmnas.config import Config
 from llmnas.cost import costs
 from llmnas.errors import UserError
+from llmnas.evaluate.providers import Provider, with_providers
 from llmnas.files import sha256, write_json
 from llmnas.pareto import Archive, Evaluation
 from llmnas.pipeline.context import Context
+from llmnas.pipeline.metrics import providers
 from llmnas.pipeline.stores import Evaluate, evaluation_identity, remembered, store_of
 from llmnas.pipeline.table import read_table
 from llmnas.report.html import Table
@@ -39,9 +41,11 @@ def compare_strategies(context: Context, table: Path | None = None) -> dict[str,
     _require_comparable(config)
     folder = run.result("compare").parent
     about: dict[str, Any] = {"evaluated_by": "supernet"}
+    extra: list[Provider] = []
     if table is None:
-        how = evaluation_identity(context)
-        store, evaluate = _measured(context)
+        how = evaluation_identity(context, (*config.search.objectives, *config.search.constraints))
+        extra = providers(config, run, context.own_metrics)
+        store, evaluate = _measured(context, extra)
     else:
         store, (evaluate, about) = None, table_surrogate(context, table)
         how = {"table": sha256(table)}
@@ -76,7 +80,9 @@ def compare_strategies(context: Context, table: Path | None = None) -> dict[str,
     result = {**about, **found.to_dict()}
     write_json(run.result("compare"), result)
     comparison_png(run.result("compare").with_name("hypervolume.png"), bands(found))
-    run.record("compare", strategies=list(config.compare.strategies), seeds=config.compare.seeds)
+    provenance = {provider.metric: provider.provenance for provider in extra}
+    strategies = list(config.compare.strategies)
+    run.record("compare", strategies=strategies, seeds=config.compare.seeds, provenance=provenance)
     return result
 
 
@@ -104,13 +110,13 @@ def bands(found: Comparison) -> list[Band]:
     ]
 
 
-def _measured(context: Context) -> tuple[Archive, Evaluate]:
-    """The supernet behind a store of evaluations in the run folder."""
+def _measured(context: Context, extra: Sequence[Provider]) -> tuple[Archive, Evaluate]:
+    """The supernet, with the metrics that it lacks, behind a store of evaluations in the run folder."""
     options = context.config.search
     path = context.run.result("compare").with_name("evaluations.sqlite")
     evaluator = context.evaluator()
     store = store_of(context, path, dict(options.objectives), dict(options.constraints))
-    return store, remembered(store, evaluator)
+    return store, remembered(store, with_providers(evaluator, extra))
 
 
 def table_surrogate(context: Context, path: Path) -> tuple[Evaluate, dict[str, Any]]:

@@ -80,8 +80,9 @@ def _train(context: Context) -> None:
     search = Search(model, _space(context), config.budget, data, settings, darts, start_processes(), config.seed)
     found = search_relaxed(search, folder=run.checkpoints, identity=context.identity, log=log, evaluate=evaluate)
     write_json(run.result("darts"), result(found))
-    save_weights(model, run.supernet)
+    # before the weights, whose presence ends the stage: a kill between the two loses nothing
     run.record("train", method="darts", steps=settings.steps, tokens=found.tokens, seconds=round(found.seconds, 1))
+    save_weights(model, run.supernet)
 
 
 def result(found: Relaxed) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from llmnas.pareto import PROPOSED, Archive
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.metrics import providers
 from llmnas.pipeline.search import write_front
+from llmnas.pipeline.stores import measured_how
 from llmnas.report.findings import Table
 from llmnas.rng import generator
 from llmnas.search.experts import LEVELS, LayerFindings, needed, propose
@@ -35,13 +36,13 @@ def analyse_experts(context: Context) -> dict[str, Any]:
     """Write `experts/result.json`, and add what is proposed to the archive and its front.
 
     Raises:
-        UserError: the space has no experts, or there is no search yet.
+        UserError: the space has no experts, or there is no search yet, or it measured in another way.
     """
     config, run = context.config, context.run
     if max(config.space.experts.choices) == 1:
         raise UserError("space.experts is [1]: there is no router to analyse; give layers experts to choose from")
     set_threads(config.train, start_processes())
-    archive = Archive.load(run.require(run.evaluations, "search"))
+    archive = Archive.load(run.require(run.evaluations, "search"), measured_how(config))
     evaluator = context.evaluator()
     model, batches = evaluator.model, _text(context)
     measure = with_providers(evaluator, providers(config, run, context.own_metrics))

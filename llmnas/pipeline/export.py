@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from llmnas.errors import UserError
 from llmnas.export import Card, ExportReport, export_hf
 from llmnas.export.block_configs import lay_out_blocks
 from llmnas.export.generate import generate
@@ -12,7 +13,7 @@ from llmnas.export.gguf import export_gguf
 from llmnas.export.layout import lay_out
 from llmnas.files import ABOUT_FILE, read_json
 from llmnas.pipeline.context import Context
-from llmnas.pipeline.stand_alone import load_alone
+from llmnas.pipeline.stand_alone import load_alone, trained_as
 from llmnas.rng import torch_seed
 from llmnas.space import Architecture
 from llmnas.supernet import Transformer
@@ -61,12 +62,22 @@ def export_as_gguf(context: Context, *, force: bool = False, ternary: str | None
 
 
 def _winner(context: Context) -> tuple[Transformer, Architecture, dict[str, Any]]:
-    """The found network with the weights of its best retrained seed, and what `retrain` says of that seed."""
+    """The found network with the weights of its best retrained seed, and what `retrain` says of that seed.
+
+    Raises:
+        UserError: nothing is retrained; or it was begun again in another way, and has not ended.
+    """
     run = context.run
     result = read_json(run.require(run.result("retrain"), "retrain"))
     best: dict[str, Any] = min(result["runs"]["found"], key=lambda r: r["val_loss"])
     arch = Architecture.from_dict(best["architecture"])
-    return load_alone(context, arch, run.stand_alone("retrain", f"found-{arch.id}", best["seed"])), arch, best
+    folder = run.stand_alone("retrain", f"found-{arch.id}", best["seed"])
+    if trained_as(folder) != best["identity"]:
+        raise UserError(
+            f"{folder}: not the weights of {run.result('retrain')}: retraining began anew and has not ended; "
+            "run `llmnas retrain --resume`"
+        )
+    return load_alone(context, arch, folder), arch, best
 
 
 def exported(context: Context) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from llmnas.errors import UserError
 from llmnas.evaluate.measure import measure_latency, measure_table, this_device
 from llmnas.evaluate.power import Meter, find_meter, measure_energy
 from llmnas.evaluate.providers import Provider
+from llmnas.files import sha256
 from llmnas.rng import generator
-from llmnas.runs import RunFolder
+from llmnas.runs import RunFolder, identity
 from llmnas.space import Architecture, BaseModel
 
 OwnMetric = Callable[[Architecture, BaseModel], float]
@@ -104,6 +105,33 @@ def providers(config: Config, run: RunFolder, own: Mapping[str, OwnMetric]) -> l
     return made
 
 
+def measured_on(config: Config, metrics: Iterable[str]) -> dict[str, Any]:
+    """What decides the latency and energy among these metrics, as plain values; empty where none is among them.
+
+    Numbers of two devices must not meet in one archive. What does not change a number is left out: a model of energy
+    is the same on every machine.
+    """
+    asked = set(metrics) & set(HARDWARE_METRICS)
+    if not asked:
+        return {}
+    options = config.hardware or HardwareConfig()
+    found: dict[str, Any] = {"device": options.device}
+    if asked & {"latency_ms", "energy_j"}:
+        found["phase"] = options.phase
+    if options.device == "this":
+        bench = this_device(options.threads)
+        measured = asked != {"energy_j"}
+        if measured:
+            found |= {"method": options.method or "table", "correction": options.correction}
+        if "energy_j" in asked:
+            meter = find_meter(bench)
+            found["meter"] = meter.source if isinstance(meter, Meter) else "none"
+            measured |= isinstance(meter, Meter)
+        if measured:
+            found["machine"] = bench.fingerprint
+    return {"hardware": found}
+
+
 def _own_provider(name: str, function: OwnMetric, base: BaseModel) -> Provider:
     def values(archs: Sequence[Architecture]) -> list[float]:
         found = []
@@ -139,7 +167,7 @@ def _latency(config: Config, run: RunFolder, metric: str) -> Provider:
         return Provider(metric, measured, f"{what}: measured {where}")
     table, note = latency_table(config, run, phase, workload)
     source = f"{what}: sum of a block table measured {where}, noise {table.noise:.1%}{note}"
-    predictor = corrected(config, table) if options.correction else table
+    predictor = corrected(config, run, table) if options.correction else table
     if isinstance(predictor, Corrected):
         source += f", corrected on {options.correction} networks (left-out error {predictor.error:.1%})"
     return Provider(metric, lambda archs: [predictor.latency_ms(arch) for arch in archs], source)
@@ -162,15 +190,26 @@ def latency_table(config: Config, run: RunFolder, phase: Phase, workload: Worklo
     return table, ""
 
 
-def corrected(config: Config, table: BlockTable) -> Corrected:
-    """The table with what whole networks, measured now, teach it."""
+def corrected(config: Config, run: RunFolder, table: BlockTable) -> Corrected:
+    """The table with what whole networks teach it: as stored in the run folder, or measured now.
+
+    A search that is gone on with must not hold two corrections.
+    """
     options = config.hardware or HardwareConfig()
+    of = identity(
+        sha256(run.latency_table(table.phase)), config.space.model_dump(mode="json"), config.seed, options.correction
+    )
+    path = run.latency_correction(table.phase, of)
+    if path.exists():
+        return Corrected.load(path, table)
     rng = generator(config.seed, "latency correction")
     archs = list(dict.fromkeys(config.space.sample(rng) for _ in range(options.correction)))
     seconds = _CORRECTION_SECONDS * len(archs)
     bench = this_device(options.threads)
     timings = measure_latency(archs, config.space.base, table.phase, table.workload, bench, seconds)
-    return Corrected.fit(table, archs, [timing.ms for timing in timings])
+    found = Corrected.fit(table, archs, [timing.ms for timing in timings])
+    found.save(path)
+    return found
 
 
 def _energy(config: Config) -> Provider:

@@ -10,6 +10,7 @@ import torch
 from llmnas.config import Config
 from llmnas.cost import BudgetSampler, count_params, prefill_flops_per_token
 from llmnas.cost.training import ModelSizes, TrainingMemory, model_states, saved_bytes
+from llmnas.pipeline.retrain import trainings
 from llmnas.report.html import Table
 from llmnas.rng import generator
 from llmnas.supernet import Transformer
@@ -39,13 +40,18 @@ class Machine:
 
 @dataclass(frozen=True)
 class Work:
-    """Floating-point operations of the stages, and of training one candidate alone."""
+    """Floating-point operations of the stages, and of training one candidate alone.
+
+    Attributes:
+        retrain: `retrained` trainings, each of a network as large as the budget allows.
+    """
 
     supernet: float
     search: float
     retrain: float
     one_candidate: float
     candidates: int
+    retrained: int
 
     @property
     def total(self) -> float:
@@ -129,13 +135,14 @@ def _work(config: Config) -> tuple[Work, float]:
     alone = config.stage_settings("retrain", config.retrain.train)
     best = prefill_flops_per_token(largest_within(space, config.budget, config.seed), base, alone.seq_len)
     found = passes(alone.checkpoint_blocks) * alone.steps * alone.batch_size * alone.seq_len
-    trained = 1 + len(config.retrain.hand_designed)
+    retrained = trainings(config)
     work = Work(
         supernet=passes(train.checkpoint_blocks) * train.steps * train.batch_size * train.seq_len * per_step,
         search=config.search.evaluations * config.search.sample * train.seq_len * mean,
-        retrain=found * best * config.retrain.seeds * trained,
+        retrain=found * best * retrained,
         one_candidate=found * mean,
         candidates=config.search.evaluations,
+        retrained=retrained,
     )
     return work, networks
 
@@ -174,7 +181,8 @@ def tables(config: Config, result: Plan) -> list[Table]:
         "Compute",
         ("stage", "FLOPs", "days"),
         [(name, f"{operations:.2e}", f"{result.days(operations):.2f}") for name, operations in costs],
-        f"{result.tokens:,} tokens in the supernet; {machine.tflops:g} TFLOP/s a GPU at {machine.utilisation:.0%}. "
+        f"{result.tokens:,} tokens in the supernet; retrain: {work.retrained} trainings, each reckoned as large as the "
+        f"budget allows; {machine.tflops:g} TFLOP/s a GPU at {machine.utilisation:.0%}. "
         f"Supernet and search cost as much as {work.break_even:.1f} candidates trained alone.",
     )
     return [sizes, memory, compute]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from llmnas.config import Config
 from llmnas.cost import BudgetSampler, hand_designed
 from llmnas.errors import UserError
 from llmnas.evaluate.rank import paired_difference
@@ -61,6 +62,18 @@ def retrain(context: Context) -> dict[str, Any]:
     write_json(run.result("retrain"), result)
     run.record("retrain", networks=len(networks), seeds=config.retrain.seeds)
     return result
+
+
+def trainings(config: Config) -> int:
+    """How many trainings `retrain` is: every network at each rate of the grid and on each seed, and the random draws.
+
+    The best draw was trained at the stage's own rate: where the grid has that rate, one less.
+    """
+    options = config.retrain
+    names = 1 + len({*options.hand_designed, *options.pruned}) + (options.random_baseline > 0)
+    grid = set(options.lr_grid)
+    stored = options.random_baseline > 0 and config.stage_settings("retrain", options.train).lr in grid
+    return names * (options.seeds + len(grid)) + options.random_baseline - stored
 
 
 def random_runs(context: Context, found: Architecture, params: int) -> list[dict[str, Any]]:

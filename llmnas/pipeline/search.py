@@ -66,7 +66,7 @@ def _search(context: Context, most: int, preemption: Preemption) -> Archive:
         archive = search(
             config.space, pace.timed(measure), options.strategy, dict(options.objectives), config.budget,
             dict(options.constraints), most, config.seed, archive_path=run.evaluations, options=dict(options.options),
-            batch=options.batch, first=decoded(context), on_progress=progress, evaluation=measured_how(options),
+            batch=options.batch, first=decoded(context), on_progress=progress, evaluation=measured_how(config),
         )  # fmt: skip
     team.forget()
     front = write_front(run, archive)

@@ -70,6 +70,7 @@ def train_alone(
     )  # fmt: skip
     windows, bytes_per_token = context.loss_windows()
     losses = window_losses(model, None, windows)
+    stored.unlink(missing_ok=True)  # a kill between the two leaves no weights under the result of others
     save_weights(model, folder / "model.safetensors")
     result = {
         "identity": own, "id": arch.id, "architecture": arch.to_dict(), "seed": seed, "start": start,
@@ -93,6 +94,12 @@ def _identity(context: Context, arch: Architecture, settings: TrainSettings, see
         *depends, settings.model_dump(mode="json", exclude=_WATCHING), seed, start,
         context.identity if start != "scratch" else None,
     )  # fmt: skip
+
+
+def trained_as(folder: Path) -> str | None:
+    """The identity of the training that the weights in a folder of `train_alone` are of; None where there is none."""
+    path = folder / "result.json"
+    return read_json(path)["identity"] if path.exists() else None
 
 
 def load_alone(context: Context, arch: Architecture, folder: Path) -> Transformer:

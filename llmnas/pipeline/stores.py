@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmnas.config import SearchConfig
+from llmnas.config import Config, SearchConfig
 from llmnas.pareto import Archive, Constraints, Objectives
 from llmnas.pipeline.context import Context
+from llmnas.pipeline.metrics import measured_on
 from llmnas.space import Architecture
 
 Evaluate = Callable[[Sequence[Architecture]], list[dict[str, float]]]
@@ -19,21 +20,31 @@ def store_of(context: Context, path: Path, objectives: Objectives, constraints: 
     """An archive of evaluations of this run's supernet on the windows of its `search` section.
 
     Raises:
-        UserError: the file holds evaluations of another supernet or on other windows.
+        UserError: the file holds evaluations of another supernet, on other windows, or of other hardware.
     """
-    return Archive(path, objectives, constraints or {}, evaluation_identity(context))
+    limits = constraints or {}
+    return Archive(path, objectives, limits, evaluation_identity(context, (*objectives, *limits)))
 
 
-def measured_how(options: SearchConfig) -> dict[str, Any]:
+def measured_how(config: Config) -> dict[str, Any]:
     """What the numbers of a search depend on besides the supernet: its run folder is bound to that."""
-    return options.model_dump(mode="json", include={"windows", "sample", "recalibrate", "halving"})
+    search = config.search
+    return _loss_of(search) | measured_on(config, (*search.objectives, *search.constraints))
 
 
-def evaluation_identity(context: Context) -> dict[str, Any]:
-    """What the loss of a candidate depends on; halving is left out, which changes no number of those it keeps."""
-    how = measured_how(context.config.search)
+def evaluation_identity(context: Context, metrics: Iterable[str] = ()) -> dict[str, Any]:
+    """What the loss of a candidate and these other metrics depend on.
+
+    Halving is left out, which changes no number of those it keeps.
+    """
+    how = _loss_of(context.config.search)
     # what is off is left out: stores made before it existed go on
-    return {"supernet": context.identity} | {name: how[name] for name in how if how[name] and name != "halving"}
+    loss = {name: how[name] for name in how if how[name] and name != "halving"}
+    return {"supernet": context.identity} | loss | measured_on(context.config, metrics)
+
+
+def _loss_of(options: SearchConfig) -> dict[str, Any]:
+    return options.model_dump(mode="json", include={"windows", "sample", "recalibrate", "halving"})
 
 
 def remembered(

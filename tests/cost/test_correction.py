@@ -54,3 +54,17 @@ def test_pure_noise_leaves_the_table_as_it_is():
 def test_too_few_networks_are_refused():
     with pytest.raises(UserError, match="at least 8"):
         Corrected.fit(TABLE, sampled(3, 0), [1.0, 1.0, 1.0])
+
+
+def test_a_stored_correction_predicts_the_same_and_a_damaged_one_is_named(tmp_path):
+    path = tmp_path / "decode-correction-0.json"
+    seen = sampled(12, 0)
+    found = Corrected.fit(TABLE, seen, [1.3 * TABLE.latency_ms(arch) + 2.0 for arch in seen])
+    found.save(path)
+    stored = Corrected.load(path, TABLE)
+    assert [stored.latency_ms(arch) for arch in seen] == [found.latency_ms(arch) for arch in seen]
+    assert (stored.strength, stored.error) == (found.strength, found.error)
+    for text in ("[]", '{"weights": [1.0], "strength": 1, "error": 0}', '{"weights": [NaN, 0, 0, 0, 0, 0]}'):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"decode-correction-0.json: not a latency correction .*; delete it"):
+            Corrected.load(path, TABLE)

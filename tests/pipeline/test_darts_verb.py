@@ -64,6 +64,28 @@ def test_a_finished_run_is_complete_already(trained, llmnas):
     assert (trained.folder / "darts" / "result.json").read_bytes() == before
 
 
+def test_what_training_cost_is_known_wherever_it_was_stopped(trained, llmnas, tmp_path, monkeypatch):
+    """As that of other supernets: weights without a record of their training would never get one."""
+    run = shutil.copytree(trained.folder, tmp_path / "run")
+    weights, manifest = run / "supernet" / "model.safetensors", run / "manifest.json"
+    before, whole = json.loads(manifest.read_text()), weights.read_bytes()
+    noted = before["stages"].pop("train")
+    manifest.write_text(json.dumps(before))
+    weights.unlink()
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    arguments = ("train", trained.config, "--method", "darts", "--run-dir", run, "--resume")
+    with monkeypatch.context() as patched:
+        patched.setattr("llmnas.pipeline.darts.save_weights", stopped)
+        assert llmnas(*arguments).code == 130
+    assert json.loads(manifest.read_text())["stages"]["train"]["tokens"] == noted["tokens"]
+    done = llmnas(*arguments)
+    assert done.code == 0, done.err
+    assert weights.read_bytes() == whole
+
+
 def test_mistakes_are_one_line(trained, llmnas, tmp_path, tiny_run):
     train = ("train", trained.config, "--run-dir", tmp_path / "new")
     for arguments, complaint in [

@@ -10,7 +10,7 @@ from llmnas.cli import app
 from llmnas.config import load_config
 from llmnas.cost import prefill_flops_per_token
 from llmnas.errors import UserError
-from llmnas.pipeline.plan import Machine, plan
+from llmnas.pipeline.plan import Machine, plan, tables
 from llmnas.supernet import Transformer
 
 FOLDER = Path(__file__).parents[2] / "search_configs"
@@ -59,6 +59,17 @@ def test_the_numbers_of_the_quickstart_by_hand():
     activations = {memory.activations for memory in found.memory.values()}
     assert len(activations) == 1
     assert list(found.memory) == ["stage 0", "stage 1", "stage 2", "stage 3", "stage 3, offload"]
+
+
+def test_every_training_of_retrain_is_counted_once():
+    """The study of docs/results.md: 6 networks at 5 seeds and 3 rates, and 6 draws, the best at a rate of the grid."""
+    found = plan_of("study_cpu")
+    assert found.work.retrained == 6 * (5 + 3) + 6 - 1
+    assert plan_of("study_cpu", H100S, "retrain.train.lr=0.005").work.retrained == 54
+    alone = plan_of("study_cpu", H100S, "retrain.random_baseline=0", "retrain.lr_grid=[]", "retrain.seeds=1")
+    assert alone.work.retrained == 5
+    assert found.work.retrain == pytest.approx(53 / 5 * alone.work.retrain)
+    assert "retrain: 53 trainings" in tables(load_config(FOLDER / "study_cpu.yaml", []), found)[2].note
 
 
 def test_checkpointed_blocks_cost_a_forward_pass_and_spare_the_gathered_model():

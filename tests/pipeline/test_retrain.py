@@ -1,6 +1,7 @@
 """The comparison is fair: equal size, equal tuning on a seed of its own, paired seeds; nothing is done twice."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,13 +13,15 @@ from study_run import VALUES, changed, opened, searched
 from llmnas.config import Config
 from llmnas.cost import count_params
 from llmnas.errors import UserError
-from llmnas.files import read_json
+from llmnas.files import read_json, write_json
 from llmnas.pareto import Archive
 from llmnas.pipeline.correlate import correlate
 from llmnas.pipeline.decide import contenders
-from llmnas.pipeline.retrain import retrain, verdict
+from llmnas.pipeline.export import export, export_as_gguf
+from llmnas.pipeline.retrain import retrain, trainings, verdict
 from llmnas.pipeline.search import search_supernet
 from llmnas.pipeline.tables import comparison_table, correlation_table
+from llmnas.runs import RunFolder
 from llmnas.space import Architecture
 
 SEEDS, GRID, DRAWS = 2, [0.001, 0.01], 3
@@ -90,9 +93,49 @@ def test_a_second_start_trains_nothing(done):
     context, result = done
     stored = {path: path.stat().st_mtime_ns for path in context.run.path.glob("retrain/*/result.json")}
     # found, qwen3 and random on 2 seeds and 2 rates each, and 3 draws at a third rate
-    assert len(stored) == 3 * (SEEDS + len(GRID)) + DRAWS
+    assert len(stored) == 3 * (SEEDS + len(GRID)) + DRAWS == trainings(context.config)
     assert json.dumps(retrain(context)) == json.dumps(result)
     assert {path: path.stat().st_mtime_ns for path in stored} == stored
+
+
+def test_a_draw_at_a_rate_of_the_grid_is_not_trained_again(done, tmp_path):
+    """A rate that is there twice, and the draws' own rate in the grid: the plan counts what is trained."""
+    context, _ = done
+    shutil.copytree(context.run.path, tmp_path / "run", ignore=shutil.ignore_patterns("retrain"))
+    values = json.loads(context.config.model_dump_json())
+    values["retrain"] |= {"lr_grid": [0.003, 0.002, 0.003], "seeds": 3, "train": {"steps": 1, "lr": 0.002}}
+    other = replace(context, config=Config.model_validate(values), run=RunFolder(tmp_path / "run"))
+    retrain(other)
+    trained = len(list((tmp_path / "run" / "retrain").glob("*/result.json")))
+    assert trained == 3 * (3 + 2) + DRAWS - 1 == trainings(other.config)
+
+
+@pytest.mark.parametrize("moment", ["stand_alone.write_json", "retrain.paired_difference"])
+def test_weights_of_a_comparison_that_was_not_finished_are_never_exported(done, tmp_path, monkeypatch, moment):
+    """Stopped between the first network's weights and their result, or after all trainings: the numbers are older."""
+    context, _ = done
+    shutil.copytree(context.run.path, tmp_path / "run")
+    values = json.loads(context.config.model_dump_json())
+    values["retrain"] |= {"train": {"steps": 2}, "lr_grid": [], "random_baseline": 0}
+    other = replace(context, config=Config.model_validate(values), run=RunFolder(tmp_path / "run"))
+    before = read_json(other.run.result("retrain"))
+    del before["runs"]["found"][1:]  # the exported one is the first that is trained
+    write_json(other.run.result("retrain"), before)
+    assert export(other).folder.is_dir()
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(f"llmnas.pipeline.{moment}", stop)
+        with pytest.raises(KeyboardInterrupt):
+            retrain(other)
+    for verb in (export, export_as_gguf):
+        with pytest.raises(UserError, match=r"seed0: not the weights of .*; run `llmnas retrain --resume`"):
+            verb(other, force=True)
+    rows = retrain(other)["runs"]["found"]
+    export(other, force=True)
+    assert other.run.recorded("export")["of"] == best(rows)["identity"] != before["runs"]["found"][0]["identity"]
 
 
 def test_table_names_every_network_and_verdict(done):

@@ -17,8 +17,12 @@ from llmnas.pareto import DROPPED, Archive, Evaluation
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.decide import chosen, contenders, price
 from llmnas.pipeline.metrics import check_metrics, own_metric, providers, with_own
+from llmnas.pipeline.prepare import prepare
+from llmnas.pipeline.search import search_supernet
 from llmnas.runs import RunFolder
 from llmnas.space import Architecture
+from llmnas.supernet import Transformer, save_weights
+from llmnas.tracking import Tracker
 
 VALUES = {
     "name": "metrics",
@@ -218,30 +222,28 @@ def test_nothing_that_could_be_built_is_refused():
         chosen(Context(config(), RunFolder(None), None), archive_of([1.0, 2.0], constraints={"latency_ms": -1.0}))
 
 
-@pytest.fixture(scope="module")
-def searched(tmp_path_factory):
-    """A search by everything at once, with an untrained supernet in place of a trained one."""
-    from llmnas.pipeline.prepare import prepare
-    from llmnas.pipeline.search import search_supernet
-    from llmnas.supernet import Transformer, save_weights
-    from llmnas.tracking import Tracker
-
-    folder = tmp_path_factory.mktemp("searched")
+def search_by(folder, objectives, constraints):
+    """(context, archive) of a search by these, with an untrained supernet in place of a trained one."""
     words = np.random.default_rng(0).choice(["red", "green", "blue", "sea", "sky", "sun"], (40, 60))
     lines = [json.dumps({"text": " ".join(row)}) for row in words]
     (folder / "corpus.jsonl").write_text("\n".join(lines))
-    objectives = {"val_loss": "min", "latency_ms": "min", "energy_j": "min", "width": "max"}
     asked = config(
-        {"objectives": objectives, "constraints": {"prefill_latency_ms": 1e4}},
-        data={"source": str(folder / "corpus.jsonl")}, hardware={"seconds": 0.1},
+        {"objectives": objectives, "constraints": constraints}, data={"source": str(folder / "corpus.jsonl")},
+        hardware={"seconds": 0.1},
     )  # fmt: skip
     run = RunFolder(folder / "run")
     with Tracker(run.path, "off", "", {}) as tracker:
         context = Context(asked, run, tracker, {"width": lambda arch, base: float(arch.hidden_size)})
         prepare(context)
         save_weights(Transformer(asked.space), run.supernet)
-        archive = search_supernet(context)
-    return context, archive
+        return context, search_supernet(context)
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    """A search by everything at once."""
+    objectives = {"val_loss": "min", "latency_ms": "min", "energy_j": "min", "width": "max"}
+    return search_by(tmp_path_factory.mktemp("searched"), objectives, {"prefill_latency_ms": 1e4})
 
 
 def test_every_metric_asked_for_is_there_with_its_provenance(searched):
