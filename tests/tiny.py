@@ -85,10 +85,11 @@ def command(*arguments):
 
 
 def environment(**changes):
-    """Of a process: this package, one thread, a terminal of 100 columns."""
+    """Of a process: this package, one thread, a terminal of 100 columns; nothing that a training in this one left."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    inherited = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}
     return {
-        **os.environ,
+        **inherited,
         "PYTHONPATH": path,
         "OMP_NUM_THREADS": "1",
         "DS_ACCELERATOR": "cpu",

@@ -2,12 +2,12 @@ import copy
 import dataclasses
 import importlib.util
 import json
-import os
 import shutil
 import subprocess
 import sys
 
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file, save_file
 from strategies import random_tokens, scrambled
@@ -279,10 +279,7 @@ def test_runs_under_lm_eval(exported, model, tokenizer_path, tmp_path):
     command += ["--include_path", str(tmp_path), "--tasks", "tiny_choice", "--device", "cpu", "--limit", "4"]
     command += ["--log_samples", "--output_path", str(tmp_path / "results")]
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
-    clean = {
-        name: value for name, value in os.environ.items() if name != "LOCAL_RANK"
-    }  # set by a training in this process
-    done = subprocess.run(command, env=clean | offline, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=tiny.environment(**offline), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     (samples,) = (tmp_path / "results").rglob("samples_*.jsonl")
     rows = sorted(map(json.loads, samples.read_text().splitlines()), key=lambda row: row["doc_id"])
