@@ -41,7 +41,8 @@ def test_the_first_step_already_learns_and_the_last_is_near_the_floor():
 
 @given(st.sampled_from(["single", "uniform", "sandwich"]), st.integers(1, 4), st.integers(1, 16), st.integers(0, 50))
 def test_batches_tile_the_stream(kind, random, batch_size, start):
-    settings = TrainSettings(steps=1, batch_size=batch_size, sampler={"kind": kind, "random": random})
+    sampler = {"kind": kind} | ({} if kind == "single" else {"random": random})
+    settings = TrainSettings(steps=1, batch_size=batch_size, sampler=sampler)
     networks = range(settings.sampler.networks_per_step())
     firsts = [first_sequence(step, i, settings) for step in range(start, start + 3) for i in networks]
     begin = start * len(networks) * batch_size

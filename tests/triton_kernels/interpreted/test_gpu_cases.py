@@ -19,14 +19,14 @@ import gpu_cases
 from gpu_kernels import Case, cases, error_of, work
 
 SMALL = [
-    Case("ternary_matmul", 1, 70, 192),
+    Case("ternary_matmul", 1, 33, 192),
     Case("ternary_matmul", 4, 33, 64),
     Case("ternary_matmul", 16, 63, 128),
     Case("ternary_matmul", 70, 7, 192),
     Case("xnor_matmul", 1, 63, 96),
     Case("xnor_matmul", 7, 63, 96),
-    Case("scan_forward", 2 * 40, 1, 33, 2),
-    Case("scan_backward", 2 * 40, 1, 33, 2),
+    Case("scan_forward", 2 * 33, 1, 17, 2),
+    Case("scan_backward", 2 * 33, 1, 17, 2),
     *(Case(name, 7, 1, 63) for name in ("act_quant", "rmsnorm_quant", "swiglu_norm_quant")),
     *(Case(name, 7, 1, 63) for name in ("rmsnorm_backward", "swiglu_norm_backward")),
     *(Case(name, 2, 1, 8300) for name in ("rmsnorm_backward", "swiglu_norm_backward")),

@@ -58,7 +58,10 @@ def compare(found):
         assert (gradients[name] - want).norm() <= 1e-2 * want.norm() + 1e-7, name
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+LONG = ("ternary attention", "binary")  # `mixed` has their layers
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.full if n in LONG else ()) for n in NETWORKS])
 def test_network_forward_and_backward(name, monkeypatch):
     arch = NETWORKS[name]
     compare(both(monkeypatch, Transformer(FixedShape(BASE, arch), seed=3), None))
