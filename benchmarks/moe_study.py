@@ -1,6 +1,7 @@
 """Dense against experts at equal active and at equal total parameters, alone and as a search chooses; three seeds.
 
-    python benchmarks/moe_study.py --set train.steps=1800 --set retrain.train.steps=600
+    python benchmarks/moe_study.py --set train.steps=1800 --set retrain.train.steps=600 \\
+        --json benchmarks/results/moe_study.json
 
 Every piece is stored in the folder when it is done; the same command goes on. The space, the text and the training are
 those of search_configs/moe_cpu.yaml. A seed has its own split of the speeches, weights, order of data, supernet and

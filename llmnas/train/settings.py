@@ -141,7 +141,7 @@ class DistillSettings(_Strict):
             raise ValueError("distill.blocks needs source: original, the frozen model whose blocks are the aim")
         if self.block_loss != "mse" and not self.blocks:
             raise ValueError("distill.block_loss does nothing without distill.blocks > 0")
-        if self.top_k != 32 and not self.weight:
+        if "top_k" in changed(self) and not self.weight:
             raise ValueError("distill.top_k does nothing without distill.weight > 0")
         if self.source == "original" and not (self.weight or self.blocks):
             raise ValueError("distill.source: original does nothing without distill.weight or distill.blocks > 0")

@@ -17,19 +17,24 @@ from llmnas.train.schedule import learning_rate
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 
 
+def optimizer_of(model, decay_all=False):
+    """AdamW, unfused, whose matrices alone decay."""
+    groups = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        groups[decay_all or name.split(".")[-1] in MATRICES].append(parameter)
+    return torch.optim.AdamW(
+        [{"params": groups[True], "weight_decay": 1.0}, {"params": groups[False], "weight_decay": 0.0}],
+        betas=(0.9, 0.95),
+        fused=False,
+    )
+
+
 @functools.cache
 def reference(kind, decay_all=False, clip=True, skip_unused=False, skipped=None):
     """(final weights, losses) on the full batch; the options are mistakes that the comparison must see."""
     settings = settings_of(kind)
     model = Transformer(SPACE, seed=0)
-    groups = {True: [], False: []}
-    for name, parameter in model.named_parameters():
-        groups[decay_all or name.split(".")[-1] in MATRICES].append(parameter)
-    optimizer = torch.optim.AdamW(
-        [{"params": groups[True], "weight_decay": 1.0}, {"params": groups[False], "weight_decay": 0.0}],
-        betas=(0.9, 0.95),
-        fused=False,
-    )
+    optimizer = optimizer_of(model, decay_all)
     losses = []
     for step in range(settings.steps):
         optimizer.zero_grad()
@@ -70,14 +75,9 @@ def reference_in_bf16(kind, pieces):
     settings = settings_of(kind)
     masters = Transformer(SPACE, seed=0)
     model = copy.deepcopy(masters).bfloat16()
-    groups = {True: [], False: []}
-    for name, parameter in masters.named_parameters():
-        groups[name.split(".")[-1] in MATRICES].append(parameter)
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer = torch.optim.AdamW(
-        [{"params": groups[True], "weight_decay": 1.0}, {"params": groups[False], "weight_decay": 0.0}],
-        betas=(0.9, 0.95),
-    )
+    for master in masters.parameters():
+        master.grad = torch.zeros_like(master)
+    optimizer = optimizer_of(masters)
     for step in range(settings.steps):
         optimizer.zero_grad(set_to_none=False)
         networks = sampler_of(settings).networks(step)
