@@ -5,9 +5,11 @@ It shares no code with `llmnas.train` but the choice of networks and the learnin
 
 import copy
 import functools
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from deepspeed.runtime.zero.linear import zero3_linear_wrap
 from train_script import SEQUENCES, SPACE
 from two_process_cases import sampler_of, settings_of
 
@@ -70,33 +72,48 @@ def backward(model, networks, settings, step):
 
 
 @functools.cache
-def reference_in_bf16(kind, pieces):
-    """Final weights of plain PyTorch in bf16 with fp32 masters, fp32 sums, and the batch in so many pieces."""
+def reference_in_bf16(kind, stage):
+    """Final weights of plain PyTorch in bf16 that rounds where the ZeRO stage does.
+
+    fp32 masters start at the rounded weights. Each half of a batch gives gradients in bf16. Stage 1 adds those of all
+    networks of a step in fp32 and averages the halves in bf16; stages 2 and 3 average the halves of one network in bf16
+    and add the networks in fp32. Stage 3 has its own linear layer, which rounds otherwise. The loss is the model's own:
+    tests of its own compare it with torch's.
+    """
     settings = settings_of(kind)
-    masters = Transformer(SPACE, seed=0)
-    model = copy.deepcopy(masters).bfloat16()
-    for master in masters.parameters():
-        master.grad = torch.zeros_like(master)
+    model = Transformer(SPACE, seed=0).bfloat16()
+    masters = copy.deepcopy(model).float()
+    pairs = list(zip(masters.parameters(), model.parameters(), strict=True))
     optimizer = optimizer_of(masters)
+    linear = zero3_linear_wrap if stage == 3 else F.linear
     for step in range(settings.steps):
-        optimizer.zero_grad(set_to_none=False)
         networks = sampler_of(settings).networks(step)
-        for i, arch in enumerate(networks):
-            batch = torch.from_numpy(SEQUENCES.batch((step * len(networks) + i) * 4, 4))
-            for piece in batch.chunk(pieces):
-                model.zero_grad()
-                loss = F.cross_entropy(model(piece[:, :-1], arch).float().flatten(0, 1), piece[:, 1:].flatten())
-                (loss / len(networks)).backward()
-                for master, parameter in zip(masters.parameters(), model.parameters(), strict=True):
-                    master.grad += 0 if parameter.grad is None else parameter.grad.float() / pieces
+        with patch.object(torch.nn.functional, "linear", linear):
+            halves = torch.stack([halved_gradients(model, arch, i, settings, step) for i, arch in enumerate(networks)])
+        added = halves.float().sum(0).bfloat16().sum(0) if stage == 1 else halves.sum(1).float().sum(0)
+        for (master, _), gradient in zip(pairs, added.split([master.numel() for master, _ in pairs]), strict=True):
+            master.grad = gradient.float().view_as(master)
         torch.nn.utils.clip_grad_norm_(masters.parameters(), 0.1)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, settings)
         optimizer.step()
         with torch.no_grad():
-            for master, parameter in zip(masters.parameters(), model.parameters(), strict=True):
+            for master, parameter in pairs:
                 parameter.copy_(master)
     return {name: parameter.detach().float() for name, parameter in model.named_parameters()}
+
+
+def halved_gradients(model, arch, i, settings, step):
+    """[halves, parameters] bf16: what each half of the batch adds to the mean gradient of the step."""
+    networks = len(sampler_of(settings).networks(step))
+    batch = torch.from_numpy(SEQUENCES.batch((step * networks + i) * 4, 4))
+    found = []
+    for half in batch.chunk(2):
+        model.zero_grad()
+        (model(half[:, :-1], arch, targets=half[:, 1:]).loss / networks).backward()
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad / 2 for p in model.parameters()]
+        found.append(torch.cat([gradient.flatten() for gradient in gradients]))
+    return torch.stack(found)
 
 
 def update_error(weights, expected):

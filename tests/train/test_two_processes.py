@@ -122,19 +122,26 @@ def test_so_do_the_files_of_launch_offloading_checkpointed_blocks_and_micro_batc
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 @pytest.mark.parametrize("kind", HALF_PRECISION)
-def test_so_do_they_in_bf16_up_to_its_rounding(launched, kind, stage):
-    """As near to plain PyTorch in bf16 as that is to itself with the batch in one piece (0.09 to 0.11 of the update).
+def test_so_do_they_in_bf16(launched, kind, stage):
+    """Within 1 % of the update of plain PyTorch that rounds at the same places (seen: 0.5 % at most).
 
-    Adam's first steps make whole steps of rounded small gradients, so 1 % is out of reach (seen: 0.04 to 0.13).
+    Rounding at other places moves the update by 2 to 18 %: Adam's first steps make whole steps of rounded gradients.
     """
-    weights = weights_of(launched, f"bf16-{kind}-{stage}")
-    assert all(weight.dtype == torch.bfloat16 for weight in weights.values())
-    expected = reference_in_bf16(kind, 2)
-    rounding = update_error(reference_in_bf16(kind, 1), expected)
-    assert rounding < 0.15
-    assert update_error({name: weight.float() for name, weight in weights.items()}, expected) <= 1.5 * rounding
+    assert bf16_error(launched, f"bf16-{kind}-{stage}", kind, stage) <= 0.01
+    assert stage == 3 or same(*(weights_of(launched, f"bf16-{kind}-{stage}", rank) for rank in (0, 1)))
     losses = [metrics["train_loss"] for metrics in log_of(launched, f"bf16-{kind}-{stage}")]
     assert losses == pytest.approx(reference(kind)[1], rel=1e-2)
+
+
+def test_so_they_do_in_bf16_with_the_optimizer_in_main_memory_but_not_with_stale_gradients(launched):
+    assert bf16_error(launched, "bf16-single-offload", "single", 3) <= 0.01
+    assert bf16_error(launched, "bf16-stale", "uniform", 3) > 0.01
+
+
+def bf16_error(launched, name, kind, stage):
+    weights = weights_of(launched, name)
+    assert all(weight.dtype == torch.bfloat16 for weight in weights.values())
+    return update_error({name: weight.float() for name, weight in weights.items()}, reference_in_bf16(kind, stage))
 
 
 def test_the_gradient_norm_is_the_one_before_clipping_at_every_stage(launched):

@@ -48,7 +48,7 @@ VARIANTS = {
     "micro2": ({"zero_stage": 2, "micro_batch": 1, "checkpoint_blocks": True}, ("distilled",)),
     "micro3": ({"zero_stage": 3, "micro_batch": 1, "deepspeed": NOTHING_PERSISTS}, ("uniform", "distilled")),
 }
-HALF_PRECISION = ("uniform", "single")
+HALF_PRECISION = ("sandwich", "uniform", "single")
 
 
 class Repeats(SupernetSampler):
@@ -145,6 +145,7 @@ class Cases:
     def half_precision(self):
         for stage, kind in itertools.product((1, 2, 3), HALF_PRECISION):
             self.run(f"bf16-{kind}-{stage}", settings_of(kind, stage, dtype="bf16"))
+        self.run("bf16-single-offload", settings_of("single", dtype="bf16", **VARIANTS["offload"][0]))
 
     def wrong(self):
         for stage, kind in itertools.product((1, 2), ("sandwich", "single")):
@@ -159,6 +160,7 @@ class Cases:
         engine_module.clear_stale_gradients = lambda optimizer: None
         for kind in ("sandwich", "uniform", "single"):
             self.run(f"stale-{kind}", settings_of(kind, 3))
+        self.run("bf16-stale", settings_of("uniform", 3, dtype="bf16"))
         engine_module.clear_stale_gradients = clear
 
     def resumed(self):
