@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 
@@ -86,13 +87,13 @@ class BudgetSampler:
         found: list[Architecture] = []
         proposals, chunk = 0, _CHUNK
         while len(found) < count and (found or proposals < _MOST_PROPOSALS):
-            found += self._propose(rng, chunk)
+            found += itertools.islice(self._propose(rng, chunk), count - len(found))
             proposals += chunk
             if proposals > 1000 * (len(found) + 1):
                 chunk = min(2 * chunk, _MOST_CHUNK)
         while len(found) < count:
             found.append(self._pair_halves(rng))
-        return found[:count]
+        return found
 
     def feasible(self, rng: np.random.Generator) -> bool:
         """Whether any architecture meets the budget, as far as targeted draws can tell."""
@@ -166,8 +167,8 @@ class BudgetSampler:
         kept = np.exp(np.minimum((total - self._reference) @ self._tilt, 0)) > rng.random(len(total))
         return np.asarray(inside & kept)
 
-    def _propose(self, rng: np.random.Generator, count: int) -> list[Architecture]:
-        """A chunk of tilted draws, thinned to `space.sample`'s distribution within the limits."""
+    def _propose(self, rng: np.random.Generator, count: int) -> Iterator[Architecture]:
+        """A chunk of tilted draws, thinned to `space.sample`'s distribution within the limits; builds what is taken."""
         cells, depths = self._draw_cells(rng, count)
         options = self._draw_options(rng, cells, self.space.layers)
         present = np.arange(self.space.layers)[None, :] < depths[:, None]
@@ -176,7 +177,7 @@ class BudgetSampler:
         reaches = (np.take_along_axis(self._table.reaches[cells], options, axis=1) & present).any(1)
         drawn = np.flatnonzero(self._accepted(total, rng) & reaches)
         built = (self._build(int(cells[i]), options[i, present[i]], rng) for i in drawn)
-        return [arch for arch in built if self.budget.admits(self.space.base, arch)]
+        return (arch for arch in built if self.budget.admits(self.space.base, arch))
 
     def _pair_halves(self, rng: np.random.Generator) -> Architecture:
         """One member of a rare budget: each of thousands of first halves with every second half that completes it.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from test_arch_kernel import MIXED
-from toy_problem import BUDGET, SPACE, TWO, measure, members
+from toy_problem import SPACE, TWO, measure, members
 
 from llmnas.cost import Budget
 from llmnas.errors import UserError
@@ -171,11 +171,21 @@ def test_the_exponents_move_the_latency_that_is_found():
     assert hard < loose - 0.4
 
 
-def test_stays_within_the_budget_and_finds_less_loss_than_it_begins_with():
-    found = search(SPACE, measure, "reinforce", {"val_loss": "min"}, BUDGET, evaluations=96, seed=2).evaluations
-    assert all(BUDGET.admits(SPACE.base, e.arch) for e in found)
-    losses = [e.metrics["val_loss"] for e in found]
-    assert np.mean(losses[-30:]) < np.mean(losses[:30])
+def test_stays_within_the_budget_and_learns_in_it():
+    budget = Budget(max_params=6_000)
+    decisions = Decisions(SMALL, budget)
+
+    def expected_loss(strategy: Reinforce) -> float:
+        codes, _ = strategy._controller.sample(decisions, 64, np.random.default_rng(5))
+        return float(np.mean([row["val_loss"] for row in table([decode(SMALL, code.numpy()) for code in codes])]))
+
+    strategy = Reinforce(Problem(SMALL, {"val_loss": "min"}, {}, budget, 0), ReinforceOptions(start=8))
+    before = expected_loss(strategy)
+    for _ in range(8):
+        archs = strategy.ask(8)
+        assert all(budget.admits(SMALL.base, arch) for arch in archs)
+        strategy.tell([Evaluation(a, row) for a, row in zip(archs, table(archs), strict=True)])
+    assert expected_loss(strategy) < before - 0.5
 
 
 def test_a_constraint_is_learned():
