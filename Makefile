@@ -19,8 +19,8 @@ test test-full: export HF_HUB_OFFLINE := 1
 test test-full: export WANDB_MODE := offline
 test test-full: export TOKENIZERS_PARALLELISM := false
 
-# Whole files, in the order of tests/conftest.py: the longest first. Three workers on two cores: some tests wait.
-PYTEST := $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+# Groups and order are those of tests/conftest.py. Three workers on two cores: some tests wait.
+PYTEST := $(BIN)/pytest -n 3 --dist loadgroup --no-loadscope-reorder
 
 help:
 	@echo "make demo       install, then run the quickstart: text in, searched and exported model out"

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import sys
-from pathlib import Path
 
 # Before torch is imported, here and in every process that a test starts: the workers of a parallel run share the cores,
 # and threads that wait for a core by spinning made the suite four times as expensive.
@@ -21,24 +20,28 @@ settings.register_profile("llmnas", deadline=None, suppress_health_check=[Health
 settings.load_profile("llmnas")
 
 
-LONGEST = (
-    "triton_kernels/test_interpreter.py",
-    "train/test_two_processes.py",
-    "pipeline/test_nothing_lost.py",
-    "search/test_strategies.py",
-    "contracts/test_docs.py",
-    "train/test_resume.py",
-    "train/test_expert_processes.py",
-    "pipeline/test_elastic_verb.py",
-    "pipeline/test_warm_two_processes.py",
-    "export/test_export_hf.py",
+FIRST = (
+    "tiny_run",
+    "test_interpreter",
+    "test_two_processes",
+    "test_retrain",
+    "test_strategies",
+    "test_resume",
+    "test_export_hf",
+    "test_expert_processes",
+    "test_docs",
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items):
-    """The longest files first: a parallel run gives whole files out, and ends when the last of them does."""
-    order = {str(Path(__file__).parent / name): place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(str(item.path), len(order)))
+    """A parallel run gives whole files out, the longest first; those that share `tiny_run` go to one worker."""
+    sharing = {item.path for item in items if "tiny_run" in item.fixturenames}
+    groups = {item.path: "tiny_run" if item.path in sharing else item.path.stem for item in items}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(groups[item.path]))
+    order = {name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: order.get(groups[item.path], len(order)))
 
 
 def pytest_runtest_setup():

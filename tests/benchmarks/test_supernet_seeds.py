@@ -11,6 +11,7 @@ from study_run import searched
 from llmnas.pipeline.correlate import correlate
 
 
+@pytest.mark.full
 def test_the_supernet_of_the_studys_seed_is_the_studys(tmp_path, monkeypatch, capsys):
     context = searched(tmp_path / "run", tmp_path / "text")
     correlation = correlate(context)

@@ -110,8 +110,7 @@ def test_a_draw_at_a_rate_of_the_grid_is_not_trained_again(done, tmp_path):
     assert trained == 3 * (3 + 2) + DRAWS - 1 == trainings(other.config)
 
 
-@pytest.mark.parametrize("moment", ["stand_alone.write_json", "retrain.paired_difference"])
-def test_weights_of_a_comparison_that_was_not_finished_are_never_exported(done, tmp_path, monkeypatch, moment):
+def test_weights_of_a_comparison_that_was_not_finished_are_never_exported(done, tmp_path, monkeypatch):
     """Stopped between the first network's weights and their result, or after all trainings: the numbers are older."""
     context, _ = done
     shutil.copytree(context.run.path, tmp_path / "run")
@@ -126,13 +125,14 @@ def test_weights_of_a_comparison_that_was_not_finished_are_never_exported(done, 
     def stop(*_):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched:
-        patched.setattr(f"llmnas.pipeline.{moment}", stop)
-        with pytest.raises(KeyboardInterrupt):
-            retrain(other)
-    for verb in (export, export_as_gguf):
-        with pytest.raises(UserError, match=r"seed0: not the weights of .*; run `llmnas retrain --resume`"):
-            verb(other, force=True)
+    for moment in ("stand_alone.write_json", "retrain.paired_difference"):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"llmnas.pipeline.{moment}", stop)
+            with pytest.raises(KeyboardInterrupt):
+                retrain(other)
+        for verb in (export, export_as_gguf):
+            with pytest.raises(UserError, match=r"seed0: not the weights of .*; run `llmnas retrain --resume`"):
+                verb(other, force=True)
     rows = retrain(other)["runs"]["found"]
     export(other, force=True)
     assert other.run.recorded("export")["of"] == best(rows)["identity"] != before["runs"]["found"][0]["identity"]
