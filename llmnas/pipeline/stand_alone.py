@@ -51,11 +51,10 @@ def train_alone(
     """
     config = context.config
     own = _identity(context, arch, settings, seed, start)
-    stored = folder / "result.json"
-    if stored.exists():
+    stored = _result(folder)
+    if trained_as(folder) == own:
         result: dict[str, Any] = read_json(stored)
-        if result["identity"] == own:
-            return result
+        return result
     model = build(context, arch, seed, start)
     network = model.envelope
     sequences = context.sequences(settings.seq_len, config.seed + 1 + seed)
@@ -98,8 +97,11 @@ def _identity(context: Context, arch: Architecture, settings: TrainSettings, see
 
 def trained_as(folder: Path) -> str | None:
     """The identity of the training that the weights in a folder of `train_alone` are of; None where there is none."""
-    path = folder / "result.json"
-    return read_json(path)["identity"] if path.exists() else None
+    return read_json(_result(folder))["identity"] if _result(folder).exists() else None
+
+
+def _result(folder: Path) -> Path:
+    return folder / "result.json"
 
 
 def load_alone(context: Context, arch: Architecture, folder: Path) -> Transformer:
