@@ -89,7 +89,7 @@ def test_six_and_six_steps_are_twelve(tmp_path, undisturbed_process):
     assert_same(tmp_path, undisturbed_process)
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.full)])
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.full)])
 def test_killed_at_any_moment_and_restarted(tmp_path, undisturbed_process, kills):
     """Every other kill comes while a checkpoint is being written, which is where most of the time goes here."""
     checkpoints, moments = tmp_path / "checkpoints", random.Random(0)
