@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from llmnas.space import Architecture
-from llmnas.supernet import Transformer, used_blocks
+from llmnas.supernet import Transformer, document_numbers, used_blocks
 
 
 class Conflict(NamedTuple):
@@ -33,7 +33,9 @@ class Conflict(NamedTuple):
     shared: int
 
 
-def network_gradient(model: Transformer, arch: Architecture, windows: np.ndarray, batch: int = 16) -> dict[str, Tensor]:
+def network_gradient(
+    model: Transformer, arch: Architecture, windows: np.ndarray, batch: int = 16, eos_id: int | None = None
+) -> dict[str, Tensor]:
     """The gradient of a sub-network's mean next-token cross entropy, by parameter of the supernet.
 
     Of every parameter that the network uses there is the leading block that it uses; gradients of the model itself
@@ -43,6 +45,7 @@ def network_gradient(model: Transformer, arch: Architecture, windows: np.ndarray
         model: a supernet; its mode stays as it is.
         windows: [count, seq + 1] int64.
         batch: windows at once.
+        eos_id: the token that ends a document, for a model trained with attention within documents.
     """
     blocks = used_blocks(model, arch)
     parameters = dict(model.named_parameters())
@@ -50,10 +53,12 @@ def network_gradient(model: Transformer, arch: Architecture, windows: np.ndarray
     total = {name: parameters[name].new_zeros(size) for name, size in blocks.items()}
     for first in range(0, len(windows), batch):
         tokens = torch.from_numpy(windows[first : first + batch]).to(model.embedding.device)
-        loss = model(tokens[:, :-1], arch, targets=tokens[:, 1:]).loss * len(tokens) / len(windows)
+        documents = document_numbers(tokens[:, :-1], eos_id)
+        found = model(tokens[:, :-1], arch, targets=tokens[:, 1:], documents=documents)
+        loss = found.loss * len(tokens) / len(windows)
         # an expert that no token chose, and with it a router that had no choice, has none
-        found = torch.autograd.grad(loss, used, allow_unused=True)
-        for name, gradient in zip(blocks, found, strict=True):
+        gradients = torch.autograd.grad(loss, used, allow_unused=True)
+        for name, gradient in zip(blocks, gradients, strict=True):
             if gradient is not None:
                 total[name] += _block(gradient, blocks[name])
     return total
@@ -87,20 +92,25 @@ def conflict(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Confl
 
 
 def neighbour_conflicts(
-    model: Transformer, archs: Sequence[Architecture], windows: np.ndarray, batch: int = 16
+    model: Transformer,
+    archs: Sequence[Architecture],
+    windows: np.ndarray,
+    batch: int = 16,
+    eos_id: int | None = None,
 ) -> list[Conflict]:
     """Every network against the next, the last against the first; two gradients are in memory at a time, three at most.
 
     Args:
         archs: in any order that has nothing to do with their likeness; one alone has no neighbour.
         windows: [count, seq + 1] int64.
+        eos_id: as in `network_gradient`.
     """
     if len(archs) < 2:
         return []
-    first = before = network_gradient(model, archs[0], windows, batch)
+    first = before = network_gradient(model, archs[0], windows, batch, eos_id)
     found = []
     for arch in archs[1:]:
-        after = network_gradient(model, arch, windows, batch)
+        after = network_gradient(model, arch, windows, batch, eos_id)
         found.append(conflict(before, after))
         before = after
     return [*found, conflict(before, first)] if len(archs) > 2 else found

@@ -7,6 +7,7 @@ from copy import copy
 from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from llmnas.cost import Workload, costs
 from llmnas.errors import UserError
@@ -78,6 +79,7 @@ class Evaluator:
         workload: what costs are counted for.
         calibration: [count, seq + 1] text on which every candidate's statistics are taken anew; None leaves
             it with those of the supernet.
+        eos_id: the token that ends a document, for a supernet trained with attention within documents.
 
     Raises:
         UserError: calibration of a model that holds no statistics.
@@ -91,11 +93,13 @@ class Evaluator:
         bytes_per_token: float,
         workload: Workload,
         calibration: np.ndarray | None = None,
+        eos_id: int | None = None,
     ) -> None:
         if calibration is not None and not statistics(model):
             raise UserError("search.recalibrate: nothing in this supernet holds statistics; leave it at 0")
         self.model = model
         self.calibration = calibration
+        self.eos_id = eos_id
         self.bytes_per_token = bytes_per_token
         self.workload = workload
         self.chosen = np.linspace(0, len(windows) - 1, min(sample, len(windows))).round().astype(int)
@@ -137,5 +141,7 @@ class Evaluator:
 
     def losses(self, arch: Architecture | None, windows: np.ndarray) -> np.ndarray:
         """[count] losses of the windows given (None: of the largest network), recalibrated where that was asked for."""
-        values = {} if self.calibration is None else recalibrate(self.model, arch, self.calibration)
-        return window_losses(self.model, arch, windows, values=values)
+        values: dict[str, Tensor] = {}
+        if self.calibration is not None:
+            values = recalibrate(self.model, arch, self.calibration, eos_id=self.eos_id)
+        return window_losses(self.model, arch, windows, values=values, eos_id=self.eos_id)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from llmnas.space import Architecture
-from llmnas.supernet import Transformer, token_losses
+from llmnas.supernet import Transformer, document_numbers, token_losses
 
 
 class _Hidden(nn.Module):
@@ -21,16 +21,27 @@ class _Hidden(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, tokens: Tensor, arch: Architecture) -> Tensor:
-        return self.model.hidden_states(tokens, arch)
+    def forward(self, tokens: Tensor, arch: Architecture, documents: Tensor | None) -> Tensor:
+        return self.model.hidden_states(tokens, arch, documents)
 
 
-def hidden_states(model: Transformer, arch: Architecture, tokens: Tensor, values: Mapping[str, Tensor]) -> Tensor:
-    """[batch, seq] -> [batch, seq, hidden], with `values` in the place of buffers of those names."""
+def hidden_states(
+    model: Transformer,
+    arch: Architecture,
+    tokens: Tensor,
+    values: Mapping[str, Tensor],
+    eos_id: int | None = None,
+) -> Tensor:
+    """[batch, seq] -> [batch, seq, hidden], with `values` in the place of buffers of those names.
+
+    Args:
+        eos_id: the token that ends a document, where attention stays within documents.
+    """
+    documents = document_numbers(tokens, eos_id)
     if not values:
-        return model.hidden_states(tokens, arch)
+        return model.hidden_states(tokens, arch, documents)
     named = {f"model.{name}": value for name, value in values.items()}
-    found: Tensor = functional_call(_Hidden(model), named, (tokens, arch))
+    found: Tensor = functional_call(_Hidden(model), named, (tokens, arch, documents))
     return found
 
 
@@ -41,6 +52,7 @@ def window_losses(
     windows: np.ndarray,
     batch: int = 16,
     values: Mapping[str, Tensor] | None = None,
+    eos_id: int | None = None,
 ) -> np.ndarray:
     """Mean next-token cross entropy of every window, in nats a token.
 
@@ -50,6 +62,7 @@ def window_losses(
         windows: [count, seq + 1] int64.
         batch: windows at once.
         values: statistics of the candidate, which stand for the model's (`recalibrate`).
+        eos_id: the token that ends a document, for a model trained with attention within documents.
 
     Returns:
         [count] float64.
@@ -60,7 +73,7 @@ def window_losses(
     found = []
     for first in range(0, len(windows), batch):
         tokens = torch.from_numpy(windows[first : first + batch]).to(device)
-        hidden = hidden_states(model, arch, tokens[:, :-1], values or {})
+        hidden = hidden_states(model, arch, tokens[:, :-1], values or {}, eos_id)
         losses = token_losses(hidden.flatten(0, 1), head, tokens[:, 1:].flatten())
         found.append(losses.view(len(tokens), -1).double().mean(1).cpu().numpy())
     return np.concatenate(found)

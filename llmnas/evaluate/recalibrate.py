@@ -42,7 +42,11 @@ def statistics(model: nn.Module) -> dict[str, nn.Module]:
 
 @torch.no_grad()
 def recalibrate(
-    model: Transformer, arch: Architecture | None, windows: np.ndarray, batch: int = 16
+    model: Transformer,
+    arch: Architecture | None,
+    windows: np.ndarray,
+    batch: int = 16,
+    eos_id: int | None = None,
 ) -> dict[str, Tensor]:
     """The statistics of one candidate, by their names in `model.state_dict()`; empty where nothing holds any.
 
@@ -50,6 +54,7 @@ def recalibrate(
         arch: the candidate, or None for the largest.
         windows: [count, seq + 1] int64 of calibration text; the last token of each is not read.
         batch: windows at once.
+        eos_id: as in `window_losses`.
 
     Raises:
         ValueError: a batch norm is in training mode, where it would write to its own statistics.
@@ -67,7 +72,7 @@ def recalibrate(
         with _watching(holders, seen):
             for first in range(0, len(windows), batch):
                 tokens = torch.from_numpy(windows[first : first + batch, :-1]).to(model.embedding.device)
-                hidden_states(model, arch or model.envelope, tokens, values)
+                hidden_states(model, arch or model.envelope, tokens, values, eos_id)
         for name, watch in seen.items():
             values |= {f"{name}.{key}": value for key, value in watch.values(values.get(f"{name}.balance")).items()}
     return values

@@ -23,7 +23,6 @@ from llmnas.cost import count_params
 from llmnas.data import open_corpus, read_model_tokenizer
 from llmnas.errors import UserError
 from llmnas.evaluate.measure import measure_latency, this_device
-from llmnas.evaluate.quality import window_losses
 from llmnas.files import read_json
 from llmnas.pareto import Archive
 from llmnas.pipeline.context import Context
@@ -150,17 +149,17 @@ def compress_table(context: Context) -> Table:
     config, run = context.config, context.run
     windows, _ = context.loss_windows()
     model = load_weights(Transformer(config.space, seed=None), run.initial).eval()
-    taught = float(window_losses(model, None, windows).mean())
+    taught = float(context.losses(model, None, windows).mean())
     archive = Archive.load(run.evaluations)
     found = chosen(context, archive)
     archive.close()
     of_model = count_params(config.space.envelope, config.space.base).total
-    cut = window_losses(model, found.arch, windows).mean()
+    cut = context.losses(model, found.arch, windows).mean()
     named = {"the model": (of_model, taught)}
     if config.train.correction:
         untaught = load_weights(Transformer(config.space, seed=None), run.pretrained).eval()
         named = {
-            "the model": (of_model, float(window_losses(untaught, None, windows).mean())),
+            "the model": (of_model, float(context.losses(untaught, None, windows).mean())),
             "the model, trained on the text": (of_model, taught),
         }
     named |= {

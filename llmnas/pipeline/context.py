@@ -15,10 +15,12 @@ from llmnas.cost import sample
 from llmnas.data import ModelTokenizer, Sequences, Side, TokenFile, read_model_tokenizer, require_same_tokenizer
 from llmnas.errors import UserError
 from llmnas.evaluate.evaluator import Evaluator
+from llmnas.evaluate.quality import window_losses
 from llmnas.pipeline.metrics import OwnMetric, check_metrics
 from llmnas.rng import generator
 from llmnas.runs import RunFolder, identity
 from llmnas.search import Problem, start_strategy
+from llmnas.space import Architecture
 from llmnas.supernet import Transformer, load_weights
 from llmnas.tracking import Tracker
 from llmnas.train.deepspeed_json import deepspeed_config
@@ -103,6 +105,11 @@ class Context:
         file = self.tokens("train")
         return Sequences(file.tokens, seq_len, seed, file.info.eos_id)
 
+    @property
+    def document_end(self) -> int | None:
+        """The token that attention does not go beyond, in evaluation as in training; None where it may."""
+        return self.tokens("train").info.eos_id if self.config.train.document_mask else None
+
     def windows(self, count: int) -> tuple[np.ndarray, float]:
         """(validation windows [at most count, seq + 1], bytes of text a token)."""
         file = self.tokens("validation")
@@ -177,12 +184,18 @@ class Context:
                 f"{self.config.train.seq_len} tokens; ask for at most {found // halves}, or give more text"
             )
 
+    def losses(self, model: Transformer, arch: Architecture | None, windows: np.ndarray) -> np.ndarray:
+        """[count] losses of windows, with attention as the supernet was trained with; see `window_losses`."""
+        return window_losses(model, arch, windows, eos_id=self.document_end)
+
     def evaluator(self, device: torch.device | None = None) -> Evaluator:
         """What measures candidates with the trained supernet's weights, as the `search` section says."""
         search = self.config.search
         windows, bytes_per_token = self.loss_windows()
         model, workload = self.supernet().to(device), self.config.budget.workload
-        return Evaluator(model, windows, search.sample, bytes_per_token, workload, self.calibration())
+        return Evaluator(
+            model, windows, search.sample, bytes_per_token, workload, self.calibration(), self.document_end
+        )
 
     def supernet(self) -> Transformer:
         """The trained supernet."""

@@ -67,7 +67,10 @@ def gradient_conflicts(context: Context, model: Transformer, archs: list[Archite
     if not context.config.correlate.gradient_windows:
         return {}
     text = context.training_windows("correlate.gradient_windows")
-    return {"windows": len(text), "pairs": [pair._asdict() for pair in neighbour_conflicts(model, archs, text)]}
+    return {
+        "windows": len(text),
+        "pairs": [pair._asdict() for pair in neighbour_conflicts(model, archs, text, eos_id=context.document_end)],
+    }
 
 
 def adapted_runs(context: Context, archs: list[Architecture]) -> list[dict[str, Any]]:
@@ -94,8 +97,9 @@ def correlate(context: Context) -> dict[str, Any]:
     windows, bytes_per_token = context.loss_windows()
     supernet = context.supernet()
     evaluator = Evaluator(
-        supernet, windows, len(windows), bytes_per_token, config.budget.workload, context.calibration()
-    )
+        supernet, windows, len(windows), bytes_per_token, config.budget.workload, context.calibration(),
+        context.document_end,
+    )  # fmt: skip
     predicted = np.array([metrics["val_loss"] for metrics in evaluator(archs)])
     params = np.array([count_params(arch, config.space.base).total for arch in archs])
     settings = config.stage_settings("correlate", config.correlate.train)

@@ -7,7 +7,6 @@ from typing import Any
 from llmnas.cost import sample
 from llmnas.data.halves import halves
 from llmnas.errors import UserError
-from llmnas.evaluate.quality import window_losses
 from llmnas.files import write_json
 from llmnas.pareto import Evaluation
 from llmnas.pipeline.context import Context
@@ -69,7 +68,7 @@ def _train(context: Context) -> None:
     windows = context.watched_windows()
 
     def evaluate(arch: Architecture) -> dict[str, float]:
-        return {"val_loss_decoded": float(window_losses(model, arch, windows).mean())}
+        return {"val_loss_decoded": float(context.losses(model, arch, windows).mean())}
 
     def log(step: int, metrics: dict[str, float]) -> None:
         tracker.log("supernet", step, metrics)

@@ -34,7 +34,9 @@ def export(context: Context, *, force: bool = False) -> ElasticReport:
         raise UserError(f"{run.evaluations}: nothing that was evaluated meets search.constraints; search longer")
     supernet = context.supernet()
     windows, bytes_per_token = context.loss_windows()
-    measure = Evaluator(supernet, windows, config.search.sample, bytes_per_token, config.budget.workload)
+    measure = Evaluator(
+        supernet, windows, config.search.sample, bytes_per_token, config.budget.workload, eos_id=context.document_end
+    )
     table = [Subnetwork(arch, dict(metrics)) for arch, metrics in zip(found, measure(found), strict=True)]
     report = export_elastic(
         supernet, table, run.export(ELASTIC), tokenizer_path=run.tokenizer, force=force,

@@ -9,7 +9,6 @@ import numpy as np
 
 from llmnas.cost import count_params
 from llmnas.errors import UserError
-from llmnas.evaluate.quality import window_losses
 from llmnas.files import write_json
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.stand_alone import load_alone, train_alone
@@ -40,7 +39,7 @@ def ladder(context: Context) -> dict[str, Any]:
     def losses(subsets: Sequence[Subset]) -> list[float]:
         nonlocal done
         done += len(subsets)
-        found = [float(window_losses(model, member(context, kept), chosen_on).mean()) for kept in subsets]
+        found = [float(context.losses(model, member(context, kept), chosen_on).mean()) for kept in subsets]
         context.tracker.progress("ladder", done, done + 1, f"depth {len(subsets[-1])}, best {min(found):.3f}")
         return found
 
@@ -86,7 +85,7 @@ def alone(context: Context, arch: Architecture, windows: np.ndarray) -> list[flo
         note = f"depth {arch.depth} alone, lr {lr:g}, seed {seed}"
         tried = settings.model_copy(update={"lr": lr})
         train_alone(context, arch, tried, seed, folder, note, "scratch")
-        return {"lr": lr, "loss": float(window_losses(load_alone(context, arch, folder), compact, windows).mean())}
+        return {"lr": lr, "loss": float(context.losses(load_alone(context, arch, folder), compact, windows).mean())}
 
     if not options.seeds:
         return []
@@ -97,7 +96,7 @@ def alone(context: Context, arch: Architecture, windows: np.ndarray) -> list[flo
 
 def _loss(context: Context, model: Any, kept: Subset, windows: np.ndarray) -> float:
     """Any subset has a loss, also one that the space's policy leaves out."""
-    return float(window_losses(model, member(context, kept), windows).mean())
+    return float(context.losses(model, member(context, kept), windows).mean())
 
 
 def _check(depths: list[int], choices: tuple[int, ...], layers: int) -> None:

@@ -68,7 +68,7 @@ def train_alone(
         guide=original(context, settings, arch),
     )  # fmt: skip
     windows, bytes_per_token = context.loss_windows()
-    losses = window_losses(model, None, windows)
+    losses = window_losses(model, None, windows, eos_id=sequences.eos_id if settings.document_mask else None)
     stored.unlink(missing_ok=True)  # a kill between the two leaves no weights under the result of others
     save_weights(model, folder / "model.safetensors")
     result = {

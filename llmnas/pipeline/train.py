@@ -6,7 +6,6 @@ import numpy as np
 
 from llmnas.cost import BudgetSampler
 from llmnas.errors import UserError
-from llmnas.evaluate.quality import window_losses
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.prepare import prepare
 from llmnas.pipeline.warm import correct, original, write_initial
@@ -49,10 +48,10 @@ def train_supernet(context: Context, *, prepare_first: bool = False) -> Outcome 
     drawn = BudgetSampler(space, config.budget).sample_many(generator(config.seed, "watched"), _RANDOM_NETWORKS)
 
     def evaluate(model: Transformer) -> dict[str, float]:
-        random = [float(window_losses(model, arch, windows).mean()) for arch in drawn]
+        random = [float(context.losses(model, arch, windows).mean()) for arch in drawn]
         return {
-            "val_loss_smallest": float(window_losses(model, sampler.smallest, windows).mean()),
-            "val_loss_largest": float(window_losses(model, sampler.largest, windows).mean()),
+            "val_loss_smallest": float(context.losses(model, sampler.smallest, windows).mean()),
+            "val_loss_largest": float(context.losses(model, sampler.largest, windows).mean()),
             "val_loss_random": float(np.mean(random)),
         }
 

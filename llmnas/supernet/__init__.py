@@ -4,7 +4,7 @@ from llmnas.nn.cross_entropy import token_losses
 from llmnas.nn.loss import Losses, Teacher
 from llmnas.nn.moe import Experts
 from llmnas.supernet.extract import extract, stand_alone_shape, used_blocks
-from llmnas.supernet.model import Transformer
+from llmnas.supernet.model import Transformer, document_numbers
 from llmnas.supernet.packed import load_packed, pack, packable, save_packed
 from llmnas.supernet.weights import fill_weights, load_weights, save_weights
 
@@ -13,6 +13,7 @@ __all__ = [
     "Losses",
     "Teacher",
     "Transformer",
+    "document_numbers",
     "extract",
     "fill_weights",
     "load_packed",

@@ -22,6 +22,14 @@ from llmnas.space.architecture import Architecture, Shape, require_fit
 from llmnas.supernet.init import initialise
 
 
+def document_numbers(tokens: Tensor, eos_id: int | None) -> Tensor | None:
+    """[batch, seq] -> how many documents ended before each token of its row; None where nothing ends a document."""
+    if eos_id is None:
+        return None
+    ends = tokens == eos_id
+    return ends.cumsum(1) - ends.long()
+
+
 class Transformer(nn.Module):
     """Decoder-only language model: RMSNorm, RoPE, GQA, SwiGLU (the Llama family).
 

@@ -204,7 +204,7 @@ class TrainSettings(_Strict):
         second_phase: of ternary and binary weights; None trains in one phase. Choose `lr` higher with it.
         grad_clip: greatest global gradient norm.
         shared_batch: the networks of a step see the same batch instead of one each.
-        document_mask: attention stays within documents.
+        document_mask: attention stays within documents, in training and wherever a loss is measured.
         micro_batch: sequences a process runs at once; 0 runs its whole share of the batch.
         checkpoint_blocks: keep only the input of every block and compute it again in the backward pass.
         zero_stage: ZeRO stage 0 to 3.

@@ -13,7 +13,7 @@ from torch import Tensor
 from llmnas.data import Sequences
 from llmnas.errors import Preempted
 from llmnas.space import Architecture
-from llmnas.supernet import Losses, Teacher, Transformer
+from llmnas.supernet import Losses, Teacher, Transformer, document_numbers
 from llmnas.train.agreement import Agreement
 from llmnas.train.balance import Balance
 from llmnas.train.checkpoint import Checkpoints, newest
@@ -151,7 +151,7 @@ def train_step(
         for piece in range(pieces):
             batch = torch.from_numpy(sequences.batch(first + piece * size, size)).to(engine.device)
             tokens, targets = batch[:, :-1], batch[:, 1:]
-            documents = document_numbers(tokens, sequences.eos_id) if settings.document_mask else None
+            documents = document_numbers(tokens, sequences.eos_id if settings.document_mask else None)
             aim = guide(tokens, arch, documents) if guide else Signal(teachers[piece])
             out: Losses = engine.forward(
                 tokens,
@@ -172,9 +172,3 @@ def train_step(
             teachers[piece] = out.teacher or teachers[piece]
             entropies[i] += out.cross_entropy / pieces
     return entropies, engine.step(learning_rate(step, settings), weight_decay(step, settings))
-
-
-def document_numbers(tokens: Tensor, eos_id: int) -> Tensor:
-    """[batch, seq] -> how many documents ended before each token of the row."""
-    ends = tokens == eos_id
-    return ends.cumsum(1) - ends.long()

@@ -1,5 +1,6 @@
 """Loss of windows against plain cross entropy in float64, and what it leaves alone."""
 
+import itertools
 import math
 
 import numpy as np
@@ -43,6 +44,20 @@ def plain(model, arch, windows):
 def test_equals_plain_cross_entropy(supernet, draw):
     arch = SPACE.sample(generator(draw, "test"))
     np.testing.assert_allclose(window_losses(supernet, arch, WINDOWS), plain(supernet, arch, WINDOWS), rtol=1e-5)
+
+
+def test_within_documents_each_is_computed_as_if_it_stood_alone(supernet):
+    windows = WINDOWS.copy()
+    windows[windows == 0] = 1
+    windows[:, 6] = windows[:5, 11] = 0
+    arch = SPACE.sample(generator(1, "test"))
+    expected = []
+    for row in windows:
+        ends = [0, *(np.flatnonzero(row[:-1] == 0) + 1), len(row) - 1]
+        parts = [row[None, a : b + 1] for a, b in itertools.pairwise(ends)]
+        expected.append(sum(plain(supernet, arch, part)[0] * (part.shape[1] - 1) for part in parts) / (len(row) - 1))
+    np.testing.assert_allclose(window_losses(supernet, arch, windows, eos_id=0), expected, rtol=1e-5)
+    assert not np.allclose(window_losses(supernet, arch, windows), expected, rtol=1e-5)
 
 
 def test_none_is_the_largest(supernet):

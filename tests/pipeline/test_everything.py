@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from scipy import stats
 
 from llmnas.config import load_config
 from llmnas.cost import count_params
-from llmnas.data import Sequences, TokenFile, read_corpus
+from llmnas.data import EOS_ID, Sequences, TokenFile, read_corpus
 from llmnas.evaluate.quality import window_losses
 from llmnas.pareto import Archive
 from llmnas.pipeline.context import Context
@@ -72,6 +73,19 @@ def test_the_stored_config_is_the_whole_config_and_runs_again(tiny_run):
     stored = tiny_run.folder / "config.yaml"
     assert load_config(stored, []) == load_config(tiny_run.config, [])
     assert yaml.safe_load(stored.read_text())["train"]["weight_decay"] == 0.1  # a default, written out
+
+
+def test_losses_are_measured_within_documents_where_training_stays_within_them(context):
+    train = context.config.train.model_copy(update={"document_mask": True})
+    masked = replace(context, config=context.config.model_copy(update={"train": train}))
+    assert (context.document_end, context.evaluator().eos_id) == (None, None)
+    assert (masked.document_end, masked.evaluator().eos_id) == (EOS_ID, EOS_ID)
+    windows, model = masked.loss_windows()[0].copy(), masked.supernet()
+    windows[:, 9] = EOS_ID  # the tiny text has hardly any window with an end of a document in it
+    np.testing.assert_array_equal(
+        masked.losses(model, None, windows), window_losses(model, None, windows, eos_id=EOS_ID)
+    )
+    assert (masked.losses(model, None, windows) != context.losses(model, None, windows)).all()
 
 
 def test_no_speech_is_on_both_sides(tiny_run, context):

@@ -13,13 +13,13 @@ from train_script import SEQUENCES, SETTINGS, SPACE
 from llmnas.data import EOS_ID, Sequences, encode_texts, read_corpus, train_tokenizer
 from llmnas.errors import RunError, UserError
 from llmnas.space import FixedShape, SearchSpace
-from llmnas.supernet import Transformer, extract
+from llmnas.supernet import Transformer, document_numbers, extract
 from llmnas.train.checkpoint import saved_steps
 from llmnas.train.engine import Engine, Processes, build, start_processes
 from llmnas.train.sampling import OneNetwork, SupernetSampler
 from llmnas.train.schedule import learning_rate
 from llmnas.train.settings import TrainSettings
-from llmnas.train.trainer import document_numbers, train
+from llmnas.train.trainer import train
 
 VOCAB = 256 + 44
 NOTHING_PERSISTS = str(Path(__file__).with_name("zero3_nothing_persists.json"))
