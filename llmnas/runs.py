@@ -7,6 +7,7 @@ import hashlib
 import json
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from llmnas.errors import UserError
 from llmnas.files import read_json, read_yaml, write_json, write_text
 
+Select = Callable[[dict[str, Any]], dict[str, Any]]
 _FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
 
@@ -119,20 +121,25 @@ class RunFolder:
             raise UserError(f"{path}: not there yet; run `llmnas {verb}` with this run folder first")
         return path
 
-    def claim(self, text: str, values: dict[str, Any], fixed: tuple[str, ...], differ: Any) -> None:
-        """Write the config on the first use; later refuse one that differs in the `fixed` sections.
+    @property
+    def bound(self) -> bool:
+        """Whether something was made here: from then on the folder belongs to its config."""
+        return self.config.exists() and any(self.tokenizer.parent.glob("*"))
+
+    def claim(self, text: str, values: dict[str, Any], fixed: Select, differ: Any) -> None:
+        """Write the config on the first use; later refuse one that differs in what `fixed` selects, and write nothing.
 
         Raises:
             UserError: another config, or a folder in which nothing can be written.
         """
-        if self.config.exists():
-            stored = read_yaml(self.config)
-            changed = differ({k: stored.get(k) for k in fixed}, {k: values.get(k) for k in fixed})
+        if self.bound:
+            changed = differ(fixed(read_yaml(self.config)), fixed(values))
             if changed:
                 more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
                 raise UserError(
                     f"{self.config}: made with another config: {'; '.join(changed[:3])}{more}; use another --run-dir"
                 )
+            return
         try:
             write_text(self.config, text)
         except OSError as error:

@@ -11,11 +11,16 @@ from llmnas.files import read_json
 from llmnas.runs import RunFolder, identity
 
 VALUES = {"seed": 0, "train": {"lr": 0.1, "steps": 5}, "search": {"evaluations": 10}}
-FIXED = ("seed", "train")
 
 
-def claim(run, values):
-    run.claim(yaml.safe_dump(values), values, FIXED, differences)
+def claim(run, values, made=True):
+    """As a verb does that then makes something."""
+    run.claim(
+        yaml.safe_dump(values), values, lambda all_: {key: all_.get(key) for key in ("seed", "train")}, differences
+    )
+    if made:
+        run.tokenizer.parent.mkdir(exist_ok=True)
+        run.tokenizer.touch()
 
 
 def test_the_first_claim_writes_and_the_same_config_may_come_again(tmp_path):
@@ -25,11 +30,22 @@ def test_the_first_claim_writes_and_the_same_config_may_come_again(tmp_path):
     assert yaml.safe_load(run.config.read_text()) == VALUES
 
 
-def test_what_is_not_fixed_may_change(tmp_path):
+def test_what_is_not_fixed_may_change_and_the_first_config_stays(tmp_path):
+    """What a refused command was given must not stand in the config that the next one reads."""
     run = RunFolder(tmp_path)
     claim(run, VALUES)
     claim(run, VALUES | {"search": {"evaluations": 20}})
-    assert yaml.safe_load(run.config.read_text())["search"] == {"evaluations": 20}
+    assert yaml.safe_load(run.config.read_text()) == VALUES
+
+
+def test_a_folder_in_which_nothing_was_made_takes_another_config(tmp_path):
+    """The advice of a command that failed can be followed."""
+    run = RunFolder(tmp_path)
+    claim(run, VALUES, made=False)
+    assert not run.bound
+    claim(run, VALUES | {"seed": 1})
+    assert run.bound
+    assert yaml.safe_load(run.config.read_text())["seed"] == 1
 
 
 def test_another_config_is_refused_with_the_difference_and_nothing_changes(tmp_path):
@@ -51,6 +67,7 @@ def test_many_differences_stay_one_line(tmp_path):
 
 def test_a_damaged_stored_config_is_named(tmp_path):
     run = RunFolder(tmp_path)
+    claim(run, VALUES)
     run.config.write_text("{")
     with pytest.raises(UserError, match=r"config\.yaml"):
         claim(run, VALUES)

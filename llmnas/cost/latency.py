@@ -34,7 +34,7 @@ _HALVES = {
 }
 _MANY, _FEW = 5, 3  # measured values of the sizes that every block has, and of the others
 _DEEPEST = 8  # layers of a measured stack; deeper networks are extrapolated
-_FORMAT = 1
+_FORMAT = 2  # 1 measured low-bit weights that were not packed
 
 
 def _fields(half: str) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from llmnas.cost.latency import BlockTable, Phase, assemble, design
 from llmnas.errors import UserError
 from llmnas.rng import generator, torch_seed
 from llmnas.space import Architecture, BaseModel, SearchSpace
-from llmnas.supernet import Transformer, stand_alone_shape
+from llmnas.supernet import Transformer, pack, packable, stand_alone_shape
 
 Clock = Literal["wall", "cpu"]
 Pass = Callable[[], object]
@@ -105,9 +105,14 @@ def using(bench: Bench) -> Iterator[None]:
 
 
 def make_pass(arch: Architecture, base: BaseModel, phase: Phase, workload: Workload, bench: Bench) -> Pass:
-    """A stand-alone network of the architecture with fresh weights, ready to run its pass again and again."""
+    """A stand-alone network of the architecture with fresh weights, ready to run its pass again and again.
+
+    Low-bit weights are packed as they are for use, wherever their sizes can be: the latent ones of training would be
+    quantised again in every pass.
+    """
     rope_dim = base.rope_dim or max(spec.head_dim for _, spec in arch.kept)
     model = Transformer(stand_alone_shape(base, rope_dim, arch)).to(bench.device, bench.dtype).eval()
+    model = pack(model) if packable(model) else model
     network, head = model.envelope, model.head_weight(model.envelope)
     context = workload.tokens(base)
     seed = torch.Generator().manual_seed(torch_seed(0, "measured tokens"))

@@ -14,10 +14,13 @@ from llmnas.errors import UserError
 from llmnas.export.modeling_decilm import DeciLMForCausalLM
 from llmnas.export.modeling_llmnas import LlmnasForCausalLM
 from llmnas.files import ABOUT_FILE, read_json
+from llmnas.supernet import pack, packable
 
 
 def load_model(folder: Path) -> Any:
-    """The transformers model of an exported folder, in float32; code that lies in the folder is never run.
+    """The transformers model of an exported folder, in float32, to be read only; code in the folder is never run.
+
+    Low-bit weights of our own class are packed: the floats of the file would be quantised again for every token.
 
     Raises:
         UserError: not an export.
@@ -25,7 +28,10 @@ def load_model(folder: Path) -> Any:
     logging.disable_progress_bar()
     ours = {kind.__name__: kind for kind in (LlmnasForCausalLM, DeciLMForCausalLM)}
     kind: Any = ours.get(read_json(folder / ABOUT_FILE)["export"]["class"], AutoModelForCausalLM)
-    return kind.from_pretrained(folder, dtype=torch.float32).eval()
+    model = kind.from_pretrained(folder, dtype=torch.float32).eval()
+    if isinstance(model, LlmnasForCausalLM) and not model.subnetworks and packable(model.model):
+        model.model = pack(model.model)
+    return model
 
 
 def read_prompt(folder: Path, prompt: str, longest: int) -> tuple[PreTrainedTokenizerFast, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from llmnas.data import ModelTokenizer, Sequences, Side, TokenFile, read_model_t
 from llmnas.errors import UserError
 from llmnas.evaluate.evaluator import Evaluator
 from llmnas.evaluate.quality import window_losses
+from llmnas.files import read_yaml
 from llmnas.pipeline.metrics import OwnMetric, check_metrics
 from llmnas.rng import generator
 from llmnas.runs import RunFolder, identity
@@ -24,11 +26,20 @@ from llmnas.space import Architecture
 from llmnas.supernet import Transformer, load_weights
 from llmnas.tracking import Tracker
 from llmnas.train.deepspeed_json import deepspeed_config
-from llmnas.train.settings import changed
+from llmnas.train.settings import OPERATION, changed
 from llmnas.train.warmstart import read_shape
 
 # what the stored tokens and weights depend on; later stages check their own artifacts
 _FIXED = ("seed", "data", "space", "budget", "train", "darts")
+
+
+def _bound(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a config must stay as it was when the folder was first used."""
+    fixed = {key: values.get(key) for key in _FIXED}
+    train = fixed["train"]
+    if isinstance(train, dict):
+        fixed["train"] = {key: value for key, value in train.items() if key not in OPERATION}
+    return fixed
 
 
 @dataclass(frozen=True)
@@ -56,14 +67,14 @@ class Context:
         """
         if not self.run.supernet.exists():
             deepspeed_config(self.config.train, processes=1)  # its file is read, long before training
-        if not self.run.config.exists():  # before anything is computed, and before the folder is bound to it
+        if not self.run.bound:  # before anything is computed, and before the folder is bound to it
             sample(self.config.space, generator(self.config.seed, "feasible"), self.config.budget)
             self._require_search()
             self.own_tokenizer()
             if self.config.train.init_from:
                 read_shape(Path(self.config.train.init_from))
         values = self.config.model_dump(mode="json")
-        self.run.claim(yaml.safe_dump(values, sort_keys=False), values, _FIXED, differences)
+        self.run.claim(yaml.safe_dump(values, sort_keys=False), values, _bound, differences)
 
     def _require_search(self) -> None:
         """A misspelt option of the strategy must not come to light when the supernet has been trained."""
@@ -92,6 +103,9 @@ class Context:
     def identity(self) -> str:
         """Tells apart runs whose tokens or weights must not mix."""
         values = self.config.model_dump(mode="json")
+        if self.run.bound:  # how the training was run at first stands for how it is run now
+            stored = read_yaml(self.run.config).get("train") or {}
+            values["train"] |= {key: stored[key] for key in OPERATION if key in stored}
         # a section that is not there changes nothing: runs made before it existed go on
         return identity({key: values[key] for key in _FIXED if values[key] is not None})
 

@@ -17,7 +17,7 @@ from llmnas.space import Architecture
 from llmnas.supernet import Transformer, extract, load_weights, save_weights, stand_alone_shape
 from llmnas.train.engine import start_processes
 from llmnas.train.sampling import OneNetwork
-from llmnas.train.settings import TrainSettings
+from llmnas.train.settings import WATCHING, TrainSettings
 from llmnas.train.trainer import train
 
 Start = Literal["scratch", "supernet", "pretrained"]
@@ -80,17 +80,13 @@ def train_alone(
     return result
 
 
-_WATCHING = {"log_every", "eval_every", "eval_sequences", "save_every", "keep"}
-"""Settings that look at a training and leave its result as it is."""
-
-
 def _identity(context: Context, arch: Architecture, settings: TrainSettings, seed: int, start: Start) -> str:
     """Of what the result depends on: without inherited weights, nothing of how the supernet was trained."""
     values = context.config.model_dump(mode="json")
     shape = stand_alone_shape(context.config.space.base, rope_dim(context, arch), arch)
     depends = [values["seed"], values["data"], values["search"]["windows"], asdict(shape)]
     return identity(
-        *depends, settings.model_dump(mode="json", exclude=_WATCHING), seed, start,
+        *depends, settings.model_dump(mode="json", exclude=set(WATCHING)), seed, start,
         context.identity if start != "scratch" else None,
     )  # fmt: skip
 

@@ -115,9 +115,14 @@ def wait_for_all(processes: Processes) -> None:
 
 
 def set_threads(settings: TrainSettings, processes: Processes) -> None:
-    """Share the cores of the machine among its processes: more threads than cores run slower than one."""
+    """As the config says, else as OMP_NUM_THREADS does, else the cores shared among this machine's processes.
+
+    More threads than cores run slower than one.
+    """
+    asked = os.environ.get("OMP_NUM_THREADS", "")
     cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(settings.threads or max(1, cores // processes.local_size))
+    own = int(asked) if asked.isdecimal() and int(asked) else max(1, cores // processes.local_size)
+    torch.set_num_threads(settings.threads or own)
 
 
 @contextlib.contextmanager

@@ -48,7 +48,8 @@ class Skips:
         if self.in_a_row:
             raise RunError(
                 f"step {self._step}: no finite gradient in the last {self.in_a_row} steps (train.skip_limit = "
-                f"{self._settings.skip_limit}): {newest(self._folder)}; lower train.lr (now {self._settings.lr})"
+                f"{self._settings.skip_limit}): {newest(self._folder)}; lower train.lr (now {self._settings.lr}) in "
+                "another --run-dir"
             )
 
 

@@ -14,6 +14,12 @@ class _Strict(Model):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+WATCHING = ("log_every", "eval_every", "eval_sequences", "save_every", "keep")
+"""Settings that look at a training and leave its result as it is."""
+OPERATION = (*WATCHING, "threads", "micro_batch", "checkpoint_blocks", "skip_limit")
+"""Settings of how a training is run, which a run that goes on may change: they move its result by rounding at most."""
+
+
 def changed(section: Model) -> set[str]:
     """Fields that differ from their defaults.
 
@@ -214,7 +220,7 @@ class TrainSettings(_Strict):
         eval_sequences: validation sequences of each.
         save_every: steps between checkpoints; the last `keep` stay.
         skip_limit: steps in a row whose update may be skipped because a gradient is not finite.
-        threads: CPU threads a process; 0 shares the cores of the machine among the local processes.
+        threads: CPU threads a process; 0: as OMP_NUM_THREADS says, else the cores shared among local processes.
         init_from: folder of a pretrained model to start the supernet from; None starts from random weights.
         calibration: training sequences on which the importance of its parts is measured.
         correction: steps that the pretrained model itself is trained on the text first; where the text is new to it,

@@ -11,10 +11,11 @@ from strategies import spaces_with_members
 from llmnas.cost import Workload
 from llmnas.cost.latency import BlockTable
 from llmnas.errors import UserError
+from llmnas.evaluate import measure
 from llmnas.evaluate.measure import Bench, make_pass, measure_latency, measure_table, this_device, time_passes, using
 from llmnas.rng import torch_seed
-from llmnas.space import SearchSpace
-from llmnas.supernet import Transformer, stand_alone_shape
+from llmnas.space import Architecture, BaseModel, LayerSpec, SearchSpace
+from llmnas.supernet import Transformer, pack, stand_alone_shape
 
 BENCH = Bench()
 SPACE = SearchSpace.from_dict(
@@ -42,6 +43,23 @@ def test_both_passes_score_the_token_after_the_context(case):
             one_pass = make_pass(arch, space.base, phase, workload, BENCH)
             for _ in range(3):  # again and again: the same work each time
                 torch.testing.assert_close(one_pass(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("weights", "ffn_size", "packed"), [("ternary", 128, 1), ("binary", 96, 1), ("ternary", 40, 0), ("dense", 128, 0)]
+)
+def test_low_bit_weights_are_measured_as_they_are_used(monkeypatch, weights, ffn_size, packed):
+    made = []
+    monkeypatch.setattr(measure, "pack", lambda model: made.append(pack(model)) or made[0])
+    arch = Architecture(64, (LayerSpec(2, 1, 32, ffn_size, weights=weights),) * 2)
+    base = BaseModel(vocab_size=32, max_seq=16)
+    found = make_pass(arch, base, "prefill", Workload(batch=2, context=6), BENCH)()
+    assert len(made) == packed
+    seed = torch.Generator().manual_seed(torch_seed(0, "measured tokens"))
+    tokens = torch.randint(32, (2, 6), generator=seed)
+    with torch.inference_mode():
+        expected = Transformer(stand_alone_shape(base, 32, arch))(tokens)[:, -1]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_passes_are_timed_in_turn_in_changing_order():

@@ -5,8 +5,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmnas.errors import UserError
-from llmnas.export.generate import generate
+from llmnas.export import hf
+from llmnas.export.card import Card
+from llmnas.export.generate import generate, load_model
 from llmnas.pipeline.exported import exported_folder
+from llmnas.space import Architecture, BaseModel, LayerSpec
+from llmnas.space.architecture import FixedShape
+from llmnas.supernet import Transformer
 
 PROMPT = "Fellow citizens"
 
@@ -24,6 +29,19 @@ def test_greedy_takes_the_likeliest_token_of_the_whole_text(folder):
         with torch.no_grad():
             ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], 1)
     assert generate(folder, PROMPT, tokens=12, temperature=0, seed=1) == tokenizer.decode(ids[0, start:])
+
+
+def test_low_bit_weights_are_packed_for_generation_and_compute_the_same(tokenizer_path, tmp_path, in_this_process):
+    in_this_process(hf)
+    spec = LayerSpec(2, 1, 32, 128, weights="ternary", mixer="mlgru")
+    model = Transformer(FixedShape(BaseModel(vocab_size=300, max_seq=32), Architecture(64, (spec, spec))), seed=1)
+    hf.export_hf(model, tmp_path / "out", tokenizer_path=tokenizer_path, card=Card("t", {}, "speeches", 0, 0))
+    loaded = load_model(tmp_path / "out")
+    tokens = torch.arange(12).view(1, 12)
+    assert {v.dtype for v in loaded.model.layers.state_dict().values()} >= {torch.uint8}
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(tokens).logits, model(tokens), rtol=1e-4, atol=1e-4)
+    assert len(generate(tmp_path / "out", PROMPT, tokens=8, temperature=0, seed=0, model=loaded)) > 0
 
 
 def test_drawn_by_seed_and_the_global_generator_is_left_alone(folder):

@@ -101,6 +101,24 @@ def test_a_folder_of_another_config_is_refused_with_the_difference(copied, llmna
     assert (copied.folder / "config.yaml").read_bytes() == before
 
 
+def test_how_a_training_is_run_may_change_when_it_goes_on(copied, llmnas):
+    """After a lack of memory, say: smaller micro-batches, more checkpoints."""
+    (copied.folder / "supernet" / "model.safetensors").unlink()
+    shutil.rmtree(copied.folder / "supernet" / "checkpoints" / "step-00000006")
+    before, stored = losses(copied.folder), (copied.folder / "config.yaml").read_bytes()
+    sets = ("train.micro_batch=2", "train.save_every=1", "train.keep=3", "train.checkpoint_blocks=true")
+    arguments = [part for one in sets for part in ("--set", one)]
+    done = llmnas("train", copied.config, "--run-dir", copied.folder, "--resume", *arguments)
+    assert done.code == 0, done.err
+    saved = sorted(path.name for path in (copied.folder / "supernet" / "checkpoints").iterdir())
+    assert saved == ["step-00000004", "step-00000005", "step-00000006"]
+    assert [float.fromhex(v) for v in losses(copied.folder).values()] == pytest.approx(
+        [float.fromhex(v) for v in before.values()]
+    )
+    assert (copied.folder / "config.yaml").read_bytes() == stored
+    assert llmnas("search", copied.config, "--run-dir", copied.folder, "--resume").code == 0  # the same run for all
+
+
 def test_another_search_in_the_same_folder_is_refused(copied, llmnas):
     done = llmnas("search", copied.config, "--run-dir", copied.folder, "--resume", "--set", "search.strategy=random")
     assert done.code == 2

@@ -175,7 +175,7 @@ def test_a_run_that_stays_without_finite_gradients_ends_and_names_its_checkpoint
     assert f"no finite gradient in the last 3 steps (train.skip_limit = 3): the last good checkpoint is {tmp_path}" in (
         str(error.value)
     )
-    assert f"step-{kept[-1]:08d}; lower train.lr (now 1000000.0)" in str(error.value)
+    assert f"step-{kept[-1]:08d}; lower train.lr (now 1000000.0) in another --run-dir" in str(error.value)
     assert str(error.value).startswith(f"step {kept[-1] + 3}: ")  # nothing was saved after the first skipped step
 
 
