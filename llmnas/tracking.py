@@ -144,10 +144,14 @@ def _start_wandb(folder: Path, mode: WandbMode, project: str, config: dict[str, 
         write_text(id_file, os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
     run_id = id_file.read_text()
     settings = wandb.Settings(console="off", silent=True)
-    return wandb.init(
-        mode=mode, project=project, id=run_id, resume="allow", dir=str(folder),
-        config={**config, "llmnas_version": version("llmnas"), "code_version": code_version()}, settings=settings,
-    )  # fmt: skip
+    try:
+        return wandb.init(
+            mode=mode, project=project, id=run_id, resume="allow", dir=str(folder),
+            config={**config, "llmnas_version": version("llmnas"), "code_version": code_version()}, settings=settings,
+        )  # fmt: skip
+    except wandb.errors.UsageError as error:
+        why = str(error).split(".")[0]
+        raise UserError(f"tracking.wandb: online: {why}; run `wandb login`, or take offline or off") from None
 
 
 def code_version(folder: Path | None = None) -> str:

@@ -121,7 +121,8 @@ class RetrainConfig(Strict):
 
 
 class CorrelateConfig(Strict):
-    """K architectures within `band` (relative) around `params`, trained stand-alone.
+    """K architectures within `band` (relative) around `params`, trained stand-alone. All of them meet the budget;
+    without `params` the band ends at its `max_params`, or lies around the middle network where there is none.
 
     `adapt` (overrides of `train`, for instance a few steps): also score every architecture by its loss
     after training it alone for that long from the supernet's weights, which undoes what sharing spoiled.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -28,11 +29,16 @@ _NEAR = 0.02  # pairs whose parameters differ by less
 
 
 def band_architectures(context: Context) -> list[Architecture]:
-    """Different architectures with parameter counts within the band, drawn without regard to their loss."""
+    """Different architectures with parameter counts within band and budget, drawn without regard to their loss."""
     config = context.config
     options, space = config.correlate, config.space
-    centre = options.params or config.budget.max_params or count_params(space.middle(), space.base).total
-    low, high = (1 - options.band) * centre, (1 + options.band) * centre
+    most = config.budget.max_params or math.inf
+    # the band of a budget lies below its limit: beyond it the supernet has trained nothing
+    centre = options.params or (
+        most / (1 + options.band) if config.budget.max_params else count_params(space.middle(), space.base).total
+    )
+    low = max((1 - options.band) * centre, config.budget.min_params or 0)
+    high = min((1 + options.band) * centre, most)
     budget = replace(config.budget, min_params=int(low), max_params=int(high))
     drawn = BudgetSampler(space, budget).sample_many(generator(config.seed, "correlate"), 50 * options.architectures)
     different = list(dict.fromkeys(drawn))[: options.architectures]

@@ -16,6 +16,7 @@ from llmnas.rng import generator
 from llmnas.supernet import Transformer
 from llmnas.train.deepspeed_json import shares
 from llmnas.train.sampling import SupernetSampler, largest_within
+from llmnas.train.settings import TrainSettings
 
 _GIB = 2**30
 _DRAWN = 64
@@ -43,9 +44,11 @@ class Work:
     """Floating-point operations of the stages, and of training one candidate alone.
 
     Attributes:
+        correction: training the pretrained model itself on the text, before the supernet (`train.correction`).
         retrain: `retrained` trainings, each of a network as large as the budget allows.
     """
 
+    correction: float
     supernet: float
     search: float
     retrain: float
@@ -56,12 +59,12 @@ class Work:
     @property
     def total(self) -> float:
         """Of the whole run."""
-        return self.supernet + self.search + self.retrain
+        return self.correction + self.supernet + self.search + self.retrain
 
     @property
     def break_even(self) -> float:
         """Candidates trained alone for the price of supernet and search."""
-        return (self.supernet + self.search) / self.one_candidate
+        return (self.correction + self.supernet + self.search) / self.one_candidate
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,9 @@ def plan(config: Config, machine: Machine) -> Plan:
             # autograd keeps slices of the gathered weights until the backward pass: the whole model stays
             value = 2 if bf16 else 4
             states = replace(states, gathered=value * (sizes.total + sizes.root + sizes.block))
-        memory[name] = replace(states, activations=activations)
+        # every process holds the frozen original whole, in fp32 (`train/distill.py`)
+        teacher = 4 * sizes.total if train.distill.source == "original" else 0
+        memory[name] = replace(states, weights=states.weights + teacher, activations=activations)
     work, networks = _work(config)
     seen = train.steps * networks * train.batch_size * train.seq_len
     return Plan(sizes, memory, work, machine, round(seen))
@@ -134,13 +139,22 @@ def _work(config: Config) -> tuple[Work, float]:
     mean = float(np.mean([prefill_flops_per_token(arch, base, train.seq_len) for arch in drawn]))
     alone = config.stage_settings("retrain", config.retrain.train)
     best = prefill_flops_per_token(largest_within(space, config.budget, config.seed), base, alone.seq_len)
-    found = passes(alone.checkpoint_blocks) * alone.steps * alone.batch_size * alone.seq_len
+    whole = prefill_flops_per_token(space.envelope, base, train.seq_len)
+
+    def taught(settings: TrainSettings, student: float, networks: float = 1.0) -> float:
+        """Of a token: forward and backward passes of the students, a forward pass of the original for each of them."""
+        teacher = whole if settings.distill.source == "original" else 0.0
+        return passes(settings.checkpoint_blocks) * student + networks * teacher
+
+    tokens = train.batch_size * train.seq_len
+    alone_tokens = alone.steps * alone.batch_size * alone.seq_len
     retrained = trainings(config)
     work = Work(
-        supernet=passes(train.checkpoint_blocks) * train.steps * train.batch_size * train.seq_len * per_step,
+        correction=train.correction * tokens * passes(train.checkpoint_blocks) * whole,
+        supernet=train.steps * tokens * taught(train, per_step, networks),
         search=config.search.evaluations * config.search.sample * train.seq_len * mean,
-        retrain=found * best * retrained,
-        one_candidate=found * mean,
+        retrain=alone_tokens * taught(alone, best) * retrained,
+        one_candidate=alone_tokens * taught(alone, mean),
         candidates=config.search.evaluations,
         retrained=retrained,
     )
@@ -173,7 +187,8 @@ def tables(config: Config, result: Plan) -> list[Table]:
         "It fits where a tenth stays free; CUDA's context and fragmentation are left out."
     )
     memory = Table("Memory", columns, rows, note)
-    costs = [
+    costs = [("the original on the text", work.correction)] if work.correction else []
+    costs += [
         ("supernet", work.supernet), ("search", work.search), ("retrain", work.retrain), ("all of it", work.total),
         (f"instead: {work.candidates} candidates alone", work.one_candidate * work.candidates),
     ]  # fmt: skip

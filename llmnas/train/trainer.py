@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from llmnas.cost import count_params
 from llmnas.data import Sequences
 from llmnas.errors import Preempted
 from llmnas.space import Architecture
@@ -109,7 +110,7 @@ def train(
             if done % settings.log_every == 0 or last:
                 metrics = meter.read(step, losses, result, skips.total)
                 if writer and log:
-                    log(done, {**metrics, **routing})
+                    log(done, {**metrics, **_sizes(model, networks), **routing})
             if evaluate and (writer or everyone) and (done % settings.eval_every == 0 or last):
                 with engine.evaluation(), meter.paused():
                     found = evaluate(model)
@@ -126,6 +127,11 @@ def train(
     size = 0 if taken else len(sampler.networks(settings.steps - 1))
     tokens_per_step = meter.tokens_per_step or size * settings.batch_size * settings.seq_len
     return Outcome(settings.steps, settings.steps * tokens_per_step, meter.seconds(), cpu_seconds)
+
+
+def _sizes(model: Transformer, networks: list[Architecture]) -> dict[str, float]:
+    """Parameters of the step's networks, beside their losses in the log."""
+    return {f"params_{i}": float(count_params(arch, model.base).total) for i, arch in enumerate(networks)}
 
 
 def train_step(

@@ -3,11 +3,31 @@
 import json
 
 import numpy as np
+import pytest
 from scipy import stats
+from tiny import ROOT
 
-from llmnas.pipeline.correlate import worth
+from llmnas.config import load_config
+from llmnas.cost import count_params
+from llmnas.pipeline.context import Context
+from llmnas.pipeline.correlate import band_architectures, worth
 from llmnas.pipeline.tables import correlation_table
 from llmnas.report.plots import correlation_png
+from llmnas.runs import RunFolder
+from llmnas.tracking import Tracker
+
+
+@pytest.mark.parametrize(("params", "low", "high"), [(None, 818_182, 1_000_000), (950_000, 855_000, 1_000_000)])
+def test_the_band_stays_within_the_budget(tmp_path, params, low, high):
+    """Beyond it the supernet has trained nothing."""
+    sets = ["budget={max_params: 1000000}", "correlate.architectures=12"] + (
+        [f"correlate.params={params}"] if params else []
+    )
+    config = load_config(ROOT / "search_configs" / "quickstart.yaml", sets)
+    context = Context(config, RunFolder(tmp_path), Tracker(tmp_path, "off", "", {}))
+    counts = [count_params(arch, config.space.base).total for arch in band_architectures(context)]
+    assert len(counts) == 12
+    assert low - 1 <= min(counts) <= max(counts) <= high
 
 
 def example(count=24):

@@ -61,6 +61,22 @@ def test_the_numbers_of_the_quickstart_by_hand():
     assert list(found.memory) == ["stage 0", "stage 1", "stage 2", "stage 3", "stage 3, offload"]
 
 
+def test_the_original_as_a_teacher_costs_its_weights_and_its_forward_passes():
+    sets = ["train.init_from=some/folder", "train.distill={source: original, weight: 0.5}", "train.correction=100"]
+    alone, taught = plan_of("llama_7b"), plan_of("llama_7b", H100S, *sets)
+    config = load_config(FOLDER / "llama_7b.yaml", [])
+    whole = prefill_flops_per_token(config.space.envelope, config.space.base, config.train.seq_len)
+    for name, memory in taught.memory.items():
+        assert memory.total - alone.memory[name].total == 4 * taught.sizes.total
+    forwards = taught.work.supernet - alone.work.supernet
+    assert forwards == pytest.approx(whole * alone.tokens, rel=1e-6)
+    tokens = config.train.batch_size * config.train.seq_len
+    assert taught.work.correction == pytest.approx(4 * 100 * tokens * whole)
+    assert taught.work.total > alone.work.total + forwards
+    rows = [row for table in tables(config, taught) for row in table.rows]
+    assert any(row[0] == "the original on the text" for row in rows)
+
+
 def test_every_training_of_retrain_is_counted_once():
     """The study of docs/results.md: 6 networks at 5 seeds and 3 rates, and 6 draws, the best at a rate of the grid."""
     found = plan_of("study_cpu")

@@ -91,22 +91,32 @@ def test_six_and_six_steps_are_twelve(tmp_path, undisturbed_process):
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.full)])
 def test_killed_at_any_moment_and_restarted(tmp_path, undisturbed_process, kills):
-    """Every other kill comes while a checkpoint is being written, which is where most of the time goes here."""
-    checkpoints, moments = tmp_path / "checkpoints", random.Random(0)
+    """In a step, while a checkpoint is written (where most of the time goes here), while it starts or restores."""
+    checkpoints, log, moments = tmp_path / "checkpoints", tmp_path / "log.jsonl", random.Random(0)
+    reached, saving, silent, start_up = set(), 0, 0, 0.0
+
+    def lines():
+        return len(log.read_text().splitlines()) if log.exists() else 0
+
     for attempt in range(kills):
-        before = (tmp_path / "log.jsonl").read_text() if attempt else ""
-        process = start(tmp_path)
-        while process.poll() is None and not (tmp_path / "log.jsonl").exists():
-            time.sleep(0.001)
-        while process.poll() is None and (tmp_path / "log.jsonl").read_text() == before:
-            time.sleep(0.0002)
-        if attempt % 2:
-            while process.poll() is None and not any(checkpoints.glob("*.partial")):
-                pass
+        before, begun, process = lines(), time.monotonic(), start(tmp_path)
+        if attempt % 4 == 2:
+            time.sleep(moments.uniform(0, start_up))
         else:
-            time.sleep(moments.uniform(0, 0.03))
+            steps = 2 if attempt % 5 == 3 else 1  # twenty kills must not reach the end
+            while process.poll() is None and lines() < before + steps:
+                time.sleep(0.0005)
+            start_up = start_up or time.monotonic() - begun
+            if attempt % 4 == 0:
+                time.sleep(moments.uniform(0, 0.03))
+            while attempt % 4 and process.poll() is None and not any(checkpoints.glob("*.partial")):
+                pass
         process.kill()
-        process.wait()
+        assert process.wait() == -signal.SIGKILL
+        saving += any(checkpoints.glob("*.partial"))
+        silent += lines() == before
+        reached.add(max(log_of(tmp_path)))
+    assert kills < 20 or (len(reached) >= 4 and saving >= 5 and silent >= 2)
     assert start(tmp_path).wait() == 0
     assert_same(tmp_path, undisturbed_process)
     assert sorted(path.name for path in checkpoints.iterdir()) == ["step-00000011", "step-00000012"]

@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 from train_script import SEQUENCES, SETTINGS, SPACE
 
+from llmnas.cost import count_params
 from llmnas.data import EOS_ID, Sequences, encode_texts, read_corpus, train_tokenizer
 from llmnas.errors import RunError, UserError
 from llmnas.space import FixedShape, SearchSpace
@@ -188,6 +189,7 @@ def test_every_network_of_a_step_has_its_loss_in_the_log():
     _, logged = trained(settings_of(steps=2, sampler={"kind": "sandwich"}))
     for metrics in logged.values():
         each = [metrics[f"cross_entropy_{i}"] for i in range(4)]
+        assert metrics["params_0"] == count_params(SPACE.largest(), SPACE.base).total > metrics["params_3"]
         assert metrics["train_loss"] == pytest.approx(sum(each) / 4)
         assert len(set(each)) == 4
 
