@@ -107,7 +107,7 @@ def read_object(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: not UTF-8, not JSON, a number that cannot be
         raise UserError(f"{path}: not JSON ({error})") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: must hold a JSON object, found {type(value).__name__}")
@@ -142,17 +142,24 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: no such file, not UTF-8, not YAML, a key twice, or not a mapping.
     """
     try:
-        value = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder, not a YAML file") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 (byte {error.start})") from None
-    except RecursionError:
-        raise UserError(f"{path}: not YAML that can be read: nested too deep") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that cannot be
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    value = parse_yaml(text, str(path))
     if not isinstance(value, dict):
         raise UserError(f"{path}: must hold a mapping (key: value), found {type(value).__name__}")
     return value
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The value of a YAML text; what is wrong with it is a `UserError` that begins with `where`."""
+    try:
+        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
+    except RecursionError:
+        raise UserError(f"{where}: not YAML that can be read: nested too deep") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that cannot be
+        raise UserError(f"{where}: not YAML: {' '.join(str(error).split())}") from None

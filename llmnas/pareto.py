@@ -283,7 +283,7 @@ class Archive:
     def _judge(self, arch: Architecture, result: Mapping[str, float], index: int) -> Evaluation:
         try:
             metrics = {name: float(value) for name, value in result.items()}
-        except (AttributeError, TypeError, ValueError):
+        except (AttributeError, TypeError, ValueError, OverflowError):
             raise UserError(f"evaluate: must return a mapping from metric to number, got {result!r}") from None
         missing = [name for name in (*self.objectives, *self.constraints) if name not in metrics]
         if missing:

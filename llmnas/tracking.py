@@ -21,6 +21,7 @@ from typing import IO, Any, Literal, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from llmnas.errors import UserError
 from llmnas.files import naming, write_text
 
 WandbMode = Literal["off", "offline", "online"]

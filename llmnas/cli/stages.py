@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -71,7 +72,8 @@ def train(
 ) -> None:
     """Train the supernet (also under: deepspeed --no_local_rank --module llmnas.cli train CONFIG)."""
     if init_from is not None:
-        set_ = [f"train.init_from={init_from}", f"data.tokenizer={init_from}", *(set_ or [])]
+        folder = json.dumps(init_from, ensure_ascii=False)  # also where it is called 2024 or `a: b`, no text to YAML
+        set_ = [f"train.init_from={folder}", f"data.tokenizer={folder}", *(set_ or [])]
     if method == "darts":
         _train_darts(config, run_dir, set_, resume=resume, prepare_first=prepare_first)
         return

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from llmnas.config.run import Config
 from llmnas.errors import UserError, explain
-from llmnas.files import read_yaml
+from llmnas.files import parse_yaml, read_yaml
 
 
 def _set(values: dict[str, Any], assignment: str) -> None:
@@ -19,10 +18,7 @@ def _set(values: dict[str, Any], assignment: str) -> None:
     path = key.strip().split(".")
     if not equals or not all(path):
         raise UserError(f"--set {assignment}: must read key.key=value, for instance --set train.lr=0.001")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {assignment}: the value is not YAML ({' '.join(str(error).split())})") from None
+    value = parse_yaml(text, f"--set {assignment}")
     for part in path[:-1]:
         if values.get(part) is None:  # a stored config has every key, and null for a section that is off
             values[part] = {}

@@ -19,9 +19,9 @@ METRICS = (
 
 
 class Strict(Model):
-    """Frozen; unknown keys are refused."""
+    """Frozen; unknown keys and numbers that are not finite are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataConfig(Strict):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from numbers import Real
 
 from llmnas.cost.flops import prefill_flops_per_token
 from llmnas.cost.memory import DEFAULT_WORKLOAD, Workload, memory
@@ -43,8 +45,11 @@ class Budget:
     def __post_init__(self) -> None:
         for field in fields(self):
             limit = getattr(self, field.name)
-            if field.name != "workload" and limit is not None and not limit > 0:
-                raise ValueError(f"{field.name} must be positive, got {limit}")
+            if field.name == "workload" or limit is None:
+                continue
+            number = isinstance(limit, Real) and not isinstance(limit, bool)
+            if not number or not 0 < limit <= sys.float_info.max:  # a greater integer is no float either
+                raise ValueError(f"{field.name} must be a positive, finite number, got {limit!r}")
         for name, (low, high) in self.limits().items():
             if low > high:
                 raise ValueError(f"min_{name} {low:,.0f} is above max_{name} {high:,.0f}")

@@ -54,7 +54,7 @@ class BudgetSampler:
             return
         self._table = tabulate(space, list(self._limits), self.budget.workload)
         self._check_reachable()
-        low, high = np.array(list(self._limits.values())).T
+        low, high = np.array(list(self._limits.values()), float).T  # integers above 2^63 too
         unit = np.where(np.isfinite(high), high, low)  # costs in units of the limit
         self._low, self._high = low / unit, high / unit
         self._fixed, self._layer = self._table.fixed / unit, self._table.layer / unit

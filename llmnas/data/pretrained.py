@@ -37,11 +37,7 @@ def read_model_tokenizer(folder: Path, vocab_size: int) -> ModelTokenizer:
     path = folder / "tokenizer.json"
     if not folder.is_dir():
         raise UserError(f"data.tokenizer: {folder}: no such folder; give the folder of a model with its tokenizer.json")
-    read_object(path)  # says "no such file" and "not JSON" in our words
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # noqa: BLE001 (tokenizers raises nothing more precise)
-        raise UserError(f"{path}: not a tokenizer ({error})") from None
+    tokenizer = _open(path)
     entries = max(tokenizer.get_vocab().values(), default=-1) + 1
     if entries > vocab_size:
         raise UserError(
@@ -54,10 +50,19 @@ def read_model_tokenizer(folder: Path, vocab_size: int) -> ModelTokenizer:
     return ModelTokenizer(path, tokenizer, _end_of_text(folder, tokenizer))
 
 
+def _open(path: Path) -> Tokenizer:
+    read_object(path)  # says "no such file" and "not JSON" in our words
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # noqa: BLE001 (tokenizers raises nothing more precise)
+        raise UserError(f"{path}: not a tokenizer ({error})") from None
+
+
 def _end_of_text(folder: Path, tokenizer: Tokenizer) -> int:
     found = read_object(folder / "config.json").get("eos_token_id")
     eos_id = found[0] if isinstance(found, list) and found else found
-    if not isinstance(eos_id, int) or tokenizer.id_to_token(eos_id) is None:
+    # `id_to_token` overflows where the number is no unsigned 32-bit one
+    if type(eos_id) is not int or not 0 <= eos_id < 2**32 or tokenizer.id_to_token(eos_id) is None:
         raise UserError(
             f"{folder / 'config.json'}: eos_token_id = {found!r} is no entry of tokenizer.json; documents need an end"
         )
@@ -68,12 +73,12 @@ def require_same_tokenizer(own: ModelTokenizer, model: Path) -> None:
     """Refuse text in the tokens of another model than the one that training starts from.
 
     Raises:
-        UserError: the model's folder has a tokenizer of its own with other entries.
+        UserError: the model's folder has a tokenizer of its own that is damaged or has other entries.
     """
     path = model / "tokenizer.json"
     if not path.is_file() or path.samefile(own.path):
         return
-    ours, theirs = own.tokenizer.get_vocab(), Tokenizer.from_file(str(path)).get_vocab()
+    ours, theirs = own.tokenizer.get_vocab(), _open(path).get_vocab()
     if ours != theirs:
         raise UserError(
             f"data.tokenizer: {own.path} is not the tokenizer of train.init_from: {len(ours):,} entries against "

@@ -69,7 +69,7 @@ def check_folder(folder: Path, force: bool) -> None:
     if not os.path.lexists(folder):
         return
     if not force:
-        raise UserError(f"{folder}: is there already; name another folder, or replace an earlier export with --force")
+        raise UserError(f"{folder}: is there already; replace an earlier export with --force, or move it away")
     if not (folder / ABOUT_FILE).is_file():
         raise UserError(f"{folder}: is there and has no {ABOUT_FILE}; --force replaces only an earlier export")
 

@@ -14,6 +14,7 @@ The rules (every one may be changed with `--set`):
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def compress_values(request: Request) -> dict[str, Any]:
     healing_lr = 3e-3 if params < 10**7 else lr
     teach = {"source": "original", "weight": 0.5, "top_k": 64}
     values: dict[str, Any] = {
-        "name": f"compress-{''.join(c if c.isalnum() or c in '._-' else '-' for c in request.model.resolve().name)}",
+        "name": "compress-" + re.sub(r"[^A-Za-z0-9._-]", "-", request.model.resolve().name),
         "data": {"source": request.corpus, "tokenizer": str(request.model)},
         "space": space_values(request.model, per_layer=request.per_layer),
         "budget": {"workload": {"context": min(base.max_seq, _CONTEXT)}},

@@ -27,7 +27,7 @@ from llmnas.supernet import Transformer, load_weights
 from llmnas.tracking import Tracker
 from llmnas.train.deepspeed_json import deepspeed_config
 from llmnas.train.settings import OPERATION, changed
-from llmnas.train.warmstart import read_shape
+from llmnas.train.warmstart import check_pretrained
 
 # what the stored tokens and weights depend on; later stages check their own artifacts
 _FIXED = ("seed", "data", "space", "budget", "train", "darts")
@@ -72,7 +72,7 @@ class Context:
             self._require_search()
             self.own_tokenizer()
             if self.config.train.init_from:
-                read_shape(Path(self.config.train.init_from))
+                check_pretrained(Path(self.config.train.init_from))
         values = self.config.model_dump(mode="json")
         self.run.claim(yaml.safe_dump(values, sort_keys=False), values, _bound, differences)
 

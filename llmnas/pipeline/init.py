@@ -21,7 +21,7 @@ from typing import Any
 
 from llmnas.config import load_config
 from llmnas.cost import count_params
-from llmnas.data import open_corpus
+from llmnas.data import open_corpus, split_documents
 from llmnas.errors import UserError
 from llmnas.files import write_text
 from llmnas.space import SearchSpace
@@ -30,6 +30,7 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 _BYTES_AN_ENTRY = 1000
 _BYTES_A_TOKEN = 4
 _EMBEDDING_SHARE = 0.3
+_VALIDATION = 0.1
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,10 @@ class Written:
 def parse_count(text: str, option: str = "--max-params", of: str = "parameters") -> int:
     """800000, 800k, 1.5M, 2B -> the number; a `UserError` that names the option for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMB]?)", text.strip().replace("_", "").replace(",", "").upper())
-    count = round(float(match[1]) * _UNITS[match[2]]) if match else 0
-    if count < 1:
-        raise UserError(f"{option} {text}: must be a number of {of}, for instance 800000, 1.5M or 2B")
-    return count
+    count = float(match[1]) * _UNITS[match[2]] if match else 0  # infinite where it has hundreds of digits
+    if not 1 <= count <= 10**15:
+        raise UserError(f"{option} {text}: must be a number of {of} up to 10^15, for instance 800000, 1.5M or 2B")
+    return round(count)
 
 
 def space_values(width: int, vocab_size: int, max_seq: int) -> dict[str, Any]:
@@ -109,7 +110,7 @@ def write_config(
     `device`: of `hardware.device`, where the found network will run; `latency_ms`: at most, a generated token there.
 
     Raises:
-        UserError: the file exists, no text, or nothing fits the budget.
+        UserError: the file exists, no text, a single document, or nothing fits the budget.
     """
     if path.exists() and not force:
         raise UserError(f"{path}: exists already; choose another name, or replace it with --force")
@@ -118,8 +119,8 @@ def write_config(
     name = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)
     if not re.match(r"[A-Za-z0-9_]", name):
         name = f"run-{name.lstrip('.-')}"
-    sizes = [len(document.text.encode()) for document in open_corpus(corpus)]
-    size = sum(sizes)
+    split = split_documents(open_corpus(corpus), _VALIDATION, 0)  # refuses here what `llmnas run` would refuse
+    documents, size = sum(split.documents.values()), sum(split.text_bytes.values())
     vocab_size, width, space = choose_vocabulary(size, max_params, 256)
     batch_size, seq_len = 8, 128
     tokens = min(20 * max_params, 4 * size // _BYTES_A_TOKEN)
@@ -130,7 +131,7 @@ def write_config(
     config = load_config(path, [])
     least, most = (count_params(arch, space.base).total for arch in (space.smallest(), space.largest()))
     return Written(
-        f"{len(sizes):,} documents, {size:,} bytes; vocabulary {vocab_size:,}; "
+        f"{documents:,} documents, {size:,} bytes; vocabulary {vocab_size:,}; "
         f"{config.space.size():.1e} architectures of {least:,} to {most:,} parameters; {steps:,} steps"
     )
 
@@ -155,7 +156,7 @@ seed: 0
 
 data:
   source: {_quoted(source)}
-  validation: 0.1        # share of the text held out, whole documents
+  validation: {_VALIDATION}        # share of the text held out, whole documents
 
 # What an architecture may be. The middle of these choices (hidden size {width}) just meets the budget.
 space:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -90,6 +90,8 @@ def search(
             search, or results of `evaluate` without an objective. What `evaluate` raises passes through.
     """
     for name, value, least in (("evaluations", evaluations, 1), ("batch", batch, 1), ("seed", seed, 0)):
+        if type(value) is not int:
+            raise UserError(f"{name} must be a whole number, got {value!r}")
         if value < least:
             raise UserError(f"{name} must be at least {least}, got {value}")
     chosen, searcher = start_strategy(strategy, options, Problem.of(space, objectives, constraints, budget, seed))
@@ -175,7 +177,10 @@ def _run(
         search begins with this one."""
         new = [arch for arch in archs if archive.get(arch) is None][: evaluations - _own(archive)]
         if new:
-            archive.append(new, list(evaluate(new)))
+            results: Any = evaluate(new)
+            if not isinstance(results, Iterable):
+                raise UserError(f"evaluate: must return a mapping for each architecture in a list, got {results!r}")
+            archive.append(new, list(results))
             if on_progress is not None:
                 on_progress(archive)
 

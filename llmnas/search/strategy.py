@@ -24,7 +24,7 @@ _POOLS = 16
 class Options(BaseModel):
     """The options of one strategy: unknown ones are refused, never ignored."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def require_use(self, name: str, used: bool, why: str) -> None:
         """Raise `UserError` where an option was given that changes nothing for the problem at hand."""

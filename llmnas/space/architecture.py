@@ -63,6 +63,8 @@ class BaseModel:
             value = getattr(self, name)
             if isinstance(value, bool) or not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive, got {value}")
+        if self.vocab_size >= 2**31:
+            raise ValueError(f"vocab_size must be less than 2^31, got {self.vocab_size}")
         if self.rope_dim is not None and (self.rope_dim <= 0 or self.rope_dim % 2):
             raise ValueError(f"rope_dim must be positive and even, got {self.rope_dim}")
 

@@ -29,8 +29,9 @@ from llmnas.space.architecture import (
 from llmnas.space.count import count_fillings
 
 DepthPolicy = Literal["any", "keep_ends", "even"]
-Size = Annotated[int, Field(gt=0, strict=True)]
+Size = Annotated[int, Field(gt=0, lt=2**31, strict=True)]
 Count = Annotated[int, Field(ge=0, strict=True)]
+MOST_LAYERS = 10_000  # every architecture lists them all
 T = TypeVar("T", int, Weights, Mixer)
 
 
@@ -112,7 +113,7 @@ class SearchSpace(_Strict):
     """
 
     base: Annotated[BaseModel, BeforeValidator(_no_truth_for_a_number)]
-    layers: Size
+    layers: Annotated[Size, Field(le=MOST_LAYERS)]
     hidden_size: Annotated[tuple[Size, ...], BeforeValidator(_one_list)]
     depth: Annotated[Depth, BeforeValidator(_as_mapping)]
     kv_heads: SizeChoice

@@ -5,13 +5,12 @@ Only `config.json` and safetensors are read: nothing is downloaded, no code of t
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from llmnas.files import read_object
 from llmnas.nn.rope import pair_order
 from llmnas.space import Architecture, BaseModel, FixedShape, LayerSpec
 from llmnas.space.architecture import RopeOrder
+from llmnas.space.space import MOST_LAYERS
 from llmnas.supernet import Transformer
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "seed_oss")
@@ -64,9 +64,24 @@ def read_pretrained(folder: Path, rope_order: RopeOrder = "leading") -> Pretrain
         UserError: another family, a feature that this project's layers do not have, or damaged files.
     """
     base, arch = read_shape(folder, rope_order)
-    stock = _read_weights(folder)
+    return Pretrained(base, arch, _translated(_read_weights(folder), base, arch, folder))
+
+
+def check_pretrained(folder: Path) -> None:
+    """Refuse what `read_pretrained` would, without reading the weights: files tell their shapes at their beginning.
+
+    Raises:
+        UserError: as `read_pretrained` does.
+    """
+    base, arch = read_shape(folder)
+    with torch.device("meta"):
+        _translated(_read_weights(folder, shapes_only=True), base, arch, folder)
+
+
+def _translated(stock: dict[str, Tensor], base: BaseModel, arch: Architecture, folder: Path) -> dict[str, Tensor]:
+    """The weights of a stock model, all of which are used, by our names."""
     (_, spec), dim = arch.kept[0], arch.kept[0][1].head_dim
-    halves = torch.tensor(pair_order(dim // 2, rope_order))
+    halves = torch.tensor(pair_order(dim // 2, base.rope_order))
     # stock models turn channels (i, i + dim / 2) together, ours stand side by side
     pairs = torch.stack([halves, halves + dim // 2], 1).flatten()
 
@@ -97,7 +112,7 @@ def read_pretrained(folder: Path, rope_order: RopeOrder = "leading") -> Pretrain
             raise UserError(
                 f"{folder}: {name} is {list(weight.shape)}, config.json asks for {list(expected[name].shape)}"
             )
-    return Pretrained(base, arch, weights)
+    return weights
 
 
 def warm_start(model: Transformer, pretrained: Pretrained) -> None:
@@ -124,10 +139,22 @@ def warm_start(model: Transformer, pretrained: Pretrained) -> None:
         raise UserError(f"warm start: the pretrained model has no weights for {', '.join(untrained[:3])}")
 
 
-def _window(config: dict[str, Any]) -> int | None:
-    """Tokens that attention looks back: within so many a model with a sliding window is one without."""
+def _whole(config: dict[str, Any], name: str, least: int = 1, most: int = 2**31 - 1) -> int:
+    value = config.get(name)
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{name} = {value!r}, must be a whole number from {least} to {most}")
+    return value
+
+
+def _longest(config: dict[str, Any]) -> int:
+    """The longest sequence: as far as positions go, and where a window slides only as far as it reaches, since within
+    so many tokens a model that has one is one without. A single token has no next one to learn from."""
+    positions = _whole({"max_position_embeddings": 2048} | config, "max_position_embeddings", least=2)
     # the default of transformers' MistralConfig; the Qwen families have theirs behind `use_sliding_window`
-    return config.get("sliding_window", 4096) if config.get("model_type") == "mistral" else None
+    window = {"sliding_window": 4096} | config
+    if config.get("model_type") != "mistral" or not window["sliding_window"]:
+        return positions
+    return min(positions, _whole(window, "sliding_window", least=2))
 
 
 def _shape(config: dict[str, Any], where: Path, rope_order: RopeOrder) -> tuple[BaseModel, Architecture]:
@@ -138,7 +165,7 @@ def _shape(config: dict[str, Any], where: Path, rope_order: RopeOrder) -> tuple[
     if not isinstance(rope, dict):
         raise UserError(f"{where}: not the config of a {kind} model (rope_parameters = {rope!r})")
     refused = {
-        "hidden_act": config.get("hidden_act", "silu") not in {"silu", "swish"},
+        "hidden_act": config.get("hidden_act", "silu") not in ("silu", "swish"),
         "rope_scaling": rope.get("rope_type", rope.get("type", "default")) != "default",
         "mlp_bias": bool(config.get("mlp_bias")),
         "use_sliding_window": bool(config.get("use_sliding_window")),
@@ -146,29 +173,31 @@ def _shape(config: dict[str, Any], where: Path, rope_order: RopeOrder) -> tuple[
     wrong = [name for name, bad in refused.items() if bad]
     if wrong:
         raise UserError(f"{where}: {wrong[0]} = {config.get(wrong[0], rope)!r} is not supported")
+    given = {name: value for name, value in config.items() if value is not None}
     try:
-        heads, hidden_size = config["num_attention_heads"], config["hidden_size"]
-        kv_heads = config.get("num_key_value_heads") or heads
-        head_dim = config.get("head_dim") or hidden_size // heads
-        spec = LayerSpec(kv_heads, heads // kv_heads, head_dim, config["intermediate_size"])
-        arch = Architecture(hidden_size, (spec,) * config["num_hidden_layers"])
+        heads, hidden_size = _whole(config, "num_attention_heads"), _whole(config, "hidden_size")
+        kv_heads = _whole({"num_key_value_heads": heads} | given, "num_key_value_heads")
+        head_dim = _whole({"head_dim": hidden_size // heads} | given, "head_dim")
+        spec = LayerSpec(kv_heads, heads // kv_heads, head_dim, _whole(config, "intermediate_size"))
+        arch = Architecture(hidden_size, (spec,) * _whole(config, "num_hidden_layers", most=MOST_LAYERS))
         base = BaseModel(
-            vocab_size=config["vocab_size"],
+            vocab_size=_whole(config, "vocab_size"),
             tied=bool(config.get("tie_word_embeddings", False)),
             qk_norm=kind == "qwen3",
             qkv_bias=kind == "qwen2" or bool(config.get("attention_bias")),
             rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
             rope_dim=head_dim,
             rope_order=rope_order,
-            max_seq=min(config.get("max_position_embeddings", 2048), _window(config) or math.inf),
-            norm_eps=config.get("rms_norm_eps", 1e-6),
+            max_seq=_longest(config),
+            norm_eps=float(config.get("rms_norm_eps", 1e-6)),
         )
-    except (KeyError, ValueError, TypeError, ZeroDivisionError) as error:
-        raise UserError(f"{where}: not the config of a {kind} model ({error!r})") from None
+    except (ValueError, TypeError, OverflowError) as error:
+        raise UserError(f"{where}: not the config of a {kind} model ({error})") from None
     return base, arch
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
+def _read_weights(folder: Path, *, shapes_only: bool = False) -> dict[str, Tensor]:
+    """Every tensor of the files by its name; with `shapes_only` tensors without values."""
     index = folder / "model.safetensors.index.json"
     shards = {"": "model.safetensors"}
     if index.exists():
@@ -181,7 +210,12 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         if path.parent != folder or not path.is_file():
             raise UserError(f"{path}: no such file; weights must be safetensors beside config.json")
         try:
-            found |= load(path.read_bytes())
+            if shapes_only:
+                with safe_open(path, "pt") as file:
+                    for key in file.keys():  # noqa: SIM118 (no mapping)
+                        found[key] = torch.empty(file.get_slice(key).get_shape(), device="meta")
+            else:
+                found |= load(path.read_bytes())
         except SafetensorError as error:
             raise UserError(f"{path}: damaged weights ({error})") from None
     return found
@@ -211,9 +245,11 @@ def _layer(stock: dict[str, Tensor], spec: LayerSpec, pairs: Tensor, folder: Pat
             if f"self_attn.{name}.weight" in stock:
                 found[f"attention.{name}"] = stock.pop(f"self_attn.{name}.weight")[pairs]
     except (KeyError, RuntimeError) as error:
-        raise UserError(f"{folder}: layer {number}: a weight is missing or has another shape ({error})") from None
+        raise UserError(
+            f"{folder}: layer {number}: a weight is missing or has another shape than config.json says ({error})"
+        ) from None
     bias = stock.pop("self_attn.o_proj.bias", None)
-    if bias is not None and bias.any():
+    if bias is not None and not bias.is_meta and bias.any():
         raise UserError(f"{folder}: layer {number}: a bias on the output projection is not supported")
     if stock:
         raise UserError(f"{folder}: layer {number}: weights that no layer here has: {', '.join(sorted(stock)[:3])}")

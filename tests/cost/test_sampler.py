@@ -29,6 +29,11 @@ def seeded(seed=0):
     return np.random.default_rng(seed)
 
 
+def test_limits_beyond_64_bits_are_limits():
+    budget = Budget(min_params=1, max_params=10**30)
+    assert budget.admits(WIDE.base, sample(WIDE, seeded(), budget))
+
+
 def params_of(archs, base):
     return [count_params(arch, base).total for arch in archs]
 

@@ -138,6 +138,14 @@ def test_parquet_is_a_document_a_row(tmp_path):
     assert read_corpus(str(tmp_path)) == [Document(f"a.parquet:{i + 1}", text) for i, text in enumerate(HOUSES)]
 
 
+@pytest.mark.parametrize("name", ["part-?.parquet", "a[1].parquet", "c::d.parquet", "*.parquet", "file:a.parquet"])
+def test_a_parquet_file_is_read_alone_whatever_its_name_means_elsewhere(tmp_path, name):
+    for other in ("part-1.parquet", "a1.parquet", "d.parquet"):
+        parquet(tmp_path / other, {"text": ["a neighbour"]})
+    parquet(tmp_path / name, {"text": HOUSES})
+    assert [document.text for document in read_corpus(str(tmp_path / name))] == HOUSES
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

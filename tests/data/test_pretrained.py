@@ -47,6 +47,11 @@ def test_bad_folders_are_named(folder, tmp_path):
     config = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps(config | {"eos_token_id": None}))
     assert "eos_token_id = None is no entry" in refused(copied)
+    for wrong in (-1, 10**30, 1024, True, "</s>"):
+        (copied / "config.json").write_text(json.dumps(config | {"eos_token_id": wrong}))
+        assert f"eos_token_id = {wrong!r} is no entry" in refused(copied)
+    (copied / "config.json").write_text('{"eos_token_id": ' + 5000 * "9" + "}")  # more digits than Python reads
+    assert "config.json: not JSON" in refused(copied)
     (copied / "config.json").write_text(json.dumps(config | {"eos_token_id": [3, 2]}))
     assert read_model_tokenizer(copied, 1024).eos_id == 3
     (copied / "tokenizer.json").write_text("{}")
@@ -68,4 +73,7 @@ def test_the_tokenizer_of_another_model_is_refused(folder, tmp_path):
     vocab[a], vocab[b] = vocab[b], vocab[a]
     (other / "tokenizer.json").write_text(json.dumps(stored))
     with pytest.raises(UserError, match=r"is not the tokenizer of train.init_from: 1,024 entries.*1,022 alike"):
+        require_same_tokenizer(read_model_tokenizer(folder, 1024), other)
+    (other / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match=r"other/tokenizer.json: not a tokenizer"):
         require_same_tokenizer(read_model_tokenizer(folder, 1024), other)

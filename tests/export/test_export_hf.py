@@ -219,7 +219,7 @@ def test_force_replaces_an_export(copy_of, model, in_this_process):
 
 
 def test_an_existing_folder_is_refused(exported, model, tmp_path):
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="is there already; replace an earlier export with --force, or move it away"):
         export_hf(model, exported[0], tokenizer_path=None, card=CARD)
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="replaces only an earlier export"):

@@ -123,6 +123,11 @@ def test_the_space_holds_the_model_and_its_halves(folder, per_layer):
     assert space.ffn_size.per_layer is per_layer
 
 
+def test_a_folder_of_any_name_gives_a_run_a_name(folder, tmp_path):
+    copied = shutil.copytree(folder, tmp_path / "modèle 😀")
+    assert make_config(compress_values(Request(copied, "sotu", 600_000)), [], "compress").name == "compress-mod-le--"
+
+
 def test_the_config_is_one_that_the_other_verbs_take(folder):
     values = compress_values(Request(folder, "sotu", latency_ms=2.0))
     config = make_config(values, ["train.steps=7"], "compress")

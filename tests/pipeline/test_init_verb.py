@@ -24,7 +24,7 @@ def test_counts(text, count):
     assert parse_count(text) == count
 
 
-@pytest.mark.parametrize("text", ["", "many", "-5", "0", "1T", "1.5.2M", "M"])
+@pytest.mark.parametrize("text", ["", "many", "-5", "0", "1T", "1.5.2M", "M", "9" * 400, "1e3", "0.3"])
 def test_what_is_no_count(text):
     with pytest.raises(UserError, match=r"--max-params .*1\.5M"):
         parse_count(text)
@@ -118,6 +118,15 @@ def test_a_device_that_nobody_knows_is_one_line(tmp_path, corpus, llmnas):
 
 def test_too_little_text(tmp_path):
     (tmp_path / "a.txt").write_text("short")
-    with pytest.raises(UserError, match="5 bytes of text"):
+    (tmp_path / "b.txt").write_text("text")
+    with pytest.raises(UserError, match="9 bytes of text"):
+        write_config(tmp_path / "c.yaml", str(tmp_path), 200_000, force=False)
+    assert not (tmp_path / "c.yaml").exists()
+
+
+def test_a_single_document_is_refused_as_the_run_would(tmp_path):
+    for name in ("a.txt", "the same.txt"):
+        (tmp_path / name).write_text("word " * 20_000)
+    with pytest.raises(UserError, match=r"1 different document\(s\) cannot be split"):
         write_config(tmp_path / "c.yaml", str(tmp_path), 200_000, force=False)
     assert not (tmp_path / "c.yaml").exists()

@@ -144,9 +144,19 @@ def test_what_does_not_fit_is_one_line(llmnas, model, tmp_path):
         assert done.code == 2
         return done.complaint
 
-    done = llmnas("train", config, "--run-dir", run, "--prepare", "--init-from", tmp_path / "absent")
-    assert "no such folder" in done.complaint
-    assert not (run / "config.yaml").exists()  # the right folder may follow
+    other = shutil.copytree(folder, tmp_path / "other")
+    stored = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(stored | {"num_attention_heads": stored["num_attention_heads"] - 1}))
+    for wrong, words in (
+        (tmp_path / "absent", "absent: no such folder"),
+        ("2024", " 2024: no such folder"),
+        ("a: b 😀", " a: b 😀: no such folder"),
+        (other, "a weight is missing or has another shape than config.json says"),
+    ):
+        done = llmnas("train", config, "--run-dir", run, "--prepare", "--init-from", wrong)
+        assert words in done.complaint
+        assert not (run / "config.yaml").exists()  # the right folder may follow
+    (other / "config.json").write_text(json.dumps(stored))
     small = complaint("--init-from", folder, "--set", "space.hidden_size=[96]")
     assert "the largest network of the space must be the pretrained model: 128 wide" in small
     assert "base.rope_theta must be 10000.0" in complaint("--init-from", folder, "--set", "space.base.rope_theta=5000")
@@ -156,7 +166,6 @@ def test_what_does_not_fit_is_one_line(llmnas, model, tmp_path):
     assert "set data.tokenizer to" in complaint("--set", f"train.init_from={folder}")
     assert "calibration does nothing without init_from" in complaint("--set", "train.calibration=3")
     assert "correction does nothing without init_from" in complaint("--set", "train.correction=3")
-    other = shutil.copytree(folder, tmp_path / "other")
     stored = json.loads((other / "tokenizer.json").read_text())
     stored["model"]["vocab"] = {t: i ^ 1 if i >= 500 else i for t, i in stored["model"]["vocab"].items()}
     (other / "tokenizer.json").write_text(json.dumps(stored))

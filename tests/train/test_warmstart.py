@@ -12,7 +12,7 @@ from llmnas.errors import UserError
 from llmnas.space import SearchSpace
 from llmnas.supernet import Transformer, save_weights
 from llmnas.train.engine import Engine, build, start_processes
-from llmnas.train.warmstart import read_pretrained, warm_start
+from llmnas.train.warmstart import check_pretrained, read_pretrained, warm_start
 
 SIZES = {
     "vocab_size": 60, "hidden_size": 24, "intermediate_size": 20, "num_hidden_layers": 3,
@@ -76,6 +76,7 @@ def test_a_sliding_window_bounds_the_text(tmp_path, window, most):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_largest_network_is_the_stock_model(tmp_path, family, order):
     model = stock(tmp_path, family)
+    check_pretrained(tmp_path)
     pretrained = read_pretrained(tmp_path, order)
     supernet = supernet_of(pretrained)
     warm_start(supernet, pretrained)
@@ -118,7 +119,17 @@ def change(folder, **values):
         ({"num_hidden_layers": 4}, "layer 3: a weight is missing"),
         ({"num_hidden_layers": 2}, "weights that no layer here has: model.layers.2"),
         ({"num_key_value_heads": 3}, "layer 0: a weight is missing or has another shape"),
-        ({"vocab_size": None}, "not the config of a llama model"),
+        ({"vocab_size": None}, r"not the config of a llama model \(vocab_size = None, must be a whole number from 1"),
+        ({"vocab_size": 10**30}, "vocab_size = 10*, must be a whole number"),
+        ({"hidden_act": ["silu"]}, r"hidden_act = \['silu'\] is not supported"),
+        ({"max_position_embeddings": None}, "max_position_embeddings = None, must be a whole number from 2"),
+        ({"max_position_embeddings": 1}, "max_position_embeddings = 1, must be a whole number from 2"),
+        ({"model_type": "mistral", "sliding_window": 1}, "sliding_window = 1, must be a whole number from 2"),
+        ({"num_attention_heads": 3}, "layer 0: a weight is missing or has another shape than config.json says"),
+        ({"num_attention_heads": 0}, "num_attention_heads = 0, must be"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers = 10*, must be a whole number from 1 to 10000"),
+        ({"rms_norm_eps": "small"}, "not the config of a llama model"),
+        ({"rope_parameters": {"rope_theta": 10**400}}, "not the config of a llama model"),
         ({"vocab_size": 7}, r"embedding is \[\d+, 24\], config.json asks for \[7, 24\]"),
         ({"intermediate_size": 8}, r"layers.0.ffn.gate is \[\d+, 24\], config.json asks for \[8, 24\]"),
         ({"rope_parameters": "default"}, "not the config of a llama model"),
@@ -127,9 +138,10 @@ def change(folder, **values):
 def test_other_models_are_refused(tmp_path, values, message):
     stock(tmp_path)
     change(tmp_path, **values)
-    with pytest.raises(UserError, match=message) as error:
-        read_pretrained(tmp_path)
-    assert "\n" not in str(error.value)
+    for read in (read_pretrained, check_pretrained):
+        with pytest.raises(UserError, match=message) as error:
+            read(tmp_path)
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
