@@ -101,13 +101,15 @@ def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON object that somebody else wrote: a model's `config.json`, settings of DeepSpeed.
 
     Raises:
-        UserError: no such file, not JSON, or not an object.
+        UserError: no such file, a folder, not JSON, or not an object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder, not a JSON file") from None
+    except (ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, a number of too many digits
         raise UserError(f"{path}: not JSON ({error})") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: must hold a JSON object, found {type(value).__name__}")
