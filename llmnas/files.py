@@ -101,12 +101,14 @@ def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON object that somebody else wrote: a model's `config.json`, settings of DeepSpeed.
 
     Raises:
-        UserError: no such file, not JSON, or not an object.
+        UserError: no such file, a folder, not JSON, or not an object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder, not a JSON file") from None
     except (ValueError, RecursionError) as error:  # ValueError: not UTF-8, not JSON, a number that cannot be
         raise UserError(f"{path}: not JSON ({error})") from None
     if not isinstance(value, dict):

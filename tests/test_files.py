@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmnas.errors import UserError
-from llmnas.files import atomic_open, read_json, read_yaml, sha256, write_json, write_text
+from llmnas.files import atomic_open, read_json, read_object, read_yaml, sha256, write_json, write_text
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -142,6 +142,15 @@ def test_damaged_json_is_named(tmp_path, content):
         read_json(path)
     assert str(error.value).startswith(f"{path}: ")
     assert "\n" not in str(error.value)
+
+
+def test_a_folder_and_a_number_of_too_many_digits_are_no_json(tmp_path):
+    with pytest.raises(UserError, match="is a folder, not a JSON file"):
+        read_object(tmp_path)
+    path = tmp_path / "settings.json"
+    path.write_text('{"a": 1' + "0" * 5000 + "}")
+    with pytest.raises(UserError, match="not JSON"):
+        read_object(path)
 
 
 def test_missing_json_is_named(tmp_path):

@@ -23,14 +23,19 @@ _OURS = {
     "scheduler": "train.warmup, train.lr_floor",
     "checkpoint": "train.save_every",
     "activation_checkpointing": "train.checkpoint_blocks",
+    "steps_per_print": "train.log_every",
 }
 # verified against plain PyTorch; anything else in the zero section is refused
-_ZERO_KEYS = {
-    "stage", "overlap_comm", "contiguous_gradients", "reduce_scatter", "reduce_bucket_size", "allgather_partitions",
-    "allgather_bucket_size", "round_robin_gradients", "sub_group_size", "stage3_prefetch_bucket_size",
-    "stage3_param_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance",
-    "stage3_gather_16bit_weights_on_model_save", "offload_optimizer", "offload_param",
+_SWITCHES = {
+    "overlap_comm", "contiguous_gradients", "reduce_scatter", "allgather_partitions", "round_robin_gradients",
+    "stage3_gather_16bit_weights_on_model_save",
 }  # fmt: skip
+_SIZES = {  # the smallest that DeepSpeed takes
+    "reduce_bucket_size": 1, "allgather_bucket_size": 2, "sub_group_size": 1, "stage3_prefetch_bucket_size": 0,
+    "stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0,
+}  # fmt: skip
+_OFFLOADS = {"offload_optimizer", "offload_param"}
+_ZERO_KEYS = {"stage", *_SWITCHES, *_SIZES, *_OFFLOADS}
 
 
 def shares(settings: TrainSettings, processes: int) -> tuple[int, int]:
@@ -58,10 +63,11 @@ def deepspeed_config(settings: TrainSettings, processes: int) -> dict[str, Any]:
     """The whole config for `deepspeed.initialize`: the file of `train.deepspeed`, then our keys.
 
     Raises:
-        UserError: a key of the file that llmnas decides, a combination that is not right, or what `shares` refuses.
+        UserError: a key of the file that llmnas decides or nobody has verified, a value of the wrong type, a
+            combination that is not right, or what `shares` refuses.
     """
     config = _read(Path(settings.deepspeed), settings) if settings.deepspeed else {}
-    zero = {"stage": settings.zero_stage, **config.get("zero_optimization", {})}
+    zero = {**config.get("zero_optimization", {}), "stage": settings.zero_stage}
     if settings.zero_stage == 3:
         # layers are skipped at random, so what DeepSpeed would fetch ahead is often not what comes next
         zero = {"stage3_prefetch_bucket_size": 0, **zero}
@@ -87,25 +93,56 @@ def _read(path: Path, settings: TrainSettings) -> dict[str, Any]:
     for key, knob in _OURS.items():
         if key in config:
             raise UserError(f"{path}: {key} is decided by llmnas ({knob}); remove it")
+    for key in sorted(config.keys() - {"zero_optimization"}):  # torch_autocast and others train something else
+        raise UserError(f"{path}: {key}: not verified here; allowed: zero_optimization")
     zero = config.get("zero_optimization", {})
+    _require_values(f"{path}: zero_optimization", zero)
     if zero.get("stage", settings.zero_stage) != settings.zero_stage:
         raise UserError(
             f"{path}: zero_optimization.stage = {zero['stage']}, but train.zero_stage = {settings.zero_stage}; "
             "make them equal"
         )
-    unknown = sorted(zero.keys() - _ZERO_KEYS)
-    if unknown:
-        raise UserError(f"{path}: zero_optimization.{unknown[0]}: not verified here; allowed: {sorted(_ZERO_KEYS)}")
     if zero.get("overlap_comm") and settings.zero_stage < 2:
         raise UserError(f"{path}: zero_optimization.overlap_comm needs stage 2 or 3 (several backward passes a step)")
     if zero.get("stage3_prefetch_bucket_size"):
         raise UserError(
             f"{path}: zero_optimization.stage3_prefetch_bucket_size must be 0: layers are skipped at random"
         )
-    for section in ("offload_optimizer", "offload_param"):
-        device = zero.get(section, {}).get("device", "none")
-        if device not in {"none", "cpu"}:
-            raise UserError(f"{path}: zero_optimization.{section}.device = {device}: only none and cpu are verified")
-        if device == "cpu" and settings.zero_stage < 3:
+    for section in sorted(_OFFLOADS):
+        if zero.get(section, {}).get("device") == "cpu" and settings.zero_stage < 3:
             raise UserError(f"{path}: zero_optimization.{section} needs train.zero_stage = 3")
     return config
+
+
+def _require_values(where: str, zero: Any) -> None:
+    """Only verified keys, each with a value of its type: DeepSpeed itself would look after the data are prepared."""
+    _require_keys(where, zero, _ZERO_KEYS)
+    for key, value in zero.items():
+        if key in _SWITCHES and not isinstance(value, bool):
+            raise UserError(f"{where}.{key} = {value!r}: must be true or false")
+        if key in _SIZES and not (_whole(value) and value >= _SIZES[key]):
+            raise UserError(f"{where}.{key} = {value!r}: must be a whole number, at least {_SIZES[key]}")
+        if key == "allgather_bucket_size" and value % 2:
+            raise UserError(f"{where}.{key} = {value!r}: must be even")
+        if key in _OFFLOADS:
+            _require_offload(f"{where}.{key}", value)
+
+
+def _require_offload(where: str, section: Any) -> None:
+    _require_keys(where, section, {"device", "pin_memory"})
+    if section.get("device", "none") not in ("none", "cpu"):
+        raise UserError(f"{where}.device = {section['device']!r}: only none and cpu are verified")
+    if not isinstance(section.get("pin_memory", False), bool):
+        raise UserError(f"{where}.pin_memory = {section['pin_memory']!r}: must be true or false")
+
+
+def _require_keys(where: str, section: Any, allowed: set[str]) -> None:
+    if not isinstance(section, dict):
+        raise UserError(f"{where}: must hold a JSON object, found {section!r}")
+    for key in sorted(section.keys() - allowed):
+        raise UserError(f"{where}.{key}: not verified here; allowed: {sorted(allowed)}")
+
+
+def _whole(value: Any) -> bool:
+    """Whether a value of JSON is a whole number; 5e8 is, true is not."""
+    return type(value) is int or (isinstance(value, float) and value.is_integer())

@@ -100,10 +100,11 @@ def test_killed_at_any_moment_and_restarted(tmp_path, undisturbed_process, kills
 
     for attempt in range(kills):
         before, begun, process = lines(), time.monotonic(), start(tmp_path)
-        if attempt % 4 == 2 or max(reached, default=0) >= 10:
+        if attempt % 4 == 2 or max(reached, default=0) >= 11:
             time.sleep(moments.uniform(0, 0.7) * start_up)
         else:
-            while process.poll() is None and lines() == before:
+            aim = 12 * (attempt + 1) // (kills + 2)
+            while process.poll() is None and (lines() == before or max(log_of(tmp_path)) < aim):
                 time.sleep(0.0005)
             start_up = start_up or time.monotonic() - begun
             if attempt % 4 == 0:

@@ -41,6 +41,8 @@ KINDS = {
 }
 # name -> (settings, the kinds it runs)
 VARIANTS = {
+    "zero0": ({"zero_stage": 0, "deepspeed": str(LAUNCH / "ds_zero0.json")}, ("single",)),
+    "zero1": ({"zero_stage": 1, "deepspeed": str(LAUNCH / "ds_zero1.json")}, ("single",)),
     "json": ({"zero_stage": 2, "deepspeed": str(LAUNCH / "ds_zero2.json")}, ("uniform",)),
     "persistent": ({"zero_stage": 3, "deepspeed": str(LAUNCH / "ds_zero3.json")}, ("uniform",)),
     "offload": ({"zero_stage": 3, "deepspeed": str(LAUNCH / "ds_zero3_offload.json")}, ("single", "uniform")),
@@ -49,6 +51,12 @@ VARIANTS = {
     "micro3": ({"zero_stage": 3, "micro_batch": 1, "deepspeed": NOTHING_PERSISTS}, ("uniform", "distilled")),
 }
 HALF_PRECISION = ("sandwich", "uniform", "single")
+
+
+def shipped(kind, stage):
+    """What the configs of large models train with in bf16 besides: the file of `launch/`, checkpointed blocks."""
+    file = {"deepspeed": str(LAUNCH / f"ds_zero{stage}.json")} if kind == "uniform" else {}
+    return {**file, "checkpoint_blocks": True} if file and stage == 3 else file
 
 
 class Repeats(SupernetSampler):
@@ -144,7 +152,7 @@ class Cases:
 
     def half_precision(self):
         for stage, kind in itertools.product((1, 2, 3), HALF_PRECISION):
-            self.run(f"bf16-{kind}-{stage}", settings_of(kind, stage, dtype="bf16"))
+            self.run(f"bf16-{kind}-{stage}", settings_of(kind, stage, dtype="bf16", **shipped(kind, stage)))
         self.run("bf16-single-offload", settings_of("single", dtype="bf16", **VARIANTS["offload"][0]))
 
     def wrong(self):
