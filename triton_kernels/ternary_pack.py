@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from llmnas.triton_kernels.act_quant import round_even
-from llmnas.triton_kernels.checks import FLOATS, GROUP, device_of, require, same_device, tensor, whole_groups
+from llmnas.triton_kernels.checks import FLOATS, device_of, require, same_device, tensor, whole_groups
 
 BASE3_GROUP = 80
 BLOCK_N, BLOCK_B = 8, 128
@@ -162,16 +162,3 @@ def unpack3(packed: Tensor, k: int) -> Tensor:
         with device_of(packed):
             unpack3_kernel[grid(n, width)](packed, codes, n, k, width, packed.stride(0), BLOCK_N, BLOCK_B)
     return codes
-
-
-def leading(packed: Tensor, out_features: int, in_features: int) -> Tensor:
-    """The 2-bit weight of a smaller network: a view of the leading block, no copy.
-
-    Raises:
-        ValueError: the slice cuts a group or is larger than the weight.
-    """
-    whole_groups("in_features of the slice", in_features, GROUP)
-    n, width = packed.shape
-    fits = 0 < out_features <= n and in_features <= 4 * width
-    require(fits, f"slice [{out_features}, {in_features}]: the packed weight is [{n}, {4 * width}]")
-    return packed[:out_features, : in_features // 4]

@@ -211,7 +211,8 @@ BAD = {
     "in_features of weight: 100": lambda: kernels.pack(torch.zeros(4, 100), torch.tensor(1.0)),
     "must be a float matrix": lambda: kernels.pack(torch.zeros(4, 64, dtype=torch.int8), torch.tensor(1.0)),
     "in_features of the slice: 65": lambda: packed(4, 128)[1].leading(4, 65),
-    r"slice \[9, 64\]": lambda: packed(4, 128)[1].leading(9, 64),
+    r"slice \[9, 64\]: the packed weight is \[4, 128\]": lambda: packed(4, 128)[1].leading(9, 64),
+    r"slice \[4, 192\]": lambda: packed(4, 128)[1].leading(4, 192),
     "in_features of x: 60": lambda: product(torch.zeros(1, 60), packed(4, 64)[1]),
     r"must be uint8 \[any, 32\]": lambda: product(torch.zeros(1, 128), packed(4, 64)[1]),
     "on meta, x is on cpu": lambda: product(
