@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from llmnas.triton_kernels.act_quant import round_even
-from llmnas.triton_kernels.checks import FLOATS, device_of, require, same_device, tensor, whole_groups
+from llmnas.triton_kernels.checks import FLOATS, device_of, number, same_device, tensor, whole_groups
 
 BASE3_GROUP = 80
 BLOCK_N, BLOCK_B = 8, 128
@@ -95,8 +95,7 @@ def check_weight(weight: Tensor, gamma: Tensor) -> None:
         ValueError: wrong shape, dtype, stride or device.
     """
     tensor("weight", weight, (None, None), FLOATS)
-    require(gamma.numel() == 1, f"gamma: shape {list(gamma.shape)}, must hold one number")
-    require(gamma.dtype == torch.float32, f"gamma: dtype {str(gamma.dtype).removeprefix('torch.')}, must be float32")
+    number("gamma", gamma, (torch.float32,))
     same_device("weight", weight, gamma=gamma)
 
 
