@@ -16,11 +16,12 @@ from torch import Tensor
 
 from llmnas.nn.ternary import activation_codes, activation_scales, code_product, sign_product
 from llmnas.space.architecture import Weights
-from llmnas.triton_kernels import checks, reference
+from llmnas.triton_kernels import reference
+from llmnas.triton_kernels.checks import FLOATS as TRITON_FLOATS
 from llmnas.triton_kernels.checks import form, number, tensor, together, whole_groups
 
 GROUP, WORD = reference.GROUP, 32
-FLOATS = (*checks.FLOATS, torch.float64)
+FLOATS = (*TRITON_FLOATS, torch.float64)
 
 
 def takes_triton(x: Tensor) -> bool:
