@@ -18,7 +18,7 @@ from tables import line, write_csv
 from llmnas.nn import kernels
 
 RESULTS = Path(__file__).parent / "results" / "cpu_ternary.csv"
-SHAPES = [(1024, 1024), (2048, 2048), (4096, 4096), (11008, 4096), (4096, 11008)]
+SHAPES = [(256, 256), (512, 512), (1024, 1024), (2048, 2048), (4096, 4096), (11008, 4096), (4096, 11008)]
 TOKENS = [1, 4, 16, 64]
 
 

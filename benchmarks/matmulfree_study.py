@@ -2,10 +2,11 @@
 
 One supernet holds every kind of layer. The same search runs three times: dense layers only, ternary layers only, and
 both. Weight bytes are those of deployment: 2 a dense value, 2 bits a ternary weight. The latency is that of one decoded
-token with ternary weights packed, on one thread of this CPU. What networks of equal bytes reach when each is trained
-alone is another script's question (`matmulfree_bytes.py`).
+token with ternary weights packed, on one thread of this CPU. `--alone` trains the supernet's choice of each family
+under one limit on bytes by itself, as a check of what the fronts say. What networks of equal bytes reach when each is
+trained alone is another script's question (`matmulfree_bytes.py`).
 
-    python benchmarks/matmulfree_study.py --folder runs/matmulfree
+    python benchmarks/matmulfree_study.py --folder runs/matmulfree [--alone]
 
 Every stage stores what it finds in the folder and is skipped when started again.
 """
@@ -25,7 +26,7 @@ from decode_ternary import TOKENS, decoder
 from interleave import CLOCKS, machine
 from tables import line
 
-from llmnas.cost import Workload, memory
+from llmnas.cost import Workload, count_params, memory
 from llmnas.data import EOS_ID, SIDES, Sequences, encode_texts, read_corpus, split_documents, train_tokenizer
 from llmnas.evaluate.quality import window_losses
 from llmnas.files import read_json, write_json
@@ -34,11 +35,12 @@ from llmnas.search import search
 from llmnas.space import Architecture, SearchSpace
 from llmnas.supernet import Transformer, load_weights, pack, packable, save_weights, stand_alone_shape
 from llmnas.train.engine import start_processes
-from llmnas.train.sampling import SupernetSampler
+from llmnas.train.sampling import OneNetwork, SupernetSampler
 from llmnas.train.settings import TrainSettings
 from llmnas.train.trainer import train
 
 RESULTS = Path(__file__).parent / "results" / "matmulfree_study.json"
+ALONE = RESULTS.with_name("matmulfree_alone.json")
 SEQ, BATCH, WINDOWS = 128, 8, 48
 RATE = 8e-3
 SPACE: dict[str, Any] = {
@@ -54,6 +56,10 @@ SPACE: dict[str, Any] = {
     "mixer": {"choices": ["mlgru", "attention"], "per_layer": True},
 }
 FAMILIES: dict[str, list[str]] = {"dense": ["dense"], "ternary": ["ternary"], "mixed": ["ternary", "dense"]}
+MAX_BYTES = 250_000
+# low-bit latent weights take a higher rate; each family has two to choose from (seed 0 decides)
+RATES: dict[str, tuple[float, float]] = {"dense": (4e-3, 8e-3), "ternary": (8e-3, 16e-3), "mixed": (6e-3, 12e-3)}
+STEPS_ALONE, WINDOWS_ALONE = 500, 200
 DEPLOYED = Workload(batch=1, bytes_per_value=2)
 Cells = dict[str, Any]
 
@@ -191,6 +197,40 @@ def run(folder: Path, steps: int, evaluations: int) -> Cells:
     }  # fmt: skip
 
 
+def alone(folder: Path, looked: Sequence[Cells]) -> Cells:
+    """By family, the network of the lowest loss within the limit, trained by itself; seeds are paired."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    text, held_out = tokens(SPACE["base"]["vocab_size"])
+    windows, base = Sequences(held_out, SEQ, 0).fixed(WINDOWS_ALONE), space_of("mixed").base
+
+    def cell(arch: Architecture, family: str, lr: float, seed: int) -> Cells:
+        def make() -> float:
+            model = Transformer(stand_alone_shape(base, 32, arch), seed)
+            settings = settings_of(lr, STEPS_ALONE, BATCH, low_bit=family != "dense")
+            train(model, OneNetwork(model.envelope), Sequences(text, SEQ, 1 + seed), settings, start_processes())
+            return float(window_losses(model, None, windows).mean())
+
+        stage = once(folder, f"alone-{family}-{lr:g}-{seed}", make)
+        return {"lr": lr, "seed": seed, "val_loss": stage["found"], "cpu_seconds": stage["cpu_seconds"]}
+
+    candidates: Cells = {}
+    for family in FAMILIES:
+        own = [row for row in looked if belongs(Architecture.from_dict(row["arch"]), family)]
+        able = [row for row in own if row["weight_bytes"] <= MAX_BYTES]
+        arch = Architecture.from_dict(min(able, key=lambda row: row["val_loss"])["arch"])
+        grid = [cell(arch, family, lr, 0) for lr in RATES[family]]
+        best = min(grid, key=lambda found: found["val_loss"])
+        candidates[family] = {
+            "arch": arch.to_dict(), "weight_bytes": weight_bytes(arch, space_of("mixed")),
+            "params": count_params(arch, base).total, "grid": grid,
+            "runs": [best, *(cell(arch, family, best["lr"], seed) for seed in (1, 2))],
+        }  # fmt: skip
+        print(family, [round(run["val_loss"], 3) for run in candidates[family]["runs"]], flush=True)
+    tokens_alone = STEPS_ALONE * BATCH * SEQ
+    return {"device": machine(), "max_bytes": MAX_BYTES, "tokens_alone": tokens_alone, "candidates": candidates}
+
+
 def main() -> None:
     """Run what is missing and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -198,7 +238,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5000, help="of the supernet")
     parser.add_argument("--evaluations", type=int, default=60, help="of each of the three searches")
     parser.add_argument("--json", type=Path, default=RESULTS)
+    parser.add_argument("--alone", action="store_true", help="train the choices of --json alone instead")
     arguments = parser.parse_args()
+    if arguments.alone:
+        write_json(ALONE, alone(arguments.folder, read_json(arguments.json)["looked_at"]))
+        return
     found = run(arguments.folder, arguments.steps, arguments.evaluations)
     write_json(arguments.json, found)
     for cost, families in found["fronts"].items():

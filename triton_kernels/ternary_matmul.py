@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from llmnas.triton_kernels import tiles
-from llmnas.triton_kernels.checks import FLOATS, device_of, require, same_device, tensor, whole_groups
+from llmnas.triton_kernels.checks import FLOATS, device_of, number, require, same_device, tensor, whole_groups
 from llmnas.triton_kernels.ternary_gemv import MAX_TOKENS, ternary_gemv
 
 
@@ -65,7 +65,7 @@ def ternary_matmul(
     whole_groups("in_features of codes", k)
     tensor("scales", scales, (m,), (torch.float32,))
     tensor("packed", packed, (None, k // 4), (torch.uint8,))
-    require(gamma.numel() == 1 and gamma.dtype == torch.float32, "gamma: must be one float32 number")
+    number("gamma", gamma, (torch.float32,))
     require(dtype in FLOATS, f"dtype: {dtype}, must be a float type")
     same_device("codes", codes, scales=scales, packed=packed, gamma=gamma)
     if m <= MAX_TOKENS:

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from llmnas.triton_kernels.act_quant import round_even
-from llmnas.triton_kernels.checks import FLOATS, GROUP, device_of, require, same_device, tensor, whole_groups
+from llmnas.triton_kernels.checks import FLOATS, device_of, number, same_device, tensor, whole_groups
 
 BASE3_GROUP = 80
 BLOCK_N, BLOCK_B = 8, 128
@@ -95,8 +95,7 @@ def check_weight(weight: Tensor, gamma: Tensor) -> None:
         ValueError: wrong shape, dtype, stride or device.
     """
     tensor("weight", weight, (None, None), FLOATS)
-    require(gamma.numel() == 1, f"gamma: shape {list(gamma.shape)}, must hold one number")
-    require(gamma.dtype == torch.float32, f"gamma: dtype {str(gamma.dtype).removeprefix('torch.')}, must be float32")
+    number("gamma", gamma, (torch.float32,))
     same_device("weight", weight, gamma=gamma)
 
 
@@ -162,16 +161,3 @@ def unpack3(packed: Tensor, k: int) -> Tensor:
         with device_of(packed):
             unpack3_kernel[grid(n, width)](packed, codes, n, k, width, packed.stride(0), BLOCK_N, BLOCK_B)
     return codes
-
-
-def leading(packed: Tensor, out_features: int, in_features: int) -> Tensor:
-    """The 2-bit weight of a smaller network: a view of the leading block, no copy.
-
-    Raises:
-        ValueError: the slice cuts a group or is larger than the weight.
-    """
-    whole_groups("in_features of the slice", in_features, GROUP)
-    n, width = packed.shape
-    fits = 0 < out_features <= n and in_features <= 4 * width
-    require(fits, f"slice [{out_features}, {in_features}]: the packed weight is [{n}, {4 * width}]")
-    return packed[:out_features, : in_features // 4]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from llmnas.cost import operations_by_kind
 from llmnas.export.shape import StockShape
-from llmnas.space import Architecture, LayerSpec
+from llmnas.space import Architecture, BaseModel, LayerSpec
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Stored:
         return 3 if self.shape is None else self.shape.tier
 
 
-def render(card: Card, arch: Architecture, max_seq: int, vocab_size: int, stored: Stored) -> str:
+def render(card: Card, arch: Architecture, base: BaseModel, stored: Stored) -> str:
     """The card as Markdown with the front matter that the Hugging Face Hub reads."""
     plain = all(_kinds(spec) == ("dense", "attention", "1") for _, spec in arch.kept)
     parts = [
@@ -66,8 +67,8 @@ def render(card: Card, arch: Architecture, max_seq: int, vocab_size: int, stored
         "tags:\n- llmnas\n- neural-architecture-search\n---",
         f"# {card.name}",
         f"A language model of {stored.own_parameters:,} parameters, architecture `{arch.id}`, found by llmnas. It is "
-        f"{'a plain' if stored.shape else 'our own'} `{stored.class_name}`: vocabulary {vocab_size:,}, at most "
-        f"{max_seq:,} tokens.",
+        f"{'a plain' if stored.shape else 'our own'} `{stored.class_name}`: vocabulary {base.vocab_size:,}, at most "
+        f"{base.max_seq:,} tokens.",
         "## Load it",
         _loading(stored),
         "## Architecture",
@@ -80,6 +81,7 @@ def render(card: Card, arch: Architecture, max_seq: int, vocab_size: int, stored
             ],
         ),
         _storage(stored),
+        *_operations(arch, base),
         *_metrics(card),
         "## Training",
         f"Data: {card.data}. Tokens seen: {card.trained_tokens:,}. Seed: {card.seed}.",
@@ -94,6 +96,26 @@ _KINDS = ("weights", "mixer", "experts")
 def _kinds(spec: LayerSpec) -> tuple[str, str, str]:
     experts = f"{spec.top_k} of {spec.experts}" if spec.experts > 1 else "1"
     return spec.weights, spec.mixer, experts
+
+
+_MEETS = {
+    "dense": "multiply-adds of floats, those of attention and the head among them",
+    "ternary": "int8 values added, taken away or left out",
+    "binary": "signs compared and counted, or int8 values added or taken away behind a gate",
+}
+
+
+def _operations(arch: Architecture, base: BaseModel) -> list[str]:
+    """What a token costs by the kind of weights that it meets; nothing to say where all are dense."""
+    found = operations_by_kind(arch, base, base.max_seq)
+    if not found["ternary"] + found["binary"]:
+        return []
+    rows = [(kind, _MEETS[kind], f"{twice / 2:,.0f}") for kind, twice in found.items() if twice]
+    return [
+        f"What the last of {base.max_seq:,} tokens needs of an engine that computes low-bit weights as integers "
+        "(transformers multiplies floats):",
+        table(("weights", "operations", "number"), rows),
+    ]
 
 
 def _loading(stored: Stored) -> str:

@@ -142,5 +142,5 @@ def write_checkpoint(
             | ({"sizes": asdict(shape.spec)} if shape else {}),
         },
     )
-    write_text(folder / "README.md", render(card, arch, base.max_seq, base.vocab_size, stored))
+    write_text(folder / "README.md", render(card, arch, base, stored))
     return stored

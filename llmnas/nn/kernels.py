@@ -2,6 +2,7 @@
 
 Triton is imported when a GPU tensor arrives, so a machine without it works. Both paths compute the same integers.
 Under Triton's own TRITON_INTERPRET=1 tensors on the CPU go to Triton's interpreter too, as a GPU's would.
+Sizes, dtypes and devices are checked before the paths part, so that both refuse the same in the same words.
 Letters: B batch, T time, W channels, M tokens, K inputs, N outputs.
 """
 
@@ -16,8 +17,11 @@ from torch import Tensor
 from llmnas.nn.ternary import activation_codes, activation_scales, code_product, sign_product
 from llmnas.space.architecture import Weights
 from llmnas.triton_kernels import reference
+from llmnas.triton_kernels.checks import FLOATS as TRITON_FLOATS
+from llmnas.triton_kernels.checks import form, number, tensor, together, whole_groups
 
 GROUP, WORD = reference.GROUP, 32
+FLOATS = (*TRITON_FLOATS, torch.float64)
 
 
 def takes_triton(x: Tensor) -> bool:
@@ -27,7 +31,7 @@ def takes_triton(x: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Codes:
-    """Tokens as an integer product sees them: codes / scales.
+    """Tokens as an integer product sees them: codes / scales. Products take them as `quantise` and its like made them.
 
     Attributes:
         codes: int8 [M, K].
@@ -112,7 +116,7 @@ class PackedTernary:
             ValueError: the slice cuts a group of 64 or is larger than the weight.
         """
         n, k = self.codes.shape[0], 4 * self.codes.shape[1]
-        _whole_groups("in_features of the slice", in_features)
+        whole_groups("in_features of the slice", in_features)
         if not (0 < out_features <= n and in_features <= k):
             raise ValueError(f"slice [{out_features}, {in_features}]: the packed weight is [{n}, {k}]")
         return PackedTernary(self.codes[:out_features, : in_features // 4], self.gamma)
@@ -122,16 +126,18 @@ def pack(weight: Tensor, gamma: Tensor) -> PackedTernary:
     """Ternary codes of a latent weight [N, K] with the scale `gamma` (one fp32 number) of the full matrix.
 
     Raises:
-        ValueError: K is not a multiple of 64, or not a float matrix.
+        ValueError: K is not a multiple of 64, no float matrix, or no one number.
     """
+    tensor("weight", weight, (None, None), FLOATS)
+    whole_groups("in_features of weight", weight.shape[1])
+    number("gamma", gamma, FLOATS)
+    together("weight", weight, gamma=gamma)
+    weight, gamma = weight.detach(), gamma.detach().float()
     if takes_triton(weight):
         from llmnas.triton_kernels.ternary_pack import pack2
 
-        return PackedTernary(pack2(weight.detach(), gamma.detach().float()), gamma.detach().float())
-    _float_matrix("weight", weight)
-    _whole_groups("in_features of weight", weight.shape[1])
-    gamma = gamma.detach().float()
-    return PackedTernary(reference.pack2(reference.ternary_codes(weight.detach(), gamma)), gamma)
+        return PackedTernary(pack2(weight, gamma), gamma)
+    return PackedTernary(reference.pack2(reference.ternary_codes(weight, gamma)), gamma)
 
 
 def packed_linear(x: Codes, weight: PackedTernary) -> Tensor:
@@ -139,7 +145,8 @@ def packed_linear(x: Codes, weight: PackedTernary) -> Tensor:
 
     Args:
         x: from `quantise`, tokens [..., K].
-        weight: [N, K], perhaps a leading slice, on the device of x.
+        weight: [N, K], perhaps a leading slice, on the device of x. Its codes are not looked at: 3, which no weight
+            has, is multiplied as 2. Bytes from outside go through `check_codes` once, as `load_packed` does.
 
     Returns:
         [..., N] in the tokens' dtype.
@@ -147,30 +154,22 @@ def packed_linear(x: Codes, weight: PackedTernary) -> Tensor:
     Raises:
         ValueError: sizes, dtypes or devices do not fit.
     """
-    dtype = x.link.dtype
+    dtype, k = x.link.dtype, x.codes.shape[1]
+    whole_groups("in_features of codes", k)
+    tensor("packed", weight.codes, (None, k // 4), (torch.uint8,))
+    number("gamma", weight.gamma, FLOATS)
+    together("codes", x.codes, packed=weight.codes, gamma=weight.gamma)
     if takes_triton(x.codes):
         from llmnas.triton_kernels.ternary_matmul import ternary_matmul
 
-        y = ternary_matmul(x.codes, x.scales, weight.codes, weight.gamma, dtype)
+        y = ternary_matmul(x.codes, x.scales, weight.codes, weight.gamma.float(), dtype)
     else:
-        y = _packed_cpu(x, weight).to(dtype)
+        from llmnas.nn import packed_cpu
+
+        if k > packed_cpu.EXACT_INPUTS:
+            raise ValueError(f"in_features of codes: {k}, must be at most {packed_cpu.EXACT_INPUTS} on a CPU")
+        y = (packed_cpu.matmul(x.codes, weight.codes) * (weight.gamma.flatten() / x.scales)[:, None]).to(dtype)
     return y.view(*x.shape[:-1], weight.codes.shape[0])
-
-
-def _packed_cpu(x: Codes, weight: PackedTernary) -> Tensor:
-    from llmnas.nn import packed_cpu
-
-    codes, k = weight.codes, x.codes.shape[-1]
-    _whole_groups("in_features of x", k)
-    if codes.device != x.codes.device:
-        raise ValueError(f"packed weight: on {codes.device}, x is on {x.codes.device}")
-    if codes.dtype != torch.uint8 or codes.dim() != 2 or codes.shape[1] * 4 != k:
-        raise ValueError(f"packed weight: {list(codes.shape)} of {codes.dtype}, must be uint8 [any, {k // 4}]")
-    if weight.gamma.numel() != 1:
-        raise ValueError(f"gamma: {list(weight.gamma.shape)}, must be one number")
-    if codes.stride(1) != 1 or k > packed_cpu.EXACT_INPUTS:
-        raise ValueError(f"packed weight: rows need neighbouring bytes and at most {packed_cpu.EXACT_INPUTS} inputs")
-    return packed_cpu.matmul(x.codes, codes) * (weight.gamma.flatten() / x.scales)[:, None]
 
 
 def pack_signs(weight: Tensor) -> Tensor:
@@ -179,12 +178,12 @@ def pack_signs(weight: Tensor) -> Tensor:
     Raises:
         ValueError: K is not a multiple of 32, or not a float matrix.
     """
+    tensor("weight", weight, (None, None), FLOATS)
+    whole_groups("in_features of weight", weight.shape[1], WORD)
     if takes_triton(weight):
         from llmnas.triton_kernels.xnor_matmul import pack1
 
         return pack1(weight.detach())
-    _float_matrix("weight", weight)
-    _whole_groups("in_features of weight", weight.shape[1], WORD)
     return reference.pack1(weight.detach())
 
 
@@ -204,11 +203,11 @@ def packed_binary_linear(x: Tensor | Codes, bits: Tensor, alpha: Tensor) -> Tens
     """
     alpha, dtype = alpha.flatten(), x.link.dtype if isinstance(x, Codes) else x.dtype
     rows = x.codes if isinstance(x, Codes) else _rows(x)
-    if bits.device != rows.device or bits.dtype != torch.int32 or bits.dim() != 2 or 32 * bits.shape[1] != x.shape[-1]:
-        wanted = f"int32 [any, {x.shape[-1] / WORD:g}] on {rows.device}"
-        raise ValueError(f"packed weight: {list(bits.shape)} of {bits.dtype} on {bits.device}, must be {wanted}")
-    if len(alpha) != len(bits):
-        raise ValueError(f"alpha: {len(alpha)} numbers, must be {len(bits)}, one an output")
+    form("x", rows, (None, None), (torch.int8,) if isinstance(x, Codes) else FLOATS)
+    whole_groups("in_features of x", rows.shape[1], WORD)
+    tensor("packed", bits, (None, rows.shape[1] // WORD), (torch.int32,))
+    form("alpha", alpha, (len(bits),), FLOATS)
+    together("x", rows, packed=bits, alpha=alpha)
     if takes_triton(rows):
         y = _packed_binary_triton(x, rows, bits, alpha)
     else:
@@ -255,7 +254,11 @@ def code_linear(x: Codes, weight: Tensor, scale: Tensor, kind: Weights) -> Tenso
     Raises:
         ValueError: sizes, dtypes or devices do not fit.
     """
-    link, scale = x.link.reshape(x.codes.shape), scale.detach().flatten()
+    scale = scale.detach().flatten()
+    tensor("weight", weight, (None, x.codes.shape[1]), FLOATS)
+    form("scale", scale, (1 if kind == "ternary" else len(weight),), FLOATS)
+    together("codes", x.codes, weight=weight, scale=scale)
+    link = x.link.reshape(x.codes.shape)
     if kind == "ternary" and fits_ternary(x.link):
         from llmnas.triton_kernels import ternary_linear as kernel
 
@@ -275,8 +278,15 @@ def binary_linear(x: Tensor, weight: Tensor, alpha: Tensor) -> Tensor:
 
     Returns:
         [..., N].
+
+    Raises:
+        ValueError: sizes, dtypes or devices do not fit.
     """
     rows, alpha = _rows(x), alpha.detach().flatten()
+    form("x", rows, (None, None), FLOATS)
+    tensor("weight", weight, (None, rows.shape[1]), FLOATS)
+    form("alpha", alpha, (len(weight),), FLOATS)
+    together("x", rows, weight=weight, alpha=alpha)
     if takes_triton(x) and x.shape[-1] % WORD == 0 and x.dtype != torch.float64:
         from llmnas.triton_kernels.binary_linear import binary_linear as kernel
 
@@ -299,7 +309,18 @@ def mlgru_scan(forget: Tensor, kept: Tensor, state: Tensor | None = None, starts
 
     Returns:
         h, [B, T, W].
+
+    Raises:
+        ValueError: sizes, dtypes or devices do not fit.
     """
+    form("kept", kept, (None, None, None), FLOATS)
+    batch, time, width = kept.shape
+    form("forget", forget, kept.shape, FLOATS)
+    if state is not None:
+        form("state", state, (batch, width), FLOATS)
+    if starts is not None:
+        form("starts", starts, (batch, time), (torch.bool,))
+    together("kept", kept, forget=forget, state=state, starts=starts)
     if takes_triton(kept):
         from llmnas.triton_kernels import mlgru_scan as kernel
 
@@ -317,13 +338,3 @@ def mlgru_scan(forget: Tensor, kept: Tensor, state: Tensor | None = None, starts
         forget = torch.cat([forget[:, :reach], forget[:, reach:] * earlier_forget], 1)
         reach *= 2
     return kept
-
-
-def _float_matrix(name: str, value: Tensor) -> None:
-    if value.dim() != 2 or not value.is_floating_point():
-        raise ValueError(f"{name}: {list(value.shape)} of {value.dtype}, must be a float matrix")
-
-
-def _whole_groups(name: str, size: int, group: int = GROUP) -> None:
-    if size <= 0 or size % group:
-        raise ValueError(f"{name}: {size} cuts a group, must be a positive multiple of {group}")

@@ -191,32 +191,90 @@ def test_layers_scan_through_the_door():
     assert mlgru.scan is kernels.mlgru_scan
 
 
+ONE = torch.tensor(1.0)
+
+
+def bits(*shape, dtype=torch.int32):
+    return torch.zeros(shape, dtype=dtype)
+
+
+def two_bits(gamma=ONE, device="cpu"):
+    """A packed weight [4, 64], perhaps with parts where they do not belong."""
+    return kernels.PackedTernary(torch.zeros(4, 16, dtype=torch.uint8, device=device), gamma)
+
+
+def by_codes(weight, scale, kind="ternary"):
+    """Two tokens of 64 features times a latent weight."""
+    return kernels.code_linear(kernels.quantise(torch.ones(2, 64), packed=False), weight, scale, kind)
+
+
+def scan(forget=(2, 3, 5), state=None, starts=None, dtype=torch.bool, device="cpu"):
+    """Two sequences of three tokens and five channels, the other parts of the given shapes."""
+    state = None if state is None else torch.ones(state, device=device)
+    starts = None if starts is None else torch.zeros(starts, dtype=dtype)
+    return kernels.mlgru_scan(torch.ones(forget), torch.ones(2, 3, 5), state, starts)
+
+
 BAD = {
     "in_features of weight: 40": lambda: kernels.pack_signs(torch.zeros(4, 40)),
-    r"packed weight: \[4, 1\] of torch.int32 on cpu, must be int32 \[any, 2\] on cpu": lambda: (
-        kernels.packed_binary_linear(torch.zeros(1, 64), torch.zeros(4, 1, dtype=torch.int32), torch.ones(4))
+    "weight: dtype int8, must be float32, .*, float64": lambda: kernels.pack_signs(bits(4, 64, dtype=torch.int8)),
+    r"packed: shape \[4, 1\], must be \[any, 2\]": lambda: kernels.packed_binary_linear(
+        torch.zeros(1, 64), bits(4, 1), torch.ones(4)
     ),
-    r"must be int32 \[any, 1\]": lambda: kernels.packed_binary_linear(
-        torch.zeros(1, 32), torch.zeros(4, 1, dtype=torch.int8), torch.ones(4)
+    "in_features of x: 40": lambda: kernels.packed_binary_linear(torch.zeros(1, 40), bits(4, 1), torch.ones(4)),
+    "x: dtype int64": lambda: kernels.packed_binary_linear(
+        torch.zeros(1, 32, dtype=torch.int64), bits(4, 1), torch.ones(4)
     ),
-    "alpha: 5 numbers, must be 4": lambda: kernels.packed_binary_linear(
-        torch.zeros(1, 32), torch.zeros(4, 1, dtype=torch.int32), torch.ones(5)
+    "packed: dtype int8, must be int32": lambda: kernels.packed_binary_linear(
+        torch.zeros(1, 32), bits(4, 1, dtype=torch.int8), torch.ones(4)
     ),
-    r"gamma: \[2\], must be one number": lambda: product(
-        torch.zeros(2, 64), kernels.PackedTernary(torch.zeros(4, 16, dtype=torch.uint8), torch.ones(2))
+    r"alpha: shape \[5\], must be \[4\]": lambda: kernels.packed_binary_linear(
+        torch.zeros(1, 32), bits(4, 1), torch.ones(5)
+    ),
+    "alpha: on meta, x is on cpu": lambda: kernels.packed_binary_linear(
+        torch.zeros(1, 32), bits(4, 1), torch.ones(4, device="meta")
+    ),
+    r"gamma: shape \[2\], must hold one number": lambda: product(torch.zeros(2, 64), two_bits(torch.ones(2))),
+    "gamma: dtype int64": lambda: product(torch.zeros(2, 64), two_bits(torch.tensor(1))),
+    "gamma: on meta, codes is on cpu": lambda: product(torch.zeros(1, 64), two_bits(torch.ones((), device="meta"))),
+    "packed: on meta, codes is on cpu": lambda: product(torch.zeros(1, 64), two_bits(device="meta")),
+    "packed: last axis has stride 2": lambda: product(
+        torch.zeros(1, 64), kernels.PackedTernary(torch.zeros(4, 32, dtype=torch.uint8)[:, ::2], torch.ones(()))
+    ),
+    "in_features of codes: 60": lambda: product(torch.zeros(1, 60), two_bits()),
+    r"packed: shape \[4, 16\], must be \[any, 32\]": lambda: product(torch.zeros(1, 128), two_bits()),
+    "in_features of codes: 131136, must be at most 131072": lambda: product(
+        torch.zeros(1, 131136), kernels.PackedTernary(torch.zeros(1, 32784, dtype=torch.uint8), torch.ones(()))
     ),
     "tokens: .* of torch.int8, must be floats": lambda: kernels.quantise(
         torch.zeros(1, 64, dtype=torch.int8), packed=True
     ),
     "in_features of weight: 100": lambda: kernels.pack(torch.zeros(4, 100), torch.tensor(1.0)),
-    "must be a float matrix": lambda: kernels.pack(torch.zeros(4, 64, dtype=torch.int8), torch.tensor(1.0)),
+    "weight: dtype int16": lambda: kernels.pack(bits(4, 64, dtype=torch.int16), torch.tensor(1.0)),
+    r"gamma: shape \[4, 1\], must hold one number": lambda: kernels.pack(torch.zeros(4, 64), torch.ones(4, 1)),
+    "gamma: on meta, weight": lambda: kernels.pack(torch.zeros(4, 64), torch.ones((), device="meta")),
     "in_features of the slice: 65": lambda: packed(4, 128)[1].leading(4, 65),
-    r"slice \[9, 64\]": lambda: packed(4, 128)[1].leading(9, 64),
-    "in_features of x: 60": lambda: product(torch.zeros(1, 60), packed(4, 64)[1]),
-    r"must be uint8 \[any, 32\]": lambda: product(torch.zeros(1, 128), packed(4, 64)[1]),
-    "on meta, x is on cpu": lambda: product(
-        torch.zeros(1, 64), kernels.PackedTernary(torch.zeros(4, 16, dtype=torch.uint8, device="meta"), torch.ones(()))
+    r"slice \[9, 64\]: the packed weight is \[4, 128\]": lambda: packed(4, 128)[1].leading(9, 64),
+    r"slice \[4, 192\]": lambda: packed(4, 128)[1].leading(4, 192),
+    "weight: dtype uint8": lambda: by_codes(bits(4, 64, dtype=torch.uint8), torch.ones(1)),
+    r"weight: shape \[4, 128\], must be \[any, 64\]": lambda: by_codes(torch.zeros(4, 128), torch.ones(1)),
+    "weight: on meta, codes": lambda: by_codes(torch.zeros(4, 64, device="meta"), torch.ones(1)),
+    r"scale: shape \[4\], must be \[1\]": lambda: by_codes(torch.zeros(4, 64), torch.ones(4)),
+    r"scale: shape \[1\], must be \[4\]": lambda: by_codes(torch.zeros(4, 64), torch.ones(1), "binary"),
+    r"alpha: shape \[1\], must be \[4\]": lambda: kernels.binary_linear(
+        torch.ones(2, 64), torch.zeros(4, 64), torch.ones(1)
     ),
+    r"weight: shape \[4, 32\], must be \[any, 64\]": lambda: kernels.binary_linear(
+        torch.ones(2, 64), torch.zeros(4, 32), torch.ones(4)
+    ),
+    "weight: on meta, x": lambda: kernels.binary_linear(
+        torch.ones(2, 64), torch.zeros(4, 64, device="meta"), torch.ones(4)
+    ),
+    r"forget: shape \[1, 3, 5\], must be \[2, 3, 5\]": lambda: scan((1, 3, 5)),
+    r"state: shape \[1, 5\], must be \[2, 5\]": lambda: scan(state=(1, 5)),
+    "state: on meta, kept is on cpu": lambda: scan(state=(2, 5), device="meta"),
+    r"starts: shape \[2, 1\], must be \[2, 3\]": lambda: scan(starts=(2, 1)),
+    "starts: dtype int64, must be bool": lambda: scan(starts=(2, 3), dtype=torch.int64),
 }
 
 

@@ -44,9 +44,6 @@ CALLS = {
     "packed: on meta, codes is on cpu": lambda: ternary_matmul(
         codes(2, 64), torch.ones(2), packed(4, 16).to("meta"), ONE
     ),
-    "in_features of the slice: 100 cuts a group": lambda: ternary_pack.leading(packed(4, 32), 4, 100),
-    r"slice \[5, 64\]: the packed weight is \[4, 128\]": lambda: ternary_pack.leading(packed(4, 32), 5, 64),
-    r"slice \[4, 192\]": lambda: ternary_pack.leading(packed(4, 32), 4, 192),
     r"packed: shape \[4, 16\], must be \[any, 32\] *$": lambda: ternary_pack.unpack3(packed(4, 16), 81),
     "in_features of x: 33 cuts a group": lambda: whole_groups("in_features of x", 33, 32),
     "beta": lambda: xnor_matmul(torch.zeros(2, 1, dtype=torch.int32), torch.zeros(3, 1, dtype=torch.int32), ONE, ONE),

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from llmnas.nn.kernels import PackedTernary
 from llmnas.triton_kernels import reference, ternary_linear
 from llmnas.triton_kernels.act_quant import act_quant
 from llmnas.triton_kernels.ternary_matmul import ternary_matmul
-from llmnas.triton_kernels.ternary_pack import leading
 from llmnas.triton_kernels.xnor_matmul import pack1, xnor_matmul
 
 GAMMA = torch.tensor(0.37)
@@ -44,7 +44,7 @@ def test_every_slice_of_a_packed_weight(m, inside):
     for n in range(1, 10, 4):
         for k in (64, 128, 192, 256):
             codes, scales = act_quant(torch.randn(m, 256)[:, :k])
-            y = ternary_matmul(codes, scales, leading(packed, n, k), GAMMA)
+            y = ternary_matmul(codes, scales, PackedTernary(packed, GAMMA).leading(n, k).codes, GAMMA)
             whole = torch.nn.functional.pad(codes, (0, 256 - k))
             assert torch.equal(y, reference.ternary_matmul(whole, scales, packed, GAMMA)[:, :n])
 

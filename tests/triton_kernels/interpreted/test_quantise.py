@@ -5,6 +5,7 @@ import torch
 import triton
 import triton.language as tl
 
+from llmnas.nn.kernels import PackedTernary
 from llmnas.triton_kernels import reference, ternary_pack, wide_backward
 from llmnas.triton_kernels import rmsnorm_quant as rmsnorm_module
 from llmnas.triton_kernels import swiglu_norm_quant as swiglu_module
@@ -168,6 +169,6 @@ def test_packed_slice_is_slice_packed(inside):
     packed = ternary_pack.pack2(weight, gamma)
     for out in (1, 7, 20):
         for groups in (1, 2, 3, 4):
-            view = ternary_pack.leading(packed, out, 64 * groups)
+            view = PackedTernary(packed, gamma).leading(out, 64 * groups).codes
             assert view.data_ptr() == packed.data_ptr()
             assert torch.equal(view, ternary_pack.pack2(inside(weight)[:out, : 64 * groups], gamma))
