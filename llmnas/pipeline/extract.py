@@ -13,6 +13,7 @@ from llmnas.config import Config
 from llmnas.cost import BudgetSampler, costs, sample
 from llmnas.cost.budget import COSTS
 from llmnas.cost.latency import BlockTable
+from llmnas.cost.tables import reachable
 from llmnas.errors import UserError
 from llmnas.files import write_json
 from llmnas.pipeline.context import Context
@@ -46,7 +47,7 @@ def extract(context: Context) -> dict[str, Any]:
     if not targets:
         raise UserError("extract.targets: none given; for instance --targets params=1000000,2000000")
     metrics = _target_metrics(context)
-    _require_reachable(config, targets, metrics)
+    _require_reachable(context, targets)
     evaluator = context.evaluator()
     store = store_of(context, run.result("extract").with_name("evaluations.sqlite"), {LOSS: "min"})
 
@@ -102,14 +103,15 @@ def _target_metrics(context: Context) -> Evaluate:
     return values
 
 
-def _require_reachable(config: Config, targets: Sequence[tuple[str, float]], metrics: Evaluate) -> None:
+def _require_reachable(context: Context, targets: Sequence[tuple[str, float]]) -> None:
     """Refuse a target that nothing meets, before anything is measured: exactly for the costs that budgets limit."""
+    config = context.config
     space, budget = config.space, config.budget
-    least = metrics([space.smallest()])[0]
+    least = {name: _least(context, name) for name, _ in targets}
     for name, limit in targets:
         if limit < least[name]:
             raise UserError(
-                f"extract.targets.{name}: {limit:g} is below {least[name]:,.6g}, what the smallest network needs"
+                f"extract.targets.{name}: {limit:g} is below {least[name]:,.6g}, what the cheapest network needs"
             )
         if name in COSTS:
             low, high = budget.limits().get(name, (0.0, np.inf))
@@ -117,6 +119,23 @@ def _require_reachable(config: Config, targets: Sequence[tuple[str, float]], met
                 raise UserError(f"extract.targets.{name}: {limit:g} is below budget.min_{name} = {low:,.6g}")
             within = replace(budget, **{f"max_{name}": min(limit, high)})  # type: ignore[arg-type]
             sample(space, generator(config.seed, "feasible"), within)
+
+
+def _least(context: Context, name: str) -> float:
+    """What no network of the space is below: 0 where only measuring every one could say.
+
+    That of the smallest network would be too much: its kinds come first, but may take longer (ternary weights on a
+    CPU) or have more parameters (MLGRU beside grouped queries).
+    """
+    space = context.config.space
+    if name in COSTS:
+        return reachable(space, name, context.config.budget.workload)[0]
+    if not _is_sum(context.config):
+        return 0.0
+    tables = map(_costs_of_blocks(context, name).costs, cells(space))
+    return min(
+        table.fixed + depth * float(table.blocks[0, 1:].min()) for table in tables for depth in space.depth.choices
+    )
 
 
 def _ofa(
@@ -195,8 +214,7 @@ def _costs_of_blocks(context: Context, name: str) -> Limit:
     space, workload = config.space, config.budget.workload
     if name in costs(space.smallest(), space.base, workload):
         return Limit(name, lambda cell: closed_form(space, cell, name, workload))
-    hardware = config.hardware
-    if hardware and (hardware.device != "this" or hardware.method == "measure" or hardware.correction):
+    if not _is_sum(config):
         raise UserError(
             f"extract.targets.{name}: mip needs a latency that is a sum of measured blocks: hardware.device: this, "
             "hardware.method: table, no hardware.correction"
@@ -204,6 +222,12 @@ def _costs_of_blocks(context: Context, name: str) -> Limit:
     table: BlockTable = latency_table(config, context.run, latency_phase(config, name), workload)[0]
 
     return Limit(name, lambda cell: _summed(space, cell, table))
+
+
+def _is_sum(config: Config) -> bool:
+    """Whether a latency is the sum of a table of measured blocks."""
+    hardware = config.hardware
+    return not hardware or (hardware.device == "this" and hardware.method != "measure" and not hardware.correction)
 
 
 def _summed(space: SearchSpace, cell: Cell, table: BlockTable) -> BlockCosts:

@@ -1,17 +1,20 @@
 """`llmnas extract`: the best network for each target, by both methods, on a trained supernet; what is refused."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import tiny
 import yaml
 
-from llmnas.config import load_config
+from llmnas.config import load_config, make_config
 from llmnas.cost import BudgetSampler, count_params
+from llmnas.errors import UserError
 from llmnas.evaluate.evaluator import Evaluator
 from llmnas.pareto import Archive
 from llmnas.pipeline.context import Context
+from llmnas.pipeline.extract import _require_reachable
 from llmnas.rng import generator
 from llmnas.runs import RunFolder
 from llmnas.space import Architecture
@@ -141,6 +144,41 @@ def test_bad_input_is_one_line_before_anything_is_measured(copied, llmnas, argum
     assert done.code == 2
     assert message in done.complaint
     assert not (copied.folder / "extract" / "evaluations.sqlite").exists()
+
+
+def context_of(path, targets, **space):
+    """A run without text or weights: what targets are checked with."""
+    base = {"vocab_size": 256, "max_seq": 64}
+    sizes = {"hidden_size": [64], "kv_heads": 2, "queries_per_group": 4, "head_dim": 32, "ffn_size": 128}
+    values = {
+        "name": "kinds", "space": {"base": base, "layers": 2, "depth": [1, 2], **sizes, **space},
+        "train": {"steps": 1, "batch_size": 2, "seq_len": 32, "lr": 0.001}, "extract": {"targets": targets},
+    }  # fmt: skip
+    return Context(make_config(values, [], "x"), RunFolder(path), None)
+
+
+def test_a_target_is_refused_by_the_cheapest_network_not_by_the_smallest(tmp_path, monkeypatch):
+    class Table:
+        end_ms = staticmethod(lambda hidden_size: 1.0)
+        block_ms = staticmethod(lambda hidden_size, spec: 5.0 if spec.weights == "ternary" else 2.0)
+
+    monkeypatch.setattr("llmnas.pipeline.extract.latency_table", lambda *_: (Table(), ""))
+    weights = {"choices": ["ternary", "dense"], "per_layer": True}
+    context = context_of(tmp_path / "a", {"latency_ms": [3.5]}, weights=weights)
+    assert context.config.space.smallest().layers[0].weights == "ternary"
+    _require_reachable(context, [("latency_ms", 3.0)])
+    with pytest.raises(UserError, match=r"latency_ms: 2\.9 is below 3, what the cheapest"):
+        _require_reachable(context, [("latency_ms", 2.9)])
+
+    mixer = {"choices": ["mlgru", "attention"], "per_layer": True}
+    context = context_of(tmp_path / "b", {"params": [9e9]}, mixer=mixer)
+    space = context.config.space
+    attention = space.build(64, {0: replace(space.smallest().layers[0], mixer="attention")})
+    least = count_params(attention, space.base).total
+    assert least < count_params(space.smallest(), space.base).total
+    _require_reachable(context, [("params", least)])
+    with pytest.raises(UserError, match="what the cheapest network needs"):
+        _require_reachable(context, [("params", least - 1)])
 
 
 def test_every_candidate_is_recalibrated_where_the_search_section_says_so(llmnas, tmp_path):
