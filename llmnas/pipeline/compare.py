@@ -58,7 +58,7 @@ def compare_strategies(context: Context, table: Path | None = None) -> dict[str,
             batch=config.search.batch, archive_path=folder / f"{strategy}-seed{seed}.sqlite", evaluation=how,
         )  # fmt: skip
 
-    total = len(config.compare.strategies) * config.compare.seeds + 1
+    total = len(config.compare.strategies) * config.compare.seeds + bool(config.compare.yardstick)
     done = iter(range(total))
 
     def progress(strategy: str, seed: int) -> None:
@@ -74,6 +74,7 @@ def compare_strategies(context: Context, table: Path | None = None) -> dict[str,
             one, config.compare.strategies, range(config.compare.seeds), config.compare.evaluations, on_run=progress,
             yardstick=long,
         )  # fmt: skip
+        context.tracker.progress("compare", total, total)
     finally:
         if store is not None:
             store.close()
