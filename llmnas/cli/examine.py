@@ -163,7 +163,7 @@ def extract(
     method: Annotated[str | None, typer.Option("--method", help="ofa (predictor) or mip (integer program).")] = None,
     targets: Annotated[
         list[str] | None,
-        typer.Option("--targets", metavar="METRIC=N,N", help="Upper limits: --targets latency_ms=10,20 (repeatable)."),
+        typer.Option("--targets", metavar="METRIC=N,N", help="Upper limits: --targets params=500k,1.5M (repeatable)."),
     ] = None,
 ) -> None:
     """Take the best networks for a list of targets out of the trained supernet."""
@@ -182,7 +182,20 @@ def target_setting(text: str) -> str:
     name, _, limits = text.partition("=")
     if not name.isidentifier() or not limits:
         raise UserError(f"--targets {text}: must read metric=limit,limit, for instance latency_ms=10,20,40")
-    return f"extract.targets.{name}=[{limits}]"
+    return f"extract.targets.{name}=[{', '.join(repr(_limit(name, limit)) for limit in limits.split(','))}]"
+
+
+def _limit(name: str, text: str) -> float:
+    """A limit as a number; those of countable costs also as 500k or 1.5M."""
+    from llmnas.cost import COSTS
+    from llmnas.pipeline.init import parse_count
+
+    try:
+        return float(text)
+    except ValueError:
+        if name in COSTS:
+            return parse_count(text, f"--targets {name}", name)
+        raise UserError(f"--targets {name}: {text!r} must be a number, for instance {name}=10,20.5") from None
 
 
 @app.command()

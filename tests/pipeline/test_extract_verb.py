@@ -8,6 +8,7 @@ import pytest
 import tiny
 import yaml
 
+from llmnas.cli.examine import target_setting
 from llmnas.config import load_config, make_config
 from llmnas.cost import BudgetSampler, count_params
 from llmnas.errors import UserError
@@ -179,6 +180,18 @@ def test_a_target_is_refused_by_the_cheapest_network_not_by_the_smallest(tmp_pat
     _require_reachable(context, [("params", least)])
     with pytest.raises(UserError, match="what the cheapest network needs"):
         _require_reachable(context, [("params", least - 1)])
+
+
+def test_limits_of_countable_costs_may_be_written_as_elsewhere():
+    assert target_setting("params=500k,1.5M,2e6,9000") == "extract.targets.params=[500000, 1500000, 2000000.0, 9000.0]"
+    assert target_setting("memory_bytes=2_000") == "extract.targets.memory_bytes=[2000.0]"
+    assert target_setting("latency_ms=0.5") == "extract.targets.latency_ms=[0.5]"
+    with pytest.raises(
+        UserError, match=r"^--targets params abc: must be a number of params, for instance 800000, 1.5M"
+    ):
+        target_setting("params=9000,abc")
+    with pytest.raises(UserError, match=r"^--targets latency_ms: '5k' must be a number, for instance latency_ms=10"):
+        target_setting("latency_ms=5k")
 
 
 def test_every_candidate_is_recalibrated_where_the_search_section_says_so(llmnas, tmp_path):
