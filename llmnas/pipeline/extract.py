@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,9 @@ from llmnas.cost.budget import COSTS
 from llmnas.cost.latency import BlockTable
 from llmnas.cost.tables import reachable
 from llmnas.errors import UserError
-from llmnas.files import write_json
+from llmnas.files import read_json, write_json
 from llmnas.pipeline.context import Context
-from llmnas.pipeline.metrics import latency_phase, latency_table, providers
+from llmnas.pipeline.metrics import latency_phase, latency_table, measured_on, providers
 from llmnas.pipeline.stores import Evaluate, remembered, store_of
 from llmnas.report.html import Table
 from llmnas.rng import generator
@@ -35,6 +36,7 @@ _HELD = 0.2
 def extract(context: Context) -> dict[str, Any]:
     """Write `extract/METHOD.json`: for every target the best network found, predicted and really measured.
 
+    Answers that are there already stay beside those of other targets.
     Every evaluation is kept in `extract/evaluations.sqlite`, which both methods share: what was measured once is not
     measured again, and an interrupted extraction goes on where it stopped.
 
@@ -46,6 +48,8 @@ def extract(context: Context) -> dict[str, Any]:
     targets = [(name, limit) for name, limits in options.targets.items() for limit in limits]
     if not targets:
         raise UserError("extract.targets: none given; for instance --targets params=1000000,2000000")
+    path = run.result("extract").with_name(f"{options.method}.json")
+    earlier = _earlier(config, path, targets)
     metrics = _target_metrics(context)
     _require_reachable(context, targets)
     evaluator = context.evaluator()
@@ -64,14 +68,29 @@ def extract(context: Context) -> dict[str, Any]:
     try:
         method = _ofa if options.method == "ofa" else _mip
         about, predicted = method(context, targets, metrics, measured)
-        rows = [_row(target, found, measured, metrics) for target, found in zip(targets, predicted, strict=True)]
+        rows = [
+            _row(target, found, measured, metrics) | measured_on(config, target[:1])
+            for target, found in zip(targets, predicted, strict=True)
+        ]
         evaluations = len(store)
     finally:
         store.close()
+    rows = [*earlier, *rows]
     result = {"method": options.method, "evaluations": evaluations, **about, "targets": rows}
-    write_json(run.result("extract").with_name(f"{options.method}.json"), result)
-    run.record("extract", method=options.method, targets=len(targets), evaluations=evaluations)
+    write_json(path, result)
+    run.record("extract", method=options.method, targets=len(rows), evaluations=evaluations)
     return result
+
+
+def _earlier(config: Config, path: Path, targets: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
+    """The answers of this method to other targets; not latencies of other hardware."""
+    rows: list[dict[str, Any]] = read_json(path)["targets"] if path.exists() else []
+    return [
+        row
+        for row in rows
+        if (row["metric"], row["limit"]) not in targets
+        and row.get("hardware") == measured_on(config, [row["metric"]]).get("hardware")
+    ]
 
 
 Prediction = tuple[Architecture, float, float]

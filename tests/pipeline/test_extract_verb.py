@@ -15,7 +15,8 @@ from llmnas.errors import UserError
 from llmnas.evaluate.evaluator import Evaluator
 from llmnas.pareto import Archive
 from llmnas.pipeline.context import Context
-from llmnas.pipeline.extract import _require_reachable
+from llmnas.pipeline.extract import _earlier, _require_reachable
+from llmnas.pipeline.metrics import measured_on
 from llmnas.rng import generator
 from llmnas.runs import RunFolder
 from llmnas.space import Architecture
@@ -61,6 +62,12 @@ def test_every_target_gets_a_network_that_meets_it_and_was_really_measured(copie
     repeated = json.loads((copied.folder / "extract" / f"{method}.json").read_text())
     assert repeated["evaluations"] == result["evaluations"]  # nothing was measured a second time
     assert repeated["targets"] == result["targets"]
+    less = llmnas(*command, "--targets", "params=9500", "--resume")
+    assert less.code == 0, less.err
+    joined = json.loads((copied.folder / "extract" / f"{method}.json").read_text())["targets"]
+    assert joined[:2] == result["targets"]  # what was answered before stays
+    assert joined[2]["limit"] == 9500
+    assert "params <= 9,000" in less.out
 
 
 def test_mip_takes_the_best_sum_of_measured_block_scores_and_says_whether_sums_hold(copied, llmnas):
@@ -147,13 +154,14 @@ def test_bad_input_is_one_line_before_anything_is_measured(copied, llmnas, argum
     assert not (copied.folder / "extract" / "evaluations.sqlite").exists()
 
 
-def context_of(path, targets, **space):
+def context_of(path, targets, hardware=None, **space):
     """A run without text or weights: what targets are checked with."""
     base = {"vocab_size": 256, "max_seq": 64}
     sizes = {"hidden_size": [64], "kv_heads": 2, "queries_per_group": 4, "head_dim": 32, "ffn_size": 128}
     values = {
         "name": "kinds", "space": {"base": base, "layers": 2, "depth": [1, 2], **sizes, **space},
         "train": {"steps": 1, "batch_size": 2, "seq_len": 32, "lr": 0.001}, "extract": {"targets": targets},
+        "hardware": hardware,
     }  # fmt: skip
     return Context(make_config(values, [], "x"), RunFolder(path), None)
 
@@ -180,6 +188,20 @@ def test_a_target_is_refused_by_the_cheapest_network_not_by_the_smallest(tmp_pat
     _require_reachable(context, [("params", least)])
     with pytest.raises(UserError, match="what the cheapest network needs"):
         _require_reachable(context, [("params", least - 1)])
+
+
+def test_an_earlier_latency_of_other_hardware_does_not_stay(tmp_path):
+    context = context_of(tmp_path / "a", {"latency_ms": [1.0]}, hardware={"device": "a100", "phase": "decode"})
+    rows = [
+        {"metric": "latency_ms", "limit": 2.0} | measured_on(context.config, ["latency_ms"]),
+        {"metric": "latency_ms", "limit": 3.0, "hardware": {"device": "l4", "phase": "decode"}},
+        {"metric": "params", "limit": 9e9},
+        {"metric": "latency_ms", "limit": 1.0} | measured_on(context.config, ["latency_ms"]),
+    ]
+    (tmp_path / "ofa.json").write_text(json.dumps({"targets": rows}))
+    kept = _earlier(context.config, tmp_path / "ofa.json", [("latency_ms", 1.0)])
+    assert kept == [rows[0], rows[2]]
+    assert _earlier(context.config, tmp_path / "mip.json", []) == []
 
 
 def test_limits_of_countable_costs_may_be_written_as_elsewhere():
