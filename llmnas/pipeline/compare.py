@@ -81,7 +81,7 @@ def compare_strategies(context: Context, table: Path | None = None) -> dict[str,
     result = {**about, **found.to_dict()}
     write_json(run.result("compare"), result)
     comparison_png(run.result("compare").with_name("hypervolume.png"), bands(found))
-    provenance = {provider.metric: provider.provenance for provider in extra}
+    provenance = {provider.metric: provider.about() for provider in extra}
     strategies = list(config.compare.strategies)
     run.record("compare", strategies=strategies, seeds=config.compare.seeds, provenance=provenance)
     return result

@@ -94,7 +94,9 @@ def _search(context: Context, most: int, preemption: Preemption) -> Archive:
         decide(context, archive, losses, len(more))
     if pace.networks:
         _track(context, archive)
-    provenance = {provider.metric: provider.provenance for provider in extra}
+    provenance = {provider.metric: provider.about() for provider in extra}
+    if not pace.networks:  # what was measured before knows its noise
+        provenance |= before.get("provenance", {})
     speed = pace.facts() or {name: before[name] for name in SPEED if name in before}
     if halving and pace.networks:
         speed |= {"dropped": measure.dropped, "windows_share": round(measure.windows / pace.networks / sample, 4)}

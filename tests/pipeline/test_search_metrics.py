@@ -326,5 +326,9 @@ def test_every_candidate_can_be_measured_instead(tmp_path, monkeypatch):
     asked = config({"objectives": {"val_loss": "min", "latency_ms": "min"}}, hardware={"method": "measure"})
     (provider,) = providers(asked, RunFolder(tmp_path), {})
     assert "measured on" in provider.provenance
+    assert provider.about().endswith("lower quartile over rounds")
     assert all(ms > 0 for ms in provider.values([asked.space.smallest(), asked.space.largest()]))
+    assert len(provider.noise) == 2
+    provider.noise[:] = [0.01, 0.03]
+    assert provider.about().endswith("lower quartile over rounds, mean noise 2.0% over 2 networks")
     assert not list(tmp_path.iterdir())
