@@ -26,7 +26,7 @@ from llmnas.search import Candidates, Problem
 from llmnas.search.block_scores import BlockScores, chosen_cells
 from llmnas.search.mip import BlockCosts, Cell, Limit, budget_limits, cells, closed_form, judged, measured_costs
 from llmnas.search.ofa import extract as evolve
-from llmnas.search.predictor import Predictor, split
+from llmnas.search.predictor import HeldOut, Predictor, split
 from llmnas.space import Architecture, LayerSpec, SearchSpace
 
 LOSS = "val_loss"
@@ -171,12 +171,7 @@ def _ofa(
     if len(alive) < 10:
         raise UserError(f"extract: {len(alive)} different networks of the space and budget could be measured; needs 10")
     archs, values = [archs[i] for i in alive], [values[i] for i in alive]
-    train, held = split(len(archs), _HELD, config.seed)
-    predictor = Predictor(space, options.predictor, config.seed)
-    predictor.fit([archs[i] for i in train], [values[i] for i in train])
-    quality = predictor.held_out([archs[i] for i in held], [values[i] for i in held])
-    predictor.fit(archs, values)
-    predictor.save(context.run.result("extract").with_name("predictor.safetensors"), LOSS)
+    predictor, quality = _trained(context, archs, values)
 
     def predict(asked: Sequence[Architecture]) -> list[dict[str, float]]:
         means = predictor.predict(asked)[0]
@@ -196,6 +191,23 @@ def _ofa(
         means, deviations = predictor.predict(chosen) if chosen else (np.zeros(0), np.zeros(0))
         found.append([(a, float(m), float(d)) for a, m, d in zip(chosen, means, deviations, strict=True)])
     return {"samples": len(archs), "predictor": options.predictor, "held_out": quality._asdict()}, found
+
+
+def _trained(context: Context, archs: list[Architecture], values: list[float]) -> tuple[Predictor, HeldOut]:
+    """A predictor of these values, judged on a fifth of them held out; the stored one where it was told the same."""
+    config, path = context.config, context.run.result("extract").with_name("predictor.safetensors")
+    predictor = Predictor(config.space, config.extract.predictor, config.seed)
+    if path.exists():
+        stored = Predictor.load(path, config.space, LOSS)
+        if stored.quality and stored.kind == predictor.kind and stored.was_told(archs, values):
+            return stored, stored.quality
+    train, held = split(len(archs), _HELD, config.seed)
+    predictor.fit([archs[i] for i in train], [values[i] for i in train])
+    quality = predictor.held_out([archs[i] for i in held], [values[i] for i in held])
+    predictor.fit(archs, values)
+    predictor.quality = quality
+    predictor.save(path, LOSS)
+    return predictor, quality
 
 
 def _mip(

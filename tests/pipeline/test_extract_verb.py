@@ -15,10 +15,11 @@ from llmnas.errors import UserError
 from llmnas.evaluate.evaluator import Evaluator
 from llmnas.pareto import Archive
 from llmnas.pipeline.context import Context
-from llmnas.pipeline.extract import _earlier, _require_reachable
+from llmnas.pipeline.extract import _earlier, _require_reachable, _trained
 from llmnas.pipeline.metrics import measured_on
 from llmnas.rng import generator
 from llmnas.runs import RunFolder
+from llmnas.search.predictor import Predictor
 from llmnas.space import Architecture
 
 TARGETS = (9000, 12000)
@@ -154,7 +155,7 @@ def test_bad_input_is_one_line_before_anything_is_measured(copied, llmnas, argum
     assert not (copied.folder / "extract" / "evaluations.sqlite").exists()
 
 
-def context_of(path, targets, hardware=None, **space):
+def context_of(path, targets, *, hardware=None, **space):
     """A run without text or weights: what targets are checked with."""
     base = {"vocab_size": 256, "max_seq": 64}
     sizes = {"hidden_size": [64], "kv_heads": 2, "queries_per_group": 4, "head_dim": 32, "ffn_size": 128}
@@ -202,6 +203,28 @@ def test_an_earlier_latency_of_other_hardware_does_not_stay(tmp_path):
     kept = _earlier(context.config, tmp_path / "ofa.json", [("latency_ms", 1.0)])
     assert kept == [rows[0], rows[2]]
     assert _earlier(context.config, tmp_path / "mip.json", []) == []
+
+
+@pytest.mark.parametrize("kind", ["gp", "ensemble"])
+def test_a_stored_predictor_is_taken_again_where_it_was_told_the_same(tmp_path, monkeypatch, kind):
+    context = context_of(tmp_path, {"params": [9e9]}, ffn_size={"choices": [64, 128, 256, 512], "per_layer": True})
+    extracting = context.config.extract.model_copy(update={"predictor": kind})
+    context = replace(context, config=context.config.model_copy(update={"extract": extracting}))
+    space, rng = context.config.space, np.random.default_rng(0)
+    archs = list(dict.fromkeys(space.sample(rng) for _ in range(40)))[:16]
+    values = [float(i % 5) for i in range(16)]
+    path = context.run.result("extract").with_name("predictor.safetensors")
+    path.parent.mkdir(parents=True)
+    fitted, quality = _trained(context, archs, values)
+    with monkeypatch.context() as patched:
+        patched.setattr(Predictor, "fit", lambda *_: pytest.fail("fitted again"))
+        stored, said = _trained(context, archs, values)
+    assert said == quality
+    np.testing.assert_array_equal(stored.predict(archs), fitted.predict(archs))
+    assert _trained(context, archs, values[::-1])[0].was_told(archs, values[::-1])
+    other = context_of(tmp_path, {"params": [9e9]}, ffn_size=64)
+    with pytest.raises(UserError, match="a predictor of another search space"):
+        _trained(other, archs, values)
 
 
 def test_limits_of_countable_costs_may_be_written_as_elsewhere():
