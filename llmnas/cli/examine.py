@@ -179,23 +179,12 @@ def extract(
 
 def target_setting(text: str) -> str:
     """`latency_ms=10,20` as the setting of a config."""
+    from llmnas.pipeline.init import parse_limit
+
     name, _, limits = text.partition("=")
     if not name.isidentifier() or not limits:
         raise UserError(f"--targets {text}: must read metric=limit,limit, for instance latency_ms=10,20,40")
-    return f"extract.targets.{name}=[{', '.join(repr(_limit(name, limit)) for limit in limits.split(','))}]"
-
-
-def _limit(name: str, text: str) -> float:
-    """A limit as a number; those of countable costs also as 500k or 1.5M."""
-    from llmnas.cost import COSTS
-    from llmnas.pipeline.init import parse_count
-
-    try:
-        return float(text)
-    except ValueError:
-        if name in COSTS:
-            return parse_count(text, f"--targets {name}", name)
-        raise UserError(f"--targets {name}: {text!r} must be a number, for instance {name}=10,20.5") from None
+    return f"extract.targets.{name}=[{', '.join(repr(parse_limit(name, limit)) for limit in limits.split(','))}]"
 
 
 @app.command()
