@@ -163,7 +163,7 @@ def extract(
     method: Annotated[str | None, typer.Option("--method", help="ofa (predictor) or mip (integer program).")] = None,
     targets: Annotated[
         list[str] | None,
-        typer.Option("--targets", metavar="METRIC=N,N", help="Upper limits: --targets latency_ms=10,20 (repeatable)."),
+        typer.Option("--targets", metavar="METRIC=N,N", help="Upper limits: --targets params=500k,1.5M (repeatable)."),
     ] = None,
 ) -> None:
     """Take the best networks for a list of targets out of the trained supernet."""
@@ -179,10 +179,12 @@ def extract(
 
 def target_setting(text: str) -> str:
     """`latency_ms=10,20` as the setting of a config."""
+    from llmnas.pipeline.init import parse_limit
+
     name, _, limits = text.partition("=")
     if not name.isidentifier() or not limits:
         raise UserError(f"--targets {text}: must read metric=limit,limit, for instance latency_ms=10,20,40")
-    return f"extract.targets.{name}=[{limits}]"
+    return f"extract.targets.{name}=[{', '.join(repr(parse_limit(name, limit)) for limit in limits.split(','))}]"
 
 
 @app.command()

@@ -18,11 +18,19 @@ class Provider(NamedTuple):
         metric: its name.
         values: one number an architecture, in order; several at once so that measurements can be interleaved.
         provenance: what the number is and where it comes from, in words; an estimate says so.
+        noise: relative, of every value so far; None where values are not measured one by one.
     """
 
     metric: str
     values: Callable[[Sequence[Architecture]], Sequence[float]]
     provenance: str
+    noise: list[float] | None = None
+
+    def about(self) -> str:
+        """The provenance, with the mean noise of what was measured until now."""
+        if not self.noise:
+            return self.provenance
+        return f"{self.provenance}, mean noise {sum(self.noise) / len(self.noise):.1%} over {len(self.noise)} networks"
 
 
 def with_providers(evaluate: Evaluate, providers: Sequence[Provider]) -> Evaluate:

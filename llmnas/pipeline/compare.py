@@ -58,7 +58,7 @@ def compare_strategies(context: Context, table: Path | None = None) -> dict[str,
             batch=config.search.batch, archive_path=folder / f"{strategy}-seed{seed}.sqlite", evaluation=how,
         )  # fmt: skip
 
-    total = len(config.compare.strategies) * config.compare.seeds + 1
+    total = len(config.compare.strategies) * config.compare.seeds + bool(config.compare.yardstick)
     done = iter(range(total))
 
     def progress(strategy: str, seed: int) -> None:
@@ -74,13 +74,14 @@ def compare_strategies(context: Context, table: Path | None = None) -> dict[str,
             one, config.compare.strategies, range(config.compare.seeds), config.compare.evaluations, on_run=progress,
             yardstick=long,
         )  # fmt: skip
+        context.tracker.progress("compare", total, total)
     finally:
         if store is not None:
             store.close()
     result = {**about, **found.to_dict()}
     write_json(run.result("compare"), result)
     comparison_png(run.result("compare").with_name("hypervolume.png"), bands(found))
-    provenance = {provider.metric: provider.provenance for provider in extra}
+    provenance = {provider.metric: provider.about() for provider in extra}
     strategies = list(config.compare.strategies)
     run.record("compare", strategies=strategies, seeds=config.compare.seeds, provenance=provenance)
     return result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,11 @@ from llmnas.config import Config
 from llmnas.cost import BudgetSampler, costs, sample
 from llmnas.cost.budget import COSTS
 from llmnas.cost.latency import BlockTable
+from llmnas.cost.tables import reachable
 from llmnas.errors import UserError
-from llmnas.files import write_json
+from llmnas.files import read_json, write_json
 from llmnas.pipeline.context import Context
-from llmnas.pipeline.metrics import latency_phase, latency_table, providers
+from llmnas.pipeline.metrics import latency_phase, latency_table, measured_on, providers
 from llmnas.pipeline.stores import Evaluate, remembered, store_of
 from llmnas.report.html import Table
 from llmnas.rng import generator
@@ -24,7 +26,7 @@ from llmnas.search import Candidates, Problem
 from llmnas.search.block_scores import BlockScores, chosen_cells
 from llmnas.search.mip import BlockCosts, Cell, Limit, budget_limits, cells, closed_form, judged, measured_costs
 from llmnas.search.ofa import extract as evolve
-from llmnas.search.predictor import Predictor, split
+from llmnas.search.predictor import HeldOut, Predictor, split
 from llmnas.space import Architecture, LayerSpec, SearchSpace
 
 LOSS = "val_loss"
@@ -34,6 +36,7 @@ _HELD = 0.2
 def extract(context: Context) -> dict[str, Any]:
     """Write `extract/METHOD.json`: for every target the best network found, predicted and really measured.
 
+    Answers that are there already stay beside those of other targets.
     Every evaluation is kept in `extract/evaluations.sqlite`, which both methods share: what was measured once is not
     measured again, and an interrupted extraction goes on where it stopped.
 
@@ -45,8 +48,10 @@ def extract(context: Context) -> dict[str, Any]:
     targets = [(name, limit) for name, limits in options.targets.items() for limit in limits]
     if not targets:
         raise UserError("extract.targets: none given; for instance --targets params=1000000,2000000")
+    path = run.result("extract").with_name(f"{options.method}.json")
+    earlier = _earlier(config, path, targets)
     metrics = _target_metrics(context)
-    _require_reachable(config, targets, metrics)
+    _require_reachable(context, targets)
     evaluator = context.evaluator()
     store = store_of(context, run.result("extract").with_name("evaluations.sqlite"), {LOSS: "min"})
 
@@ -63,14 +68,29 @@ def extract(context: Context) -> dict[str, Any]:
     try:
         method = _ofa if options.method == "ofa" else _mip
         about, predicted = method(context, targets, metrics, measured)
-        rows = [_row(target, found, measured, metrics) for target, found in zip(targets, predicted, strict=True)]
+        rows = [
+            _row(target, found, measured, metrics) | measured_on(config, target[:1])
+            for target, found in zip(targets, predicted, strict=True)
+        ]
         evaluations = len(store)
     finally:
         store.close()
+    rows = [*earlier, *rows]
     result = {"method": options.method, "evaluations": evaluations, **about, "targets": rows}
-    write_json(run.result("extract").with_name(f"{options.method}.json"), result)
-    run.record("extract", method=options.method, targets=len(targets), evaluations=evaluations)
+    write_json(path, result)
+    run.record("extract", method=options.method, targets=len(rows), evaluations=evaluations)
     return result
+
+
+def _earlier(config: Config, path: Path, targets: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
+    """The answers of this method to other targets; not latencies of other hardware."""
+    rows: list[dict[str, Any]] = read_json(path)["targets"] if path.exists() else []
+    return [
+        row
+        for row in rows
+        if (row["metric"], row["limit"]) not in targets
+        and row.get("hardware") == measured_on(config, [row["metric"]]).get("hardware")
+    ]
 
 
 Prediction = tuple[Architecture, float, float]
@@ -102,14 +122,15 @@ def _target_metrics(context: Context) -> Evaluate:
     return values
 
 
-def _require_reachable(config: Config, targets: Sequence[tuple[str, float]], metrics: Evaluate) -> None:
+def _require_reachable(context: Context, targets: Sequence[tuple[str, float]]) -> None:
     """Refuse a target that nothing meets, before anything is measured: exactly for the costs that budgets limit."""
+    config = context.config
     space, budget = config.space, config.budget
-    least = metrics([space.smallest()])[0]
+    least = {name: _least(context, name) for name, _ in targets}
     for name, limit in targets:
         if limit < least[name]:
             raise UserError(
-                f"extract.targets.{name}: {limit:g} is below {least[name]:,.6g}, what the smallest network needs"
+                f"extract.targets.{name}: {limit:g} is below {least[name]:,.6g}, what the cheapest network needs"
             )
         if name in COSTS:
             low, high = budget.limits().get(name, (0.0, np.inf))
@@ -117,6 +138,23 @@ def _require_reachable(config: Config, targets: Sequence[tuple[str, float]], met
                 raise UserError(f"extract.targets.{name}: {limit:g} is below budget.min_{name} = {low:,.6g}")
             within = replace(budget, **{f"max_{name}": min(limit, high)})  # type: ignore[arg-type]
             sample(space, generator(config.seed, "feasible"), within)
+
+
+def _least(context: Context, name: str) -> float:
+    """What no network of the space is below: 0 where only measuring every one could say.
+
+    That of the smallest network would be too much: its kinds come first, but may take longer (ternary weights on a
+    CPU) or have more parameters (MLGRU beside grouped queries).
+    """
+    space = context.config.space
+    if name in COSTS:
+        return reachable(space, name, context.config.budget.workload)[0]
+    if not _is_sum(context.config):
+        return 0.0
+    tables = map(_costs_of_blocks(context, name).costs, cells(space))
+    return min(
+        table.fixed + depth * float(table.blocks[0, 1:].min()) for table in tables for depth in space.depth.choices
+    )
 
 
 def _ofa(
@@ -133,12 +171,7 @@ def _ofa(
     if len(alive) < 10:
         raise UserError(f"extract: {len(alive)} different networks of the space and budget could be measured; needs 10")
     archs, values = [archs[i] for i in alive], [values[i] for i in alive]
-    train, held = split(len(archs), _HELD, config.seed)
-    predictor = Predictor(space, options.predictor, config.seed)
-    predictor.fit([archs[i] for i in train], [values[i] for i in train])
-    quality = predictor.held_out([archs[i] for i in held], [values[i] for i in held])
-    predictor.fit(archs, values)
-    predictor.save(context.run.result("extract").with_name("predictor.safetensors"), LOSS)
+    predictor, quality = _trained(context, archs, values)
 
     def predict(asked: Sequence[Architecture]) -> list[dict[str, float]]:
         means = predictor.predict(asked)[0]
@@ -158,6 +191,23 @@ def _ofa(
         means, deviations = predictor.predict(chosen) if chosen else (np.zeros(0), np.zeros(0))
         found.append([(a, float(m), float(d)) for a, m, d in zip(chosen, means, deviations, strict=True)])
     return {"samples": len(archs), "predictor": options.predictor, "held_out": quality._asdict()}, found
+
+
+def _trained(context: Context, archs: list[Architecture], values: list[float]) -> tuple[Predictor, HeldOut]:
+    """A predictor of these values, judged on a fifth of them held out; the stored one where it was told the same."""
+    config, path = context.config, context.run.result("extract").with_name("predictor.safetensors")
+    predictor = Predictor(config.space, config.extract.predictor, config.seed)
+    if path.exists():
+        stored = Predictor.load(path, config.space, LOSS)
+        if stored.quality and stored.kind == predictor.kind and stored.was_told(archs, values):
+            return stored, stored.quality
+    train, held = split(len(archs), _HELD, config.seed)
+    predictor.fit([archs[i] for i in train], [values[i] for i in train])
+    quality = predictor.held_out([archs[i] for i in held], [values[i] for i in held])
+    predictor.fit(archs, values)
+    predictor.quality = quality
+    predictor.save(path, LOSS)
+    return predictor, quality
 
 
 def _mip(
@@ -195,8 +245,7 @@ def _costs_of_blocks(context: Context, name: str) -> Limit:
     space, workload = config.space, config.budget.workload
     if name in costs(space.smallest(), space.base, workload):
         return Limit(name, lambda cell: closed_form(space, cell, name, workload))
-    hardware = config.hardware
-    if hardware and (hardware.device != "this" or hardware.method == "measure" or hardware.correction):
+    if not _is_sum(config):
         raise UserError(
             f"extract.targets.{name}: mip needs a latency that is a sum of measured blocks: hardware.device: this, "
             "hardware.method: table, no hardware.correction"
@@ -204,6 +253,12 @@ def _costs_of_blocks(context: Context, name: str) -> Limit:
     table: BlockTable = latency_table(config, context.run, latency_phase(config, name), workload)[0]
 
     return Limit(name, lambda cell: _summed(space, cell, table))
+
+
+def _is_sum(config: Config) -> bool:
+    """Whether a latency is the sum of a table of measured blocks."""
+    hardware = config.hardware
+    return not hardware or (hardware.device == "this" and hardware.method != "measure" and not hardware.correction)
 
 
 def _summed(space: SearchSpace, cell: Cell, table: BlockTable) -> BlockCosts:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from llmnas.config import load_config
-from llmnas.cost import count_params
+from llmnas.cost import COSTS, count_params
 from llmnas.data import open_corpus, split_documents
 from llmnas.errors import UserError
 from llmnas.files import write_text
@@ -47,6 +47,16 @@ def parse_count(text: str, option: str = "--max-params", of: str = "parameters")
     if not 1 <= count <= 10**15:
         raise UserError(f"{option} {text}: must be a number of {of} up to 10^15, for instance 800000, 1.5M or 2B")
     return round(count)
+
+
+def parse_limit(name: str, text: str) -> float:
+    """A limit on a metric as a number; on a cost that is counted also 500k or 1.5M, as `parse_count`."""
+    try:
+        return float(text)
+    except ValueError:
+        if name in COSTS:
+            return parse_count(text, f"--targets {name}", name)
+        raise UserError(f"--targets {name}: {text!r} must be a number, for instance {name}=10,20.5") from None
 
 
 def space_values(width: int, vocab_size: int, max_seq: int) -> dict[str, Any]:

@@ -159,12 +159,14 @@ def _latency(config: Config, run: RunFolder, metric: str) -> Provider:
     bench = this_device(options.threads)
     where = f"on {bench.fingerprint['device']}, {bench.threads} thread(s), {bench.fingerprint['dtype']}"
     if options.method == "measure":
+        noise: list[float] = []
 
         def measured(archs: Sequence[Architecture]) -> list[float]:
-            seconds = _MEASURE_SECONDS * len(archs)
-            return [t.ms for t in measure_latency(archs, base, phase, workload, bench, seconds)]
+            timings = measure_latency(archs, base, phase, workload, bench, _MEASURE_SECONDS * len(archs))
+            noise.extend(timing.noise for timing in timings)
+            return [timing.ms for timing in timings]
 
-        return Provider(metric, measured, f"{what}: measured {where}")
+        return Provider(metric, measured, f"{what}: measured {where}, lower quartile over rounds", noise)
     table, note = latency_table(config, run, phase, workload)
     source = f"{what}: sum of a block table measured {where}, noise {table.noise:.1%}{note}"
     predictor = corrected(config, run, table) if options.correction else table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from llmnas.pipeline.stores import evaluation_identity, measured_how
 from llmnas.pipeline.team import Team, preempted
 from llmnas.runs import RunFolder
 from llmnas.search import search
+from llmnas.search.loop import open_search
 from llmnas.space import Architecture
 from llmnas.train.engine import set_threads, start_processes
 from llmnas.train.preemption import Preemption
@@ -47,6 +49,14 @@ def search_supernet(context: Context, evaluations: int | None = None) -> Archive
 def _search(context: Context, most: int, preemption: Preemption) -> Archive:
     config, run, tracker = context.config, context.run, context.tracker
     options = config.search
+    asked: dict[str, Any] = {
+        "space": config.space, "strategy": options.strategy, "objectives": dict(options.objectives),
+        "budget": config.budget, "constraints": dict(options.constraints), "seed": config.seed,
+        "archive_path": run.evaluations, "options": dict(options.options), "batch": options.batch,
+        "first": decoded(context), "evaluation": measured_how(config),
+    }  # fmt: skip
+    if run.evaluations.exists():  # refuse another search's before minutes of measuring
+        open_search(**asked)[1].close()
     evaluator, team = _measuring(context, preemption)
     pace, started = Pace(team.size), time.process_time()
     sample, halving = len(evaluator.chosen), options.halving
@@ -63,11 +73,7 @@ def _search(context: Context, most: int, preemption: Preemption) -> Archive:
             dict(options.objectives), dict(options.constraints),
             rungs(sample, halving.first, halving.keep) if halving else [sample], halving.keep if halving else 1.0,
         )  # fmt: skip
-        archive = search(
-            config.space, pace.timed(measure), options.strategy, dict(options.objectives), config.budget,
-            dict(options.constraints), most, config.seed, archive_path=run.evaluations, options=dict(options.options),
-            batch=options.batch, first=decoded(context), on_progress=progress, evaluation=measured_how(config),
-        )  # fmt: skip
+        archive = search(evaluate=pace.timed(measure), evaluations=most, on_progress=progress, **asked)
     team.forget()
     front = write_front(run, archive)
     before = run.recorded("search")
@@ -88,7 +94,9 @@ def _search(context: Context, most: int, preemption: Preemption) -> Archive:
         decide(context, archive, losses, len(more))
     if pace.networks:
         _track(context, archive)
-    provenance = {provider.metric: provider.provenance for provider in extra}
+    provenance = {provider.metric: provider.about() for provider in extra}
+    if not pace.networks:  # what was measured before knows its noise
+        provenance |= before.get("provenance", {})
     speed = pace.facts() or {name: before[name] for name in SPEED if name in before}
     if halving and pace.networks:
         speed |= {"dropped": measure.dropped, "windows_share": round(measure.windows / pace.networks / sample, 4)}

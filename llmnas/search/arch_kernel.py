@@ -190,6 +190,9 @@ class WalkKernel(Kernel):  # type: ignore[misc]
     one dimension t, and c_{t,m} counts every such sequence of labels. g runs over the global decisions and the
     depth. W is an inner product of scaled counts, normalised; its product with the Hamming factor is positive
     semi-definite (Schur). Learned: w_g, v_t > 0 and the decay 0 < r < 1.
+
+    Features hold the words themselves (numbers of label sequences, -1 for none): a column for each possible word
+    would be the cube of a dimension's choices.
     """
 
     has_lengthscale = False
@@ -200,7 +203,7 @@ class WalkKernel(Kernel):  # type: ignore[misc]
         self._values = [*layout.values[: layout.globals], layout.space.layers + 1]
         own = layout.values[layout.globals + 1 : layout.globals + 1 + layout.own]
         self._letters = [*own] or [1]  # without own dimensions all layers carry one label
-        self._sizes = [n**m for n in self._letters for m in range(1, _WALK + 1)]
+        self._widths = [max(layout.space.layers - m, 0) for _ in self._letters for m in range(_WALK)]
         _weights(self, "weight", len(self._values), 2.0)
         _weights(self, "share", len(self._letters), float(len(self._letters)))
         self.register_parameter("raw_decay", torch.nn.Parameter(torch.zeros(1, dtype=torch.float64)))
@@ -225,7 +228,7 @@ class WalkKernel(Kernel):  # type: ignore[misc]
         return value
 
     def embed(self, codes: Tensor) -> Tensor:
-        """One-hot global decisions and depth, then the counts c_{t,m}, [n, F]."""
+        """One-hot global decisions and depth, then the words of every t and m, [n, F]."""
         layers = self.layout.layers(codes)
         depth = torch.nn.functional.one_hot(layers[..., 0].sum(1), self.layout.space.layers + 1).double()
         columns = [self.layout.one_hot(codes, range(self.layout.globals)), depth]
@@ -241,24 +244,46 @@ class WalkKernel(Kernel):  # type: ignore[misc]
                 width = max(label.shape[1] - m + 1, 0)
                 word = word[:, :width] * letters + label[:, m - 1 : m - 1 + width]
                 counted = valid[:, m - 1 : m - 1 + width]
-                counts = torch.zeros(len(codes), letters**m, dtype=torch.float64)
-                counts.scatter_add_(1, word.clamp(0, letters**m - 1), counted.double())
-                columns.append(counts)
+                columns.append(torch.where(counted, word, -1).double())
         return torch.cat(columns, dim=1)
 
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **_: Any) -> Tensor:
         """[..., n, F] and [..., m, F] -> [..., n, m]; [..., n] with `diag`."""
         head = sum(self._values)
         hamming = _repeat(self.weight, self._values)
-        powers = self.decay ** torch.arange(_WALK, dtype=torch.float64)
-        walk = _repeat((self.share[:, None] * powers).flatten(), self._sizes).sqrt()
-        walks = [torch.nn.functional.normalize(x[..., head:] * walk, dim=-1) for x in (x1, x2)]
-        globals_ = [x[..., :head] for x in (x1, x2)]
+        a, b = x1[..., :head], x2[..., :head]
+        common, own1, own2 = self._walks(x1[..., head:], x2[..., head:], diag)
         if diag:
-            same = torch.exp((globals_[0] * globals_[1] * hamming).sum(-1) - self.weight.sum())
-            return same * (walks[0] * walks[1]).sum(-1)
-        same = torch.exp((globals_[0] * hamming) @ globals_[1].transpose(-1, -2) - self.weight.sum())
-        return same * (walks[0] @ walks[1].transpose(-1, -2))
+            return torch.exp((a * b * hamming).sum(-1) - self.weight.sum()) * common / (own1.sqrt() * own2.sqrt())
+        same = torch.exp((a * hamming) @ b.transpose(-1, -2) - self.weight.sum())
+        return same * common / (own1.sqrt()[..., :, None] * own2.sqrt()[..., None, :])
+
+    def _walks(self, x1: Tensor, x2: Tensor, diag: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """W(a, b), W(a, a) and W(b, b) of the words of two sets."""
+        powers = self.decay ** torch.arange(_WALK, dtype=torch.float64)
+        weights = (self.share[:, None] * powers).flatten()
+        parts = zip(*(torch.split(x, self._widths, dim=-1) for x in (x1, x2)), strict=True)
+        counted = [_common_words(a, b, diag) for a, b in parts]
+        common, own1, own2 = (
+            sum((w * part for w, part in zip(weights, column, strict=True)), torch.zeros((), dtype=torch.float64))
+            for column in zip(*counted, strict=True)
+        )
+        return common, own1, own2
+
+
+@torch.no_grad()
+def _common_words(a: Tensor, b: Tensor, diag: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """c(a) . c(b), c(a) . c(a), c(b) . c(b), where c counts words: [..., n, W] and [..., m, W] with -1 for none.
+
+    Only words that occur get a column.
+    """
+    words, places = torch.unique(torch.cat([a.flatten(), b.flatten()]), return_inverse=True)
+    counts = [
+        torch.zeros(*x.shape[:-1], len(words), dtype=x.dtype).scatter_add_(-1, at.view(x.shape), (x >= 0).to(x.dtype))
+        for x, at in zip((a, b), torch.split(places, [a.numel(), b.numel()]), strict=True)
+    ]
+    x, y = counts
+    return (x * y).sum(-1) if diag else x @ y.transpose(-1, -2), (x * x).sum(-1), (y * y).sum(-1)
 
 
 def make_kernel(name: str, layout: Layout, anchors: Sequence[Architecture]) -> Kernel:

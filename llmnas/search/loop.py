@@ -94,6 +94,33 @@ def search(
             raise UserError(f"{name} must be a whole number, got {value!r}")
         if value < least:
             raise UserError(f"{name} must be at least {least}, got {value}")
+    searcher, archive = open_search(
+        space, strategy, objectives, budget, constraints, seed, archive_path=archive_path, options=options,
+        batch=batch, first=first, evaluation=evaluation,
+    )  # fmt: skip
+    try:
+        _run(searcher, evaluate, archive, evaluations, batch, first, on_progress)
+    except BaseException:
+        archive.close()
+        raise
+    return archive
+
+
+def open_search(
+    space: SearchSpace,
+    strategy: str,
+    objectives: Objectives,
+    budget: Budget | None,
+    constraints: Constraints,
+    seed: int,
+    *,
+    archive_path: str | Path | None,
+    options: Mapping[str, Any],
+    batch: int,
+    first: Sequence[Architecture],
+    evaluation: Mapping[str, Any],
+) -> tuple[Strategy, Archive]:
+    """(the strategy before its first `ask`, the archive) of a `search` with the same arguments; raises as it does."""
     chosen, searcher = start_strategy(strategy, options, Problem.of(space, objectives, constraints, budget, seed))
     identity = {
         "space": hashlib.sha256(space.model_dump_json().encode()).hexdigest(),
@@ -110,13 +137,7 @@ def search(
     ]
     if outside:
         raise UserError(f"first: {outside[0]} is not in the search space and budget")
-    archive = Archive(archive_path or ":memory:", objectives, constraints, identity)
-    try:
-        _run(searcher, evaluate, archive, evaluations, batch, first, on_progress)
-    except BaseException:
-        archive.close()
-        raise
-    return archive
+    return searcher, Archive(archive_path or ":memory:", objectives, constraints, identity)
 
 
 def load_strategy(name: str) -> tuple[type[Options], Callable[[Problem, Any], Strategy]]:

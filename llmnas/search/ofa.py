@@ -5,7 +5,7 @@ Shapes: n architectures.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 from pydantic import Field
@@ -19,7 +19,7 @@ from llmnas.space import Architecture
 
 Predict = Callable[[Sequence[Architecture]], list[dict[str, float]]]
 Target = Mapping[str, float]
-"""Metric -> the greatest value it may have."""
+"""Metric -> the greatest value it may have, the least where more of it is better."""
 
 _PARENTS = 8
 _ANCIENT = 1.3
@@ -33,7 +33,8 @@ class OfaOptions(Options):
             with a Gaussian process).
         predictor: `gp` or `ensemble`.
         targets: the limits to extract a network for, metric -> list, for instance {"latency_ms": [10, 20, 40]}; each
-            batch goes through them in turn. Without targets they are drawn between the ends of the present front.
+            batch goes through them in turn. Of an objective that is maximised they are least values. Without targets
+            they are drawn between the ends of the present front.
         population: children of a generation.
         generations: of one extraction.
         points: most evaluations that a Gaussian process (`gp`) is conditioned on.
@@ -55,6 +56,7 @@ def extract(
     start: Sequence[Architecture],
     population: int,
     generations: int,
+    maximised: Collection[str] = (),
 ) -> list[list[Architecture]]:
     """For every target the architectures found, the best first: those that meet it by goodness, then by least excess.
 
@@ -65,6 +67,7 @@ def extract(
         predict: metrics of architectures, one mapping each.
         goodness: of an architecture's predicted metrics, greater is better.
         start: architectures of the first generation, filled up with random ones.
+        maximised: metrics whose limits are least values.
     """
     rng = candidates.rng
     found: dict[Architecture, dict[str, float]] = {}
@@ -78,7 +81,9 @@ def extract(
     def ranked(target: Target, most: int | None = None) -> list[Architecture]:
         excess = np.zeros(len(found))
         for name, limit in target.items():
-            excess += np.maximum(np.array([metrics[name] for metrics in found.values()]) / limit - 1.0, 0.0)
+            values = np.array([metrics[name] for metrics in found.values()])
+            over = limit - values if name in maximised else values - limit
+            excess += np.maximum(over, 0.0) / (np.ptp(values) or 1.0)  # a share of the span: any sign and unit
         archs = list(found)
         return [archs[i] for i in np.lexsort((np.array(worse), excess))[:most]]
 
@@ -114,11 +119,10 @@ class OnceForAll:
         self._quality = "val_loss" if "val_loss" in goals else next(iter(natural or goals))
         self._costs = [name for name in goals if name != self._quality]
         for name, limits in options.targets.items():
-            if name not in self._costs or goals[name] != "min" or not limits or min(limits) <= 0:
-                allowed = [cost for cost in self._costs if goals[cost] == "min"]
+            if name not in self._costs or not limits or not np.isfinite(limits).all():
                 raise UserError(
-                    f"options of ofa: targets: {name}: {limits} must be positive limits of an objective that is "
-                    f"minimised and is not {self._quality}; allowed: {allowed}"
+                    f"options of ofa: targets: {name}: {limits} must be limits of an objective that is not "
+                    f"{self._quality}; allowed: {self._costs}"
                 )
         names = dict.fromkeys((*goals, *problem.constraints))
         self._predictors = {name: Predictor(problem.space, options.predictor, problem.seed) for name in names}
@@ -138,6 +142,7 @@ class OnceForAll:
         lists = extract(
             self._candidates, self._predict, self._goodness, targets, start,
             self._options.population, self._options.generations,
+            [name for name in self._costs if self._problem.objectives[name] == "max"],
         )  # fmt: skip
         chosen: list[Architecture] = []
         for ranking in lists:
@@ -192,9 +197,9 @@ class OnceForAll:
         if self._candidates.rng.integers(8) == 0:
             return drawn  # no limit: the front may grow beyond its dear end
         for name in self._costs:
-            if self._problem.objectives[name] == "min":
-                values = [e.metrics[name] for e in best]
-                limit = float(self._candidates.rng.uniform(0.9 * min(values), max(values)))
-                if limit > 0:
-                    drawn[name] = limit
+            sign = 1.0 if self._problem.objectives[name] == "min" else -1.0
+            values = [sign * e.metrics[name] for e in best]
+            low, high = min(values), max(values)
+            beyond = 0.1 * min(abs(low), high - low)  # the front may grow at its cheap end too
+            drawn[name] = sign * float(self._candidates.rng.uniform(low - beyond, high))
         return drawn

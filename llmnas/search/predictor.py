@@ -123,11 +123,15 @@ class Predictor:
     Args:
         kind: `gp`: a Gaussian process with the Hamming kernel, the better one with up to a few hundred
             measurements, cubic in their number; `ensemble`: small networks, linear in it (OFA's predictor).
+
+    Attributes:
+        quality: how good it was when it was judged, if it was; stored with it.
     """
 
     def __init__(self, space: SearchSpace, kind: Kind = "gp", seed: int = 0) -> None:
         self.space = space
         self.kind = kind
+        self.quality: HeldOut | None = None
         self._seed = seed
         self._layout = Layout(space)
         self._model: GaussianProcess | Ensemble | None = None
@@ -204,6 +208,13 @@ class Predictor:
             float(inside.mean()),
         )
 
+    def was_told(self, archs: Sequence[Architecture], values: Sequence[float]) -> bool:
+        """Whether it was fitted to exactly these."""
+        if self._told is None or len(archs) != len(self._told[1]):
+            return False
+        told = torch.tensor(list(values), dtype=torch.float64)
+        return torch.equal(self._told[0], self._codes(archs)) and torch.equal(self._told[1], told)
+
     def save(self, path: str | Path, metric: str) -> None:
         """Write everything to one safetensors file that names the space and the metric."""
         if self._model is None or self._told is None:
@@ -214,7 +225,10 @@ class Predictor:
         else:
             hyper = self._model.model.state_dict()
             tensors |= {f"gp.{name}": value.clone() for name, value in hyper.items()}
-        about = {"space": space_digest(self.space), "kind": self.kind, "metric": metric, "seed": str(self._seed)}
+        about = {
+            "space": space_digest(self.space), "kind": self.kind, "metric": metric, "seed": str(self._seed),
+            "quality": self.quality,
+        }  # fmt: skip
         with atomic_open(Path(path)) as stream:
             stream.write(to_bytes(tensors, {"llmnas_predictor": json.dumps(about)}))
 
@@ -239,6 +253,7 @@ class Predictor:
             raise UserError(f"{path}: a predictor of {about['metric']}, not of {metric}")
         loaded = cls(space, about["kind"], int(about["seed"]))
         loaded._restore(tensors)
+        loaded.quality = HeldOut(*about["quality"]) if about.get("quality") else None
         return loaded
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:

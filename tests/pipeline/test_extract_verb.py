@@ -1,19 +1,25 @@
 """`llmnas extract`: the best network for each target, by both methods, on a trained supernet; what is refused."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import tiny
 import yaml
 
-from llmnas.config import load_config
+from llmnas.cli.examine import target_setting
+from llmnas.config import load_config, make_config
 from llmnas.cost import BudgetSampler, count_params
+from llmnas.errors import UserError
 from llmnas.evaluate.evaluator import Evaluator
 from llmnas.pareto import Archive
 from llmnas.pipeline.context import Context
+from llmnas.pipeline.extract import _earlier, _require_reachable, _trained
+from llmnas.pipeline.metrics import measured_on
 from llmnas.rng import generator
 from llmnas.runs import RunFolder
+from llmnas.search.predictor import Predictor
 from llmnas.space import Architecture
 
 TARGETS = (9000, 12000)
@@ -57,6 +63,12 @@ def test_every_target_gets_a_network_that_meets_it_and_was_really_measured(copie
     repeated = json.loads((copied.folder / "extract" / f"{method}.json").read_text())
     assert repeated["evaluations"] == result["evaluations"]  # nothing was measured a second time
     assert repeated["targets"] == result["targets"]
+    less = llmnas(*command, "--targets", "params=9500", "--resume")
+    assert less.code == 0, less.err
+    joined = json.loads((copied.folder / "extract" / f"{method}.json").read_text())["targets"]
+    assert joined[:2] == result["targets"]  # what was answered before stays
+    assert joined[2]["limit"] == 9500
+    assert "params <= 9,000" in less.out
 
 
 def test_mip_takes_the_best_sum_of_measured_block_scores_and_says_whether_sums_hold(copied, llmnas):
@@ -141,6 +153,90 @@ def test_bad_input_is_one_line_before_anything_is_measured(copied, llmnas, argum
     assert done.code == 2
     assert message in done.complaint
     assert not (copied.folder / "extract" / "evaluations.sqlite").exists()
+
+
+def context_of(path, targets, *, hardware=None, **space):
+    """A run without text or weights: what targets are checked with."""
+    base = {"vocab_size": 256, "max_seq": 64}
+    sizes = {"hidden_size": [64], "kv_heads": 2, "queries_per_group": 4, "head_dim": 32, "ffn_size": 128}
+    values = {
+        "name": "kinds", "space": {"base": base, "layers": 2, "depth": [1, 2], **sizes, **space},
+        "train": {"steps": 1, "batch_size": 2, "seq_len": 32, "lr": 0.001}, "extract": {"targets": targets},
+        "hardware": hardware,
+    }  # fmt: skip
+    return Context(make_config(values, [], "x"), RunFolder(path), None)
+
+
+def test_a_target_is_refused_by_the_cheapest_network_not_by_the_smallest(tmp_path, monkeypatch):
+    class Table:
+        end_ms = staticmethod(lambda hidden_size: 1.0)
+        block_ms = staticmethod(lambda hidden_size, spec: 5.0 if spec.weights == "ternary" else 2.0)
+
+    monkeypatch.setattr("llmnas.pipeline.extract.latency_table", lambda *_: (Table(), ""))
+    weights = {"choices": ["ternary", "dense"], "per_layer": True}
+    context = context_of(tmp_path / "a", {"latency_ms": [3.5]}, weights=weights)
+    assert context.config.space.smallest().layers[0].weights == "ternary"
+    _require_reachable(context, [("latency_ms", 3.0)])
+    with pytest.raises(UserError, match=r"latency_ms: 2\.9 is below 3, what the cheapest"):
+        _require_reachable(context, [("latency_ms", 2.9)])
+
+    mixer = {"choices": ["mlgru", "attention"], "per_layer": True}
+    context = context_of(tmp_path / "b", {"params": [9e9]}, mixer=mixer)
+    space = context.config.space
+    attention = space.build(64, {0: replace(space.smallest().layers[0], mixer="attention")})
+    least = count_params(attention, space.base).total
+    assert least < count_params(space.smallest(), space.base).total
+    _require_reachable(context, [("params", least)])
+    with pytest.raises(UserError, match="what the cheapest network needs"):
+        _require_reachable(context, [("params", least - 1)])
+
+
+def test_an_earlier_latency_of_other_hardware_does_not_stay(tmp_path):
+    context = context_of(tmp_path / "a", {"latency_ms": [1.0]}, hardware={"device": "a100", "phase": "decode"})
+    rows = [
+        {"metric": "latency_ms", "limit": 2.0} | measured_on(context.config, ["latency_ms"]),
+        {"metric": "latency_ms", "limit": 3.0, "hardware": {"device": "l4", "phase": "decode"}},
+        {"metric": "params", "limit": 9e9},
+        {"metric": "latency_ms", "limit": 1.0} | measured_on(context.config, ["latency_ms"]),
+    ]
+    (tmp_path / "ofa.json").write_text(json.dumps({"targets": rows}))
+    kept = _earlier(context.config, tmp_path / "ofa.json", [("latency_ms", 1.0)])
+    assert kept == [rows[0], rows[2]]
+    assert _earlier(context.config, tmp_path / "mip.json", []) == []
+
+
+@pytest.mark.parametrize("kind", ["gp", "ensemble"])
+def test_a_stored_predictor_is_taken_again_where_it_was_told_the_same(tmp_path, monkeypatch, kind):
+    context = context_of(tmp_path, {"params": [9e9]}, ffn_size={"choices": [64, 128, 256, 512], "per_layer": True})
+    extracting = context.config.extract.model_copy(update={"predictor": kind})
+    context = replace(context, config=context.config.model_copy(update={"extract": extracting}))
+    space, rng = context.config.space, np.random.default_rng(0)
+    archs = list(dict.fromkeys(space.sample(rng) for _ in range(40)))[:16]
+    values = [float(i % 5) for i in range(16)]
+    path = context.run.result("extract").with_name("predictor.safetensors")
+    path.parent.mkdir(parents=True)
+    fitted, quality = _trained(context, archs, values)
+    with monkeypatch.context() as patched:
+        patched.setattr(Predictor, "fit", lambda *_: pytest.fail("fitted again"))
+        stored, said = _trained(context, archs, values)
+    assert said == quality
+    np.testing.assert_array_equal(stored.predict(archs), fitted.predict(archs))
+    assert _trained(context, archs, values[::-1])[0].was_told(archs, values[::-1])
+    other = context_of(tmp_path, {"params": [9e9]}, ffn_size=64)
+    with pytest.raises(UserError, match="a predictor of another search space"):
+        _trained(other, archs, values)
+
+
+def test_limits_of_countable_costs_may_be_written_as_elsewhere():
+    assert target_setting("params=500k,1.5M,2e6,9000") == "extract.targets.params=[500000, 1500000, 2000000.0, 9000.0]"
+    assert target_setting("memory_bytes=2_000") == "extract.targets.memory_bytes=[2000.0]"
+    assert target_setting("latency_ms=0.5") == "extract.targets.latency_ms=[0.5]"
+    with pytest.raises(
+        UserError, match=r"^--targets params abc: must be a number of params, for instance 800000, 1.5M"
+    ):
+        target_setting("params=9000,abc")
+    with pytest.raises(UserError, match=r"^--targets latency_ms: '5k' must be a number, for instance latency_ms=10"):
+        target_setting("latency_ms=5k")
 
 
 def test_every_candidate_is_recalibrated_where_the_search_section_says_so(llmnas, tmp_path):

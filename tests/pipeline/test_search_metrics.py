@@ -239,6 +239,17 @@ def search_by(folder, objectives, constraints):
         return context, search_supernet(context)
 
 
+def test_an_archive_of_another_search_is_refused_before_anything_is_measured(tmp_path, monkeypatch):
+    run = RunFolder(tmp_path)
+    monkeypatch.setattr("llmnas.pipeline.search._measuring", lambda *_: pytest.fail("measured"))
+    asked = config({"strategy": "evolution"})
+    archive = Archive(run.evaluations, dict(asked.search.objectives), {}, {"strategy": "random"})
+    archive.append([asked.space.smallest()], [{"val_loss": 1.0, "params": 1.0}])
+    archive.close()
+    with pytest.raises(UserError, match=r"belongs to another search \(.*strategy: random -> evolution"):
+        search_supernet(Context(asked, run, None))
+
+
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory):
     """A search by everything at once."""
@@ -315,5 +326,9 @@ def test_every_candidate_can_be_measured_instead(tmp_path, monkeypatch):
     asked = config({"objectives": {"val_loss": "min", "latency_ms": "min"}}, hardware={"method": "measure"})
     (provider,) = providers(asked, RunFolder(tmp_path), {})
     assert "measured on" in provider.provenance
+    assert provider.about().endswith("lower quartile over rounds")
     assert all(ms > 0 for ms in provider.values([asked.space.smallest(), asked.space.largest()]))
+    assert len(provider.noise) == 2
+    provider.noise[:] = [0.01, 0.03]
+    assert provider.about().endswith("lower quartile over rounds, mean noise 2.0% over 2 networks")
     assert not list(tmp_path.iterdir())

@@ -209,3 +209,13 @@ def test_no_step_of_the_fit_leaves_the_support_of_the_priors(name):
     priors = list(kernel.named_priors())
     assert priors
     assert all(torch.isfinite(prior.log_prob(closure(module))).all() for _, module, prior, closure, _ in priors)
+
+
+def test_walks_need_no_column_for_every_possible_word():
+    """64 choices: 262,144 words of three layers, of which a network has four."""
+    sizes = {"choices": [8 * i for i in range(1, 65)], "per_layer": True}
+    space = SearchSpace.from_dict({**SPACE.model_dump(mode="json"), "layers": 6, "depth": [3, 6], "ffn_size": sizes})
+    _, kernel, archs, codes = setup("walk", space, 6)
+    assert kernel.embed(codes).shape[1] < 100
+    expected = [[by_equation("walk", space, kernel, a, b) for b in archs] for a in archs]
+    np.testing.assert_allclose(matrix(kernel, codes, codes), expected, rtol=1e-12)

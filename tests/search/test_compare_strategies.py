@@ -183,6 +183,17 @@ def test_a_table_outlives_a_dimension_of_one_value(tmp_path):
         read_table(tmp_path / "table.csv.gz", longer)
 
 
+@pytest.mark.parametrize("yardstick", [0, 8])
+def test_the_progress_ends_at_the_number_of_searches(tmp_path, monkeypatch, yardstick):
+    search(SPACE, measure, "random", TWO, evaluations=20, archive_path=tmp_path / "table.sqlite").close()
+    given = context(tmp_path, evaluations=8, yardstick=yardstick)
+    seen: list[tuple[int, int]] = []
+    monkeypatch.setattr(given.tracker, "progress", lambda stage, done, total, note="": seen.append((done, total)))
+    compare_strategies(given, tmp_path / "table.sqlite")
+    searches = 4 + bool(yardstick)
+    assert seen == [(i, searches) for i in range(searches + 1)]
+
+
 def test_the_yardstick_is_one_long_random_search(tmp_path):
     search(SPACE, measure, "random", TWO, evaluations=60, archive_path=tmp_path / "table.sqlite").close()
     result = compare_strategies(context(tmp_path, yardstick=80), tmp_path / "table.sqlite")

@@ -127,7 +127,30 @@ def test_the_strategy_asks_for_the_targets_it_is_given():
     assert all(params(a) > 15_000 for a in asked[1::2])
 
 
-@pytest.mark.parametrize("targets", [{"val_loss": [1.0]}, {"latency": [1.0]}, {"params": []}, {"params": [-1.0]}])
+@pytest.mark.parametrize("way", ["min", "max"])
+@pytest.mark.parametrize("scale", [1.0, -1.0])
+def test_targets_of_any_sign_and_direction_steer_the_search(way, scale):
+    """The same cost in four disguises: an objective of its own each time, never the loss alone."""
+    sign = scale if way == "min" else -scale  # of what is asked for: +1 few parameters, -1 many
+    problem = Problem(SPACE, {"val_loss": "min", "size": way}, {}, None, 0)
+
+    def told(archs: list[Architecture]) -> list[Evaluation]:
+        # a loss that always wants the other end
+        return [Evaluation(a, {"val_loss": -sign * params(a), "size": scale * params(a)}) for a in archs]
+
+    given = OnceForAll(problem, OfaOptions(samples=32, targets={"size": [scale * 30_000.0]}))
+    given.tell(told(given.ask(32)))
+    # the loss draws to the limit, which the predictor knows to some thousands
+    assert all(abs(params(a) - 30_000) < 7_000 for a in given.ask(4))
+    drawn = OnceForAll(problem, OfaOptions(samples=32))
+    first = drawn.ask(32)
+    drawn.tell(told(first))
+    middle = np.median([params(a) for a in first])
+    # without limits the loss alone chooses the far end every time
+    assert sum(sign * params(a) < sign * middle for a in drawn.ask(16)) >= 3
+
+
+@pytest.mark.parametrize("targets", [{"val_loss": [1.0]}, {"latency": [1.0]}, {"params": []}, {"params": [np.inf]}])
 def test_targets_that_name_nothing_are_refused(targets):
     with pytest.raises(UserError, match=r"options of ofa: targets: .*; allowed: \['params'\]"):
         search(SPACE, measure, "ofa", TWO, Budget(max_params=90_000), options={"targets": targets})
