@@ -20,7 +20,7 @@ test test-full: export WANDB_MODE := offline
 test test-full: export TOKENIZERS_PARALLELISM := false
 
 # Groups and order are those of tests/conftest.py. Three workers on two cores: some tests wait.
-PYTEST := $(BIN)/pytest -n 3 --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 help:
 	@echo "make demo       install, then run the quickstart: text in, searched and exported model out"

@@ -3,10 +3,13 @@
 Also one whole tiny run for the session (`tiny_run`; copy what you change), and `llmnas`, a verb in this process.
 """
 
+import functools
 import os
+import re
 import shutil
 import signal
 import sys
+from pathlib import Path
 
 # Before torch is imported, here and in every process that a test starts: the workers of a parallel run share the cores,
 # and threads that wait for a core by spinning made the suite four times as expensive.
@@ -22,26 +25,40 @@ settings.load_profile("llmnas")
 
 FIRST = (
     "tiny_run",
-    "test_interpreter",
-    "test_two_processes",
-    "test_retrain",
-    "test_strategies",
-    "test_resume",
-    "test_export_hf",
-    "test_expert_processes",
-    "test_docs",
+    "triton_kernels/test_interpreter.py",
+    "train/test_two_processes.py",
+    "pipeline/test_retrain.py",
+    "search/test_strategies.py",
+    "train/test_resume.py",
+    "export/test_export_hf.py",
+    "train/test_expert_processes.py",
 )
+"""Groups of tests that take longest: a parallel run ends when the last group does."""
+HERE = Path(__file__).parent
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
+@functools.cache
+def group_of(file):
+    """A file by itself; those that share `tiny_run`, which takes a while to make, together."""
+    uses = re.search(r"\b(tiny_run|copied)\b", file.read_text(encoding="utf-8"))
+    return "tiny_run" if uses else file.relative_to(HERE).as_posix()
+
+
 def pytest_collection_modifyitems(items):
-    """A parallel run gives whole files out, the longest first; those that share `tiny_run` go to one worker."""
-    sharing = {item.path for item in items if "tiny_run" in item.fixturenames}
-    groups = {item.path: "tiny_run" if item.path in sharing else item.path.stem for item in items}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(groups[item.path]))
     order = {name: place for place, name in enumerate(FIRST)}
-    items.sort(key=lambda item: order.get(groups[item.path], len(order)))
+    items.sort(key=lambda item: order.get(group_of(item.path), len(order)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A parallel run gives whole groups out (xdist 3.8's own `loadgroup` finds no groups under pytest 9.2)."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return group_of(config.rootpath / nodeid.split("::")[0])
+
+    return ByGroup(config, log)
 
 
 def pytest_runtest_setup():

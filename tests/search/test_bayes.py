@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import moocore
 import numpy as np
@@ -207,10 +208,15 @@ def test_needs_fewer_evaluations_than_random_search(seeds, p):
 @pytest.mark.full
 @pytest.mark.parametrize("kernel", ["edit_distance", "walk"])
 def test_the_other_kernels_beat_random_search_too(kernel):
-    for seed in range(4):
-        ours = search(SPACE, measure, "bayes", ONE, BUDGET, evaluations=60, seed=seed, options={"kernel": kernel})
-        theirs = search(SPACE, measure, "random", ONE, BUDGET, evaluations=60, seed=seed)
-        assert ours.front()[0].metrics["val_loss"] <= theirs.front()[0].metrics["val_loss"]
+    """In the mean of a few seeds; the default kernel is compared over twenty."""
+
+    def best(strategy: str, **options: Any) -> list[float]:
+        found = [
+            search(SPACE, measure, strategy, ONE, BUDGET, evaluations=60, seed=i, options=options) for i in range(4)
+        ]
+        return [archive.front()[0].metrics["val_loss"] for archive in found]
+
+    assert np.mean(best("bayes", kernel=kernel)) < np.mean(best("random"))
 
 
 def test_three_objectives_and_a_constraint():
