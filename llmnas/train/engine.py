@@ -52,8 +52,6 @@ with warnings.catch_warnings():
     from deepspeed.utils import logger as deepspeed_logger
 
 deepspeed_logger.setLevel(logging.WARNING)
-
-
 _PLAIN_LINEAR = torch.nn.functional.linear
 
 
@@ -115,14 +113,10 @@ def wait_for_all(processes: Processes) -> None:
 
 
 def set_threads(settings: TrainSettings, processes: Processes) -> None:
-    """As the config says, else as OMP_NUM_THREADS does, else the cores shared among this machine's processes.
-
-    More threads than cores run slower than one.
-    """
+    """As the config says, else OMP_NUM_THREADS, else the cores shared among processes: more run slower than one."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    cores = len(os.sched_getaffinity(0))
-    own = int(asked) if asked.isdecimal() and int(asked) else max(1, cores // processes.local_size)
-    torch.set_num_threads(settings.threads or own)
+    shared = max(1, len(os.sched_getaffinity(0)) // processes.local_size)
+    torch.set_num_threads(settings.threads or (int(asked) if asked.isdecimal() else 0) or shared)
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ def study(monkeypatch, tmp_path):
     return entanglement.Study(tmp_path / "study")
 
 
+@pytest.mark.full
 def test_both_scripts_run(study, capsys):
     with pytest.raises(SystemExit, match="trained alone"):
         report.gather(study)

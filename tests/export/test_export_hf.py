@@ -270,6 +270,7 @@ metric_list: [{{metric: acc}}]
 """
 
 
+@pytest.mark.full
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="needs the extra llmnas[eval]")
 def test_runs_under_lm_eval(exported, model, tokenizer_path, tmp_path):
     questions = tmp_path / "questions.jsonl"

@@ -291,6 +291,7 @@ def test_the_door_opens_neither_triton_nor_numba():
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == ""
 
 
+@pytest.mark.full
 def test_torchao_agrees():
     """An independent implementation of the layer, in a process of its own: it hooks into torch's functions."""
     pytest.importorskip("torchao.prototype.quantized_training.bitnet")

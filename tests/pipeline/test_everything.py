@@ -211,6 +211,7 @@ def test_without_resume_a_folder_in_use_is_refused(copied, llmnas):
         assert "--resume" in done.complaint
 
 
+@pytest.mark.full
 def test_another_training_alone_is_exported_anew(copied, llmnas):
     """An export of weights that are no longer the result would be silently wrong."""
     folder = next((copied.folder / "export").iterdir())

@@ -232,7 +232,7 @@ def test_limits_of_countable_costs_may_be_written_as_elsewhere():
     assert target_setting("memory_bytes=2_000") == "extract.targets.memory_bytes=[2000.0]"
     assert target_setting("latency_ms=0.5") == "extract.targets.latency_ms=[0.5]"
     with pytest.raises(
-        UserError, match=r"^--targets params abc: must be a number of params, for instance 800000, 1.5M"
+        UserError, match=r"^--targets params abc: must be a number of params up to 10\^15, for instance 800000, 1.5M"
     ):
         target_setting("params=9000,abc")
     with pytest.raises(UserError, match=r"^--targets latency_ms: '5k' must be a number, for instance latency_ms=10"):

@@ -6,11 +6,13 @@ import socket
 import subprocess
 import sys
 
+import pytest
 import tiny
 
 from llmnas.tracking import read_metrics
 
 
+@pytest.mark.full
 def test_train_under_the_launcher(tiny_run, tmp_path):
     shutil.copytree(tiny_run.folder / "data", tmp_path / "run" / "data")
     with socket.socket() as free:

@@ -62,7 +62,12 @@ def test_the_numbers_of_the_quickstart_by_hand():
 
 
 def test_the_original_as_a_teacher_costs_its_weights_and_its_forward_passes():
-    sets = ["train.init_from=some/folder", "train.distill={source: original, weight: 0.5}", "train.correction=100"]
+    sets = [
+        "data.tokenizer=some/folder",
+        "train.init_from=some/folder",
+        "train.distill={source: original, weight: 0.5}",
+        "train.correction=100",
+    ]
     alone, taught = plan_of("llama_7b"), plan_of("llama_7b", H100S, *sets)
     config = load_config(FOLDER / "llama_7b.yaml", [])
     whole = prefill_flops_per_token(config.space.envelope, config.space.base, config.train.seq_len)

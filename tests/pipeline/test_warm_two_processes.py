@@ -61,7 +61,7 @@ def losses_of(run):
 @pytest.mark.parametrize(
     ("stage", "space", "correction"),
     [
-        pytest.param(3, SPACE, 3, id="3-corrected"),
+        pytest.param(3, SPACE, 3, id="3-corrected", marks=pytest.mark.full),
         pytest.param(0, SPACE, 0, id="0", marks=pytest.mark.full),
         pytest.param(2, SPACE, 3, id="2-corrected", marks=pytest.mark.full),
         pytest.param(3, MIXTURE, 0, id="3-experts", marks=pytest.mark.full),

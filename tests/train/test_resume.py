@@ -80,6 +80,7 @@ def folder(trained, tmp_path):
     return shutil.copytree(trained, tmp_path / "checkpoints")
 
 
+@pytest.mark.full
 def test_six_and_six_steps_are_twelve(tmp_path, undisturbed_process):
     first = start(tmp_path, "7")  # of which the last is lost: checkpoints are at 3 and 6
     assert first.wait() == -signal.SIGKILL

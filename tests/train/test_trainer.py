@@ -85,7 +85,7 @@ def test_what_is_logged_and_when():
     ]  # fmt: skip
     assert logged[1][1] == {"val_loss": 1.5}
     assert set(logged[0][1]) == {
-        "train_loss", "lr", "tokens_per_second", "grad_norm", "peak_memory_bytes", "skipped_steps",
+        "train_loss", "lr", "tokens_per_second", "grad_norm", "peak_memory_bytes", "skipped_steps", "params_0",
     }  # fmt: skip
     assert logged[0][1]["grad_norm"] > 0
     assert 1e7 < logged[0][1]["peak_memory_bytes"] < 1e11
