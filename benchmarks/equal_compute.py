@@ -5,9 +5,9 @@
 
 PYTHON is that of an environment of its own: `pip install torch==2.13.0`, then with that pin as a constraint
 `pip install whittle==0.6.0`, then `pip uninstall torchvision`. Each strategy of each side runs for `--grid-seconds` at
-every learning rate; then the best one of each side, at its best rate, runs for `--final-seconds`. Every run is a
-process of its own and leaves a JSON in the run folder: runs that are there are not repeated, so an interrupted
-comparison goes on. At most `--processes` runs go side by side, the two sides in turn.
+every learning rate with every beta2 of AdamW; then the best of each side runs for `--final-seconds`, `--seeds` times.
+Every run is a process of its own and leaves a JSON in the run folder: runs that are there are not repeated, so an
+interrupted comparison goes on. At most `--processes` runs go side by side, the two sides in turn.
 
 `--clock wall` (default) measures wall time and means something on an idle machine only. `--clock cpu` gives every run
 the same CPU time of its own process, with one thread.
@@ -21,7 +21,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, product, zip_longest
 from pathlib import Path
 from typing import Any
@@ -56,13 +56,14 @@ class Run:
     side: str
     strategy: str
     lr: float
+    beta2: float
     seconds: float
     seed: int = 0
 
     def json(self, folder: Path) -> Path:
         """Where its result lies."""
-        name = f"{self.side}-{self.strategy.replace(':', '')}-lr{self.lr:g}-{self.seconds:g}s-seed{self.seed}"
-        return folder / f"{name}.json"
+        strategy = f"{self.side}-{self.strategy.replace(':', '')}"
+        return folder / f"{strategy}-lr{self.lr:g}-beta{self.beta2:g}-{self.seconds:g}s-seed{self.seed}.json"
 
     def result(self, folder: Path) -> dict[str, Any]:
         """What it wrote."""
@@ -91,6 +92,7 @@ def execute(run: Run, args: argparse.Namespace) -> None:
         "space": args.run_dir / "space.json",
         "strategy": run.strategy,
         "lr": run.lr,
+        "beta2": run.beta2,
         "seconds": run.seconds,
         "seed": run.seed,
         "clock": args.clock,
@@ -128,6 +130,7 @@ def row(run: Run, folder: Path) -> dict[str, Any]:
         "side": run.side,
         "strategy": run.strategy,
         "lr": run.lr,
+        "beta2": run.beta2,
         "seed": run.seed,
         "seconds": training["clock_seconds"],
         "steps": training["steps"],
@@ -143,7 +146,8 @@ def row(run: Run, folder: Path) -> dict[str, Any]:
 def summary(grid: list[Run], final: list[Run], args: argparse.Namespace) -> dict[str, Any]:
     """Everything measured, and the difference of the two finals (ours lower: positive)."""
     rows = [row(run, args.run_dir) for run in final]
-    mean = {side: float(np.mean([r["mean_val_loss"] for r in rows if r["side"] == side])) for side in SIDES}
+    means = {side: np.array([r["mean_val_loss"] for r in rows if r["side"] == side]) for side in SIDES}
+    by_seed = means["whittle"] - means["ours"]
     losses = {side: np.mean([r["losses"] for r in rows if r["side"] == side], axis=0) for side in SIDES}
     example = final[0].result(args.run_dir)
     return {
@@ -157,7 +161,8 @@ def summary(grid: list[Run], final: list[Run], args: argparse.Namespace) -> dict
         "load_average": [run.result(args.run_dir)["load_average"] for run in final],
         "grid": [row(run, args.run_dir) for run in grid],
         "final": rows,
-        "whittle_minus_ours": mean["whittle"] - mean["ours"],
+        "whittle_minus_ours": float(by_seed.mean()),
+        "whittle_minus_ours_by_seed": by_seed.tolist(),
         "tau_between_the_sides": float(kendalltau(losses["ours"], losses["whittle"]).statistic),
     }
 
@@ -172,6 +177,8 @@ def show(report: dict[str, Any]) -> None:
             "side",
             "strategy",
             "lr",
+            "beta2",
+            "seed",
             "seconds",
             "steps",
             "networks_trained",
@@ -196,6 +203,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--grid-seconds", type=float, default=240.0)
     parser.add_argument("--final-seconds", type=float, default=900.0)
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3], help="grid of learning rates")
+    parser.add_argument("--beta2", type=float, nargs="+", default=[0.95, 0.99], help="grid of AdamW's second beta")
     parser.add_argument("--ours", nargs="+", default=["single:4"], help="our strategies, see equal_ours.py")
     parser.add_argument("--whittle", nargs="+", default=list(WHITTLE), choices=WHITTLE)
     parser.add_argument("--seeds", type=int, default=1, help="seeds of the finals")
@@ -216,10 +224,13 @@ def main() -> None:
     write_json(args.run_dir / "space.json", SPACE)
     write_json(args.run_dir / "networks.json", networks(NETWORKS, 0))
     strategies = [("ours", name) for name in args.ours] + [("whittle", name) for name in args.whittle]
-    grid = [Run(side, name, lr, args.grid_seconds) for (side, name), lr in product(strategies, args.rates)]
+    grid = [
+        Run(side, name, lr, beta2, args.grid_seconds)
+        for (side, name), lr, beta2 in product(strategies, args.rates, args.beta2)
+    ]
     execute_all(grid, args)
     chosen = [best([run for run in grid if run.side == side], args.run_dir) for side in SIDES]
-    final = [Run(c.side, c.strategy, c.lr, args.final_seconds, seed) for seed in range(args.seeds) for c in chosen]
+    final = [replace(run, seconds=args.final_seconds, seed=seed) for seed in range(args.seeds) for run in chosen]
     execute_all(final, args)
     report = summary(grid, final, args)
     show(report)

@@ -85,7 +85,12 @@ def sampler_settings(strategy: str) -> SamplerSettings:
 def train(model: Transformer, space: SearchSpace, tokens: np.ndarray, args: argparse.Namespace) -> dict[str, Any]:
     """Train for `args.seconds` of the clock (the last step may end a little later) and say what was done."""
     settings = TrainSettings(
-        steps=TICKS, batch_size=args.batch, seq_len=args.seq, lr=args.lr, sampler=sampler_settings(args.strategy)
+        steps=TICKS,
+        batch_size=args.batch,
+        seq_len=args.seq,
+        lr=args.lr,
+        betas=(0.9, args.beta2),
+        sampler=sampler_settings(args.strategy),
     )
     sampler = SupernetSampler(space, None, settings.sampler, args.seed)
     sequences = Sequences(tokens, args.seq, args.seed)
@@ -143,6 +148,7 @@ def arguments() -> argparse.ArgumentParser:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--strategy", required=True, help="single:4, single:0, uniform:2, sandwich:2, ...")
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
+    parser.add_argument("--beta2", type=float, default=0.95, help="AdamW's decay of squared gradients")
     parser.add_argument("--seconds", type=float, default=240.0, help="time of training, evaluation not counted")
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="wall time, or CPU time of the process")
     parser.add_argument("--batch", type=int, default=8)

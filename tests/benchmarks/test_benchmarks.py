@@ -48,7 +48,7 @@ def test_equal_compute_measures_distinct_members_of_the_space():
 
 def test_equal_compute_takes_the_best_run_of_a_side(tmp_path):
     equal = load("equal_compute")
-    runs = [equal.Run("ours", "single:0", lr, 1.0) for lr in (1e-3, 2e-3, 4e-3)]
+    runs = [equal.Run("ours", "single:0", lr, 0.95, 1.0) for lr in (1e-3, 2e-3, 4e-3)]
     for run, loss in zip(runs, (5.0, 4.0, 4.5), strict=True):
         run.json(tmp_path).write_text(json.dumps({"mean_val_loss": loss}))
     assert equal.best(runs, tmp_path) == runs[1]
