@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +120,12 @@ class Context:
         file = self.tokens("train")
         return Sequences(file.tokens, seq_len, seed, file.info.eos_id)
 
-    @property
+    @cached_property
     def document_end(self) -> int | None:
-        """The token that attention does not go beyond, in evaluation as in training; None where it may."""
+        """The token that attention does not go beyond, in evaluation as in training; None where it may.
+
+        Kept, since opening the tokens reads all of them to verify them, and every loss asks.
+        """
         return self.tokens("train").info.eos_id if self.config.train.document_mask else None
 
     def windows(self, count: int) -> tuple[np.ndarray, float]:
@@ -202,13 +206,17 @@ class Context:
         """[count] losses of windows, with attention as the supernet was trained with; see `window_losses`."""
         return window_losses(model, arch, windows, eos_id=self.document_end)
 
-    def evaluator(self, device: torch.device | None = None) -> Evaluator:
-        """What measures candidates with the trained supernet's weights, as the `search` section says."""
+    def evaluator(self, device: torch.device | None = None, sample: int | None = None) -> Evaluator:
+        """What measures candidates with the trained supernet's weights, as the `search` section says.
+
+        Args:
+            sample: windows a candidate is run on instead of `search.sample`.
+        """
         search = self.config.search
         windows, bytes_per_token = self.loss_windows()
         model, workload = self.supernet().to(device), self.config.budget.workload
         return Evaluator(
-            model, windows, search.sample, bytes_per_token, workload, self.calibration(), self.document_end
+            model, windows, sample or search.sample, bytes_per_token, workload, self.calibration(), self.document_end
         )
 
     def supernet(self) -> Transformer:

@@ -12,7 +12,6 @@ import numpy as np
 from llmnas.cost import BudgetSampler, count_params, prefill_flops_per_token
 from llmnas.errors import UserError
 from llmnas.evaluate.conflict import neighbour_conflicts
-from llmnas.evaluate.evaluator import Evaluator
 from llmnas.evaluate.rank import Agreement, rank_agreement
 from llmnas.evaluate.ranking import banded_agreement, tau_within, top_k_regret
 from llmnas.files import write_json
@@ -100,16 +99,12 @@ def correlate(context: Context) -> dict[str, Any]:
     """
     config, run = context.config, context.run
     archs = band_architectures(context)
-    windows, bytes_per_token = context.loss_windows()
-    supernet = context.supernet()
-    evaluator = Evaluator(
-        supernet, windows, len(windows), bytes_per_token, config.budget.workload, context.calibration(),
-        context.document_end,
-    )  # fmt: skip
+    evaluator = context.evaluator(sample=config.search.windows)
     predicted = np.array([metrics["val_loss"] for metrics in evaluator(archs)])
     params = np.array([count_params(arch, config.space.base).total for arch in archs])
     settings = config.stage_settings("correlate", config.correlate.train)
-    conflicts = gradient_conflicts(context, supernet, archs)  # too little text for it is said before networks train
+    # too little text for it is said before networks train
+    conflicts = gradient_conflicts(context, evaluator.model, archs)
     adapted = adapted_runs(context, archs)
     runs = [
         [
