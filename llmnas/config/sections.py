@@ -106,9 +106,10 @@ class RetrainConfig(Strict):
     tries on one seed outside of the comparison; its best one goes to the paired `seeds`.
     `random_baseline`: random search that trains for real: so many architectures of the found size
     are drawn and trained alone on that same seed, and the best joins the comparison.
-    `pruned`: the pretrained model of `train.init_from` cut down to the found size by a recipe, as further networks
-    to compare with: the last layers dropped, the least important ones dropped (`depth`), or every layer equally
-    narrower (`width`).
+    `pruned`: networks cut out of the pretrained model of `train.init_from`, to compare with: by recipe down to
+    `budget.max_params` (without one: to the found size), with the last layers dropped, the least important ones
+    dropped (`depth`), or every layer equally narrower (`width`); or the found shape itself (`found_cut`), which has
+    seen no more text than these, where one that inherits has.
     """
 
     train: dict[str, Any] = {}
@@ -117,7 +118,7 @@ class RetrainConfig(Strict):
     lr_grid: tuple[PositiveFloat, ...] = ()
     random_baseline: NonNegativeInt = 0
     inherit: bool = False
-    pruned: tuple[Literal["last_layers", "depth", "width"], ...] = ()
+    pruned: tuple[Literal["found_cut", "last_layers", "depth", "width"], ...] = ()
 
 
 class CorrelateConfig(Strict):

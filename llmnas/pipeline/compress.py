@@ -28,10 +28,17 @@ from llmnas.files import read_json
 from llmnas.pareto import Archive
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.decide import chosen
+from llmnas.pipeline.retrain import verdict
 from llmnas.report.html import Table
 from llmnas.supernet import Transformer, load_weights
 from llmnas.train.warmstart import read_shape
 
+_BASELINES = {
+    "found_cut": "found, cut out of the model, healed",
+    "last_layers": "last layers dropped, healed",
+    "depth": "least important layers dropped, healed",
+    "width": "all layers narrower, healed",
+}
 _CHECK_SECONDS = 2.0
 _CONTEXT = 512
 
@@ -74,7 +81,7 @@ def compress_values(request: Request) -> dict[str, Any]:
         "search": {"objectives": {"val_loss": "min", "params": "min"}, "evaluations": 100},
         "retrain": {
             "train": {"steps": 300, "lr": healing_lr, "distill": teach | {"blocks": 0.1}}, "seeds": 1, "inherit": True,
-            "hand_designed": [], "pruned": ["last_layers", "depth", "width"] if request.baselines else [],
+            "hand_designed": [], "pruned": list(_BASELINES) if request.baselines else [],
         },
     }  # fmt: skip
     if request.max_params is not None:
@@ -168,12 +175,8 @@ def compress_table(context: Context) -> Table:
         "found, in the trained supernet": (int(found.metrics["params"]), found.metrics["val_loss"]),
     }
     result = read_json(run.result("retrain"))
-    titles = {
-        "found": "found, healed", "last_layers": "last layers dropped, healed",
-        "depth": "least important layers dropped, healed", "width": "all layers narrower, healed",
-    }  # fmt: skip
     for name, runs in result["runs"].items():
-        named[titles.get(name, name)] = (runs[0]["params"], sum(r["val_loss"] for r in runs) / len(runs))
+        named[_BASELINES.get(name, "found, healed" if name == "found" else name)] = (runs[0]["params"], sum(r["val_loss"] for r in runs) / len(runs))
     rows = [
         (name, f"{params:,}", f"{params / of_model:.0%}", f"{loss:.4f}", f"{math.exp(loss):.2f}")
         for name, (params, loss) in named.items()
@@ -186,4 +189,6 @@ def compress_table(context: Context) -> Table:
         f"Validation text of {config.data.source}. Healed: {tokens:,} tokens each, the model{first} as teacher; the "
         f"found one starts from the supernet, which saw {spent:,} tokens before, the others from the model."
     )
+    equal = [f"{c['against']}: {verdict(c)}" for c in result["comparisons"] if c["of"] == "found_cut"]
+    note += f" From equal starts, found_cut against {'; against '.join(equal)}." if equal else ""
     return Table("Compressed", ("network", "parameters", "of the model", "val loss (nats)", "perplexity"), rows, note)

@@ -1,4 +1,8 @@
-"""Cutting a pretrained model down to a size by recipe: what a found architecture has to beat."""
+"""Cutting a pretrained model down to a size by recipe: what a found architecture has to beat.
+
+`found_cut` is no recipe for a shape: it is the found one, cut out of the model as the others are, so that these start
+equal.
+"""
 
 from __future__ import annotations
 

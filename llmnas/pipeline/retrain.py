@@ -41,7 +41,13 @@ def retrain(context: Context) -> dict[str, Any]:
     for family in config.retrain.hand_designed:
         networks[family] = hand_designed(family, config.space.base, head_dim, params, EQUAL)
     for recipe in config.retrain.pruned:
-        networks[recipe] = pruned(recipe, config.space, params, layer_scores(context))
+        if recipe == "found_cut":
+            networks[recipe] = found.arch
+        else:
+            # a recipe may use the whole budget, also where the search left some of it
+            networks[recipe] = pruned(
+                recipe, config.space, config.budget.max_params or params, layer_scores(context)
+            )
     drawn = random_runs(context, found.arch, params)
     if drawn:
         best = min(drawn, key=lambda r: r["val_loss"])
@@ -53,11 +59,14 @@ def retrain(context: Context) -> dict[str, Any]:
             note = f"{name} {seed + 1}/{config.retrain.seeds}"
             runs[name].append(_train(context, name, arch, best_settings(context, grids[name]), seed, note))
     losses = {name: np.array([r["val_loss"] for r in rows]) for name, rows in runs.items()}
+    pairs = [("found", name) for name in networks if name != "found"]
+    if "found_cut" in networks:
+        pairs += [("found_cut", recipe) for recipe in config.retrain.pruned if recipe != "found_cut"]
     comparisons = []
-    for name in list(networks)[1:]:
-        delta = paired_difference(losses["found"], losses[name])
+    for name, other in pairs:
+        delta = paired_difference(losses[name], losses[other])
         ends = {"low": delta.low, "high": delta.high} if np.isfinite(delta.low) else {}
-        comparisons.append({"against": name, "difference": delta.mean, **ends, "clear": delta.clear})
+        comparisons.append({"of": name, "against": other, "difference": delta.mean, **ends, "clear": delta.clear})
     result = {"found": found.arch.id, "runs": runs, "comparisons": comparisons, "random": drawn, "lr_grid": grids}
     write_json(run.result("retrain"), result)
     run.record("retrain", networks=len(networks), seeds=config.retrain.seeds)
@@ -118,10 +127,11 @@ def _train(
 ) -> dict[str, Any]:
     options = context.config.retrain
     tuned = seed == options.seeds  # several learning rates share this seed: a folder each
-    label = f"{name}-{arch.id}-lr{settings.lr:g}" if tuned else f"{name}-{arch.id}"
-    folder = context.run.stand_alone("retrain", label, seed)
+    cut = name in options.pruned
+    label = f"{'cut' if cut else name}-{arch.id}"  # recipes that agree are one network
+    folder = context.run.stand_alone("retrain", f"{label}-lr{settings.lr:g}" if tuned else label, seed)
     start: Start = "scratch"
-    if name in options.pruned:
+    if cut:
         start = "pretrained"
     elif name == "found" and options.inherit:
         start = "supernet"
@@ -129,7 +139,7 @@ def _train(
 
 
 def verdict(comparison: dict[str, Any]) -> str:
-    """One honest sentence: found minus reference in nats and in perplexity, negative is better."""
+    """One honest sentence: the first network minus the other in nats and in perplexity, negative is better."""
     mean = comparison["difference"]
     change = f"{mean:+.4f} nats ({math.expm1(mean):+.1%} perplexity)"
     if "low" not in comparison:

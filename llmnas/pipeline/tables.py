@@ -107,7 +107,7 @@ def comparison_table(result: dict[str, Any]) -> Table:
         perplexity = sum(r["perplexity"] for r in runs) / len(runs)
         spread = f" ({min(losses):.4f} to {max(losses):.4f})" if len(losses) > 1 else ""
         rows.append((name, f"{runs[0]['params']:,}", f"{mean:.4f}{spread}", f"{perplexity:.2f}", str(len(runs))))
-    verdicts = "; ".join(f"found against {c['against']}: {verdict(c)}" for c in result["comparisons"])
+    verdicts = "; ".join(f"{c.get('of', 'found')} against {c['against']}: {verdict(c)}" for c in result["comparisons"])
     columns = ("network", "parameters", "val loss (nats)", "perplexity", "seeds")
     note = f"Trained alone on the same tokens with paired seeds. 95 % interval of the difference: {verdicts}."
     return Table("Found against hand-designed", columns, rows, note)

@@ -50,6 +50,7 @@ def test_a_folder_and_a_budget_give_a_smaller_checkpoint(llmnas, folder, corpus,
         "the model, trained on the text",
         "found, cut out of the model",
         "found, healed",
+        "found, cut out of the model, healed",
         "last layers dropped",
         "all layers narrower",
     ):
@@ -63,8 +64,19 @@ def test_a_folder_and_a_budget_give_a_smaller_checkpoint(llmnas, folder, corpus,
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     assert tokenizer.eos_token_id == model.config.eos_token_id == 3
     result = json.loads(run.result("retrain").read_text())
-    assert [runs[0]["start"] for runs in result["runs"].values()] == ["supernet", *["pretrained"] * 3]
-    assert all(runs[0]["params"] <= 600_000 for runs in result["runs"].values())
+    assert [runs[0]["start"] for runs in result["runs"].values()] == ["supernet", *["pretrained"] * 4]
+    space = SearchSpace.from_dict(space_values(folder, per_layer=False))
+    scores = json.loads(run.initial.with_name("layers.json").read_text())
+    for recipe in ("last_layers", "depth", "width"):  # the whole budget, whatever the search left of it
+        whole = count_params(pruned(recipe, space, 600_000, scores), space.base).total
+        assert [r["params"] for r in result["runs"][recipe]] == [whole]
+    (found,), (cut,) = result["runs"]["found"], result["runs"]["found_cut"]
+    assert (cut["architecture"], cut["tokens"]) == (found["architecture"], found["tokens"])
+    assert cut["val_loss"] != found["val_loss"]
+    pairs = {(c["of"], c["against"]): c["difference"] for c in result["comparisons"]}
+    assert pairs["found_cut", "width"] == cut["val_loss"] - result["runs"]["width"][0]["val_loss"]
+    assert len(pairs) == 4 + 3
+    assert "From equal starts, found_cut against last_layers: " in " ".join(done.out.split())
     assert f"the model, which was trained on {8 * 2 * 32:,} tokens first" in " ".join(done.out.split())
     # nothing is computed again
     stamps = [path.stat().st_mtime_ns for path in (run.pretrained, run.initial, run.supernet)]
