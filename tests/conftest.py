@@ -67,6 +67,12 @@ def pytest_runtest_setup():
         sys.modules["torch"].manual_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """Nothing that a test measures is kept for the user, here and in every process that a test starts."""
+    os.environ["LLMNAS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
     """`llmnas run` on a few speeches, once."""

@@ -34,7 +34,7 @@ _HALVES = {
 }
 _MANY, _FEW = 5, 3  # measured values of the sizes that every block has, and of the others
 _DEEPEST = 8  # layers of a measured stack; deeper networks are extrapolated
-_FORMAT = 2  # 1 measured low-bit weights that were not packed
+FORMAT = 2  # 1 measured low-bit weights that were not packed
 
 
 def _fields(half: str) -> tuple[str, ...]:
@@ -225,7 +225,7 @@ class BlockTable:
     def save(self, path: Path) -> None:
         """Write as JSON."""
         write_json(path, {
-            "format": _FORMAT, "fingerprint": dict(self.fingerprint), "phase": self.phase,
+            "format": FORMAT, "fingerprint": dict(self.fingerprint), "phase": self.phase,
             "workload": asdict(self.workload), "base": dict(self.base), "ends": self.ends.to_dict(),
             "mixers": [{"kinds": list(kinds), **grid.to_dict()} for kinds, grid in self.mixers.items()],
             "ffns": [{"kinds": list(kinds), **grid.to_dict()} for kinds, grid in self.ffns.items()],
@@ -243,8 +243,8 @@ class BlockTable:
         """
         value = read_json(path)
         try:
-            if value["format"] != _FORMAT:
-                raise ValueError(f"format {value['format']}, this version reads {_FORMAT}")
+            if value["format"] != FORMAT:
+                raise ValueError(f"format {value['format']}, this version reads {FORMAT}")
             grids = {
                 half: {tuple(map(str, entry["kinds"])): Grid.from_dict(entry) for entry in value[half]}
                 for half in ("mixers", "ffns")

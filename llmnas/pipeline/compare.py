@@ -23,6 +23,7 @@ from llmnas.report.html import Table
 from llmnas.report.plots import Band, comparison_png
 from llmnas.search import options_of, search
 from llmnas.search.compare import REPORTED, Comparison, compare
+from llmnas.search.loop import open_search
 from llmnas.search.predictor import Predictor, split
 from llmnas.space import Architecture
 
@@ -42,23 +43,31 @@ def compare_strategies(context: Context, table: Path | None = None) -> dict[str,
     folder = run.result("compare").parent
     about: dict[str, Any] = {"evaluated_by": "supernet"}
     extra: list[Provider] = []
+    metrics = (*config.search.objectives, *config.search.constraints)
+    how = evaluation_identity(context, metrics) if table is None else {"table": sha256(table)}
+
+    def asked(strategy: str, seed: int) -> dict[str, Any]:
+        options = config.search.options if strategy == config.search.strategy else {}
+        return {
+            "space": config.space, "strategy": strategy, "objectives": dict(config.search.objectives),
+            "budget": config.budget, "constraints": dict(config.search.constraints), "seed": seed,
+            "archive_path": folder / f"{strategy}-seed{seed}.sqlite", "options": dict(options),
+            "batch": config.search.batch, "first": (), "evaluation": how,
+        }  # fmt: skip
+
+    for strategy, seed in _runs(config):  # refuse another comparison's before minutes of measuring
+        if asked(strategy, seed)["archive_path"].exists():
+            open_search(**asked(strategy, seed))[1].close()
     if table is None:
-        how = evaluation_identity(context, (*config.search.objectives, *config.search.constraints))
         extra = providers(config, run, context.own_metrics)
         store, evaluate = _measured(context, extra)
     else:
         store, (evaluate, about) = None, table_surrogate(context, table)
-        how = {"table": sha256(table)}
 
     def one(strategy: str, seed: int, evaluations: int = config.compare.evaluations) -> Archive:
-        options = config.search.options if strategy == config.search.strategy else {}
-        return search(
-            config.space, evaluate, strategy, dict(config.search.objectives), config.budget,
-            dict(config.search.constraints), evaluations, seed, options=dict(options),
-            batch=config.search.batch, archive_path=folder / f"{strategy}-seed{seed}.sqlite", evaluation=how,
-        )  # fmt: skip
+        return search(evaluate=evaluate, evaluations=evaluations, **asked(strategy, seed))
 
-    total = len(config.compare.strategies) * config.compare.seeds + bool(config.compare.yardstick)
+    total = len(_runs(config))
     done = iter(range(total))
 
     def progress(strategy: str, seed: int) -> None:
@@ -85,6 +94,13 @@ def compare_strategies(context: Context, table: Path | None = None) -> dict[str,
     strategies = list(config.compare.strategies)
     run.record("compare", strategies=strategies, seeds=config.compare.seeds, provenance=provenance)
     return result
+
+
+def _runs(config: Config) -> list[tuple[str, int]]:
+    """(strategy, seed) of every search; the yardstick is one of random search with a seed of its own."""
+    seeds = range(config.compare.seeds)
+    long = [("random", config.compare.seeds)] if config.compare.yardstick else []
+    return [*long, *((strategy, seed) for strategy in config.compare.strategies for seed in seeds)]
 
 
 def _require_comparable(config: Config) -> None:

@@ -175,8 +175,9 @@ def compress_table(context: Context) -> Table:
         "found, in the trained supernet": (int(found.metrics["params"]), found.metrics["val_loss"]),
     }
     result = read_json(run.result("retrain"))
+    titles = {"found": "found, healed", **_BASELINES}
     for name, runs in result["runs"].items():
-        named[_BASELINES.get(name, "found, healed" if name == "found" else name)] = (runs[0]["params"], sum(r["val_loss"] for r in runs) / len(runs))
+        named[titles.get(name, name)] = (runs[0]["params"], sum(r["val_loss"] for r in runs) / len(runs))
     rows = [
         (name, f"{params:,}", f"{params / of_model:.0%}", f"{loss:.4f}", f"{math.exp(loss):.2f}")
         for name, (params, loss) in named.items()

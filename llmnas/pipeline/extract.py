@@ -18,7 +18,8 @@ from llmnas.cost.tables import reachable
 from llmnas.errors import UserError
 from llmnas.files import read_json, write_json
 from llmnas.pipeline.context import Context
-from llmnas.pipeline.metrics import latency_phase, latency_table, measured_on, providers
+from llmnas.pipeline.latency import latency_phase, latency_table
+from llmnas.pipeline.metrics import measured_on, providers
 from llmnas.pipeline.stores import Evaluate, remembered, store_of
 from llmnas.report.html import Table
 from llmnas.rng import generator

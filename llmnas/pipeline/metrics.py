@@ -9,24 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from llmnas.config import HARDWARE_METRICS, METRICS, Config, HardwareConfig
-from llmnas.cost import Workload
 from llmnas.cost.correction import Corrected
 from llmnas.cost.energy import energy_model, modelled_energy_j
-from llmnas.cost.latency import BlockTable, Phase
+from llmnas.cost.latency import Phase
 from llmnas.cost.roofline import gpu, roofline_ms
 from llmnas.errors import UserError
-from llmnas.evaluate.measure import measure_latency, measure_table, this_device
+from llmnas.evaluate.measure import measure_latency, this_device
 from llmnas.evaluate.power import Meter, find_meter, measure_energy
 from llmnas.evaluate.providers import Provider
-from llmnas.files import sha256
-from llmnas.rng import generator
-from llmnas.runs import RunFolder, identity
+from llmnas.pipeline.latency import corrected, latency_phase, latency_table
+from llmnas.runs import RunFolder
 from llmnas.space import Architecture, BaseModel
 
 OwnMetric = Callable[[Architecture, BaseModel], float]
 """A user's metric: (architecture, what all share) -> a number."""
 
-_CORRECTION_SECONDS = 0.5  # a measured network, where the table is corrected
 _MEASURE_SECONDS = 0.5  # a candidate, where every one is measured
 
 
@@ -173,45 +170,6 @@ def _latency(config: Config, run: RunFolder, metric: str) -> Provider:
     if isinstance(predictor, Corrected):
         source += f", corrected on {options.correction} networks (left-out error {predictor.error:.1%})"
     return Provider(metric, lambda archs: [predictor.latency_ms(arch) for arch in archs], source)
-
-
-def latency_phase(config: Config, metric: str) -> Phase:
-    """Of a latency metric; that of `latency_ms` is chosen by the config."""
-    chosen: dict[str, Phase] = {"prefill_latency_ms": "prefill", "decode_latency_ms": "decode"}
-    return chosen.get(metric, (config.hardware or HardwareConfig()).phase)
-
-
-def latency_table(config: Config, run: RunFolder, phase: Phase, workload: Workload) -> tuple[BlockTable, str]:
-    """The table stored in the run folder, or one measured now; with a note on which it was."""
-    options = config.hardware or HardwareConfig()
-    bench, path = this_device(options.threads), run.latency_table(phase)
-    if path.exists():
-        return BlockTable.load(path, bench.fingerprint, phase, workload, config.space.base), ", stored"
-    table = measure_table(config.space, phase, workload, bench, options.seconds)
-    table.save(path)
-    return table, ""
-
-
-def corrected(config: Config, run: RunFolder, table: BlockTable) -> Corrected:
-    """The table with what whole networks teach it: as stored in the run folder, or measured now.
-
-    A search that is gone on with must not hold two corrections.
-    """
-    options = config.hardware or HardwareConfig()
-    of = identity(
-        sha256(run.latency_table(table.phase)), config.space.model_dump(mode="json"), config.seed, options.correction
-    )
-    path = run.latency_correction(table.phase, of)
-    if path.exists():
-        return Corrected.load(path, table)
-    rng = generator(config.seed, "latency correction")
-    archs = list(dict.fromkeys(config.space.sample(rng) for _ in range(options.correction)))
-    seconds = _CORRECTION_SECONDS * len(archs)
-    bench = this_device(options.threads)
-    timings = measure_latency(archs, config.space.base, table.phase, table.workload, bench, seconds)
-    found = Corrected.fit(table, archs, [timing.ms for timing in timings])
-    found.save(path)
-    return found
 
 
 def _energy(config: Config) -> Provider:

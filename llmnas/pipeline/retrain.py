@@ -45,9 +45,7 @@ def retrain(context: Context) -> dict[str, Any]:
             networks[recipe] = found.arch
         else:
             # a recipe may use the whole budget, also where the search left some of it
-            networks[recipe] = pruned(
-                recipe, config.space, config.budget.max_params or params, layer_scores(context)
-            )
+            networks[recipe] = pruned(recipe, config.space, config.budget.max_params or params, layer_scores(context))
     drawn = random_runs(context, found.arch, params)
     if drawn:
         best = min(drawn, key=lambda r: r["val_loss"])

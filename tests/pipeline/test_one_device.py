@@ -27,7 +27,7 @@ def searched(tmp_path_factory):
 
 
 def test_a_correction_is_measured_once_for_a_table_and_its_settings(searched, monkeypatch):
-    monkeypatch.setattr("llmnas.pipeline.metrics._CORRECTION_SECONDS", 0.0)
+    monkeypatch.setattr("llmnas.pipeline.latency._CORRECTION_SECONDS", 0.0)
     archs = [searched.config.space.smallest(), searched.config.space.largest()]
 
     def latencies(**changes):
@@ -38,7 +38,7 @@ def test_a_correction_is_measured_once_for_a_table_and_its_settings(searched, mo
 
     first = latencies()
     latencies(seed=1)  # other networks, a correction of its own: the first one stays
-    monkeypatch.setattr("llmnas.pipeline.metrics.measure_latency", None)
+    monkeypatch.setattr("llmnas.pipeline.latency.measure_latency", None)
     assert latencies()[0] == first[0]
     assert "corrected on 9 networks" in latencies()[1]
     for changes in ({"seed": 2}, {"space": searched.config.space.model_copy(update={"hidden_size": (8,)})}):
@@ -56,7 +56,7 @@ def test_a_correction_is_measured_once_for_a_table_and_its_settings(searched, mo
     ],
 )
 def test_a_search_never_goes_on_with_latencies_of_another_device_or_method(searched, monkeypatch, hardware, difference):
-    monkeypatch.setattr("llmnas.pipeline.metrics._CORRECTION_SECONDS", 0.0)
+    monkeypatch.setattr("llmnas.pipeline.latency._CORRECTION_SECONDS", 0.0)
     asked = searched.config.model_copy(update={"hardware": searched.config.hardware.model_copy(update=hardware)})
     with pytest.raises(UserError, match=difference):
         search_supernet(replace(searched, config=asked), evaluations=14)
@@ -90,7 +90,7 @@ def test_only_what_decides_a_metric_that_is_asked_for_binds_a_search(monkeypatch
     assert held("decode_latency_ms")["machine"]["threads"] == 1
 
 
-def test_strategies_are_compared_by_the_metrics_of_the_search(searched):
+def test_strategies_are_compared_by_the_metrics_of_the_search(searched, monkeypatch):
     objectives = {"val_loss": "min", "latency_ms": "min", "width": "max"}
     asked = config(
         {"objectives": objectives}, data={"source": searched.config.data.source}, hardware={"device": "h100"},
@@ -109,5 +109,6 @@ def test_strategies_are_compared_by_the_metrics_of_the_search(searched):
         assert expected
     assert compare_strategies(given) == result
     other = asked.model_copy(update={"hardware": HardwareConfig(device="l4")})
+    monkeypatch.setattr("llmnas.pipeline.compare.providers", None)  # before anything is measured
     with pytest.raises(UserError, match=r"hardware\.device: h100 -> l4"):
         compare_strategies(replace(given, config=other))

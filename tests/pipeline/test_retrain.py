@@ -83,7 +83,8 @@ def test_random_search_trains_different_members_and_its_best_is_compared(done):
 def test_differences_are_paired_by_seed(done):
     _, result = done
     for comparison in result["comparisons"]:
-        a, b = (np.array([r["val_loss"] for r in result["runs"][name]]) for name in (comparison["of"], comparison["against"]))
+        names = (comparison["of"], comparison["against"])
+        a, b = (np.array([r["val_loss"] for r in result["runs"][name]]) for name in names)
         expected = stats.ttest_rel(a, b).confidence_interval(0.95)
         assert comparison["difference"] == pytest.approx((a - b).mean(), abs=1e-12)
         assert (comparison["low"], comparison["high"]) == pytest.approx(tuple(expected))

@@ -311,7 +311,7 @@ def test_a_stored_table_of_another_machine_stops_the_search(searched):
 
 
 def test_correction_is_learned_from_whole_networks(searched, monkeypatch):
-    monkeypatch.setattr("llmnas.pipeline.metrics._CORRECTION_SECONDS", 0.0)
+    monkeypatch.setattr("llmnas.pipeline.latency._CORRECTION_SECONDS", 0.0)
     context, _ = searched
     asked = context.config.model_copy(update={"hardware": context.config.hardware.model_copy(update={"correction": 8})})
     made = {provider.metric: provider for provider in providers(asked, context.run, context.own_metrics)}
