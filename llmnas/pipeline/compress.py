@@ -5,6 +5,7 @@ The rules (every one may be changed with `--set`):
   queries a group to half, and up to half of the layers between the first and the last may go. The head size stays;
 - sizes are the same in every layer, so that the result is a stock checkpoint of exactly its size; `--per-layer`
   lets every layer choose its own KV heads and FFN, and then a stock checkpoint pads them with zeros;
+- networks below nine tenths of `--max-params` take no part, where the space has any between (docs/compress.md);
 - the supernet is trained for a short time on the text, with the frozen model as teacher of the logits, at a
   learning rate that falls with size: 1e-3 below 10 million parameters, 3e-4 below a billion, else 1e-4;
 - the winner is healed alone, with logits and block outputs of the model as aims, below 10 million parameters at 3e-3
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from llmnas.config import Config
-from llmnas.cost import count_params
+from llmnas.cost import Budget, BudgetSampler, count_params
 from llmnas.data import open_corpus, read_model_tokenizer
 from llmnas.errors import UserError
 from llmnas.evaluate.measure import measure_latency, this_device
@@ -30,6 +31,8 @@ from llmnas.pipeline.context import Context
 from llmnas.pipeline.decide import chosen
 from llmnas.pipeline.retrain import verdict
 from llmnas.report.html import Table
+from llmnas.rng import generator
+from llmnas.space import SearchSpace
 from llmnas.supernet import Transformer, load_weights
 from llmnas.train.warmstart import read_shape
 
@@ -39,6 +42,7 @@ _BASELINES = {
     "depth": "least important layers dropped, healed",
     "width": "all layers narrower, healed",
 }
+_LEAST_SHARE = 0.9
 _CHECK_SECONDS = 2.0
 _CONTEXT = 512
 
@@ -85,12 +89,23 @@ def compress_values(request: Request) -> dict[str, Any]:
         },
     }  # fmt: skip
     if request.max_params is not None:
-        values["budget"]["max_params"] = request.max_params
+        values["budget"] |= _band(SearchSpace.from_dict(values["space"]), request.max_params)
     else:
         values["search"]["objectives"] = {"val_loss": "min", "decode_latency_ms": "min"}
         values["search"]["constraints"] = {"decode_latency_ms": request.latency_ms}
         values["hardware"] = {"device": "this", "method": "table"}
     return values
+
+
+def _band(space: SearchSpace, most: int) -> dict[str, int]:
+    """The limits on parameters: the supernet is trained for the sizes that are asked for, and for no smaller ones."""
+    least = math.ceil(_LEAST_SHARE * most)
+    narrow = Budget(max_params=most, min_params=least)
+    try:
+        feasible = BudgetSampler(space, narrow).feasible(generator(0, "compress"))
+    except UserError:  # `check_before` says what the space reaches
+        feasible = False
+    return {"max_params": most, "min_params": least} if feasible else {"max_params": most}
 
 
 def space_values(model: Path, *, per_layer: bool) -> dict[str, Any]:

@@ -11,10 +11,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmnas.config import make_config
 from llmnas.cost import count_params
-from llmnas.pipeline.compress import Request, compress_values, space_values
+from llmnas.pipeline.compress import Request, _band, compress_values, space_values
 from llmnas.pipeline.pruned import pruned
 from llmnas.runs import RunFolder
 from llmnas.space import SearchSpace
+from llmnas.space.restrict import restricted
 
 WHOLE = 852_608
 QUICK = {
@@ -89,10 +90,13 @@ def test_a_folder_and_a_budget_give_a_smaller_checkpoint(llmnas, folder, corpus,
 def test_a_latency_budget(llmnas, folder, corpus, tmp_path):
     run = tmp_path / "run"
     arguments = ("compress", folder, "--corpus", corpus, "--run-dir", run)
-    small = llmnas(*arguments, "--latency-ms", "1e-6", *sets())
-    assert "below the smallest network" in small.complaint
-    low = float(small.complaint.split("space, ")[1].split()[0])
-    done = llmnas(*arguments, "--latency-ms", 1.25 * low, *sets(**{"hardware.seconds": 10}))
+    done = llmnas(*arguments, "--latency-ms", "1e-6", *sets())
+    assert "below the smallest network" in done.complaint
+    for _ in range(5):  # on a busy machine the next measurement may be twice this one
+        if done.code == 0 or "below the smallest network" not in done.complaint:
+            break
+        low = float(done.complaint.split("space, ")[1].split()[0])
+        done = llmnas(*arguments, "--latency-ms", 1.5 * low, *sets(**{"hardware.seconds": 10}))
     assert done.code == 0, done.err
     assert "found, healed" in done.out
 
@@ -146,8 +150,20 @@ def test_the_config_is_one_that_the_other_verbs_take(folder):
     assert config.train.steps == 7
     assert config.search.constraints == {"decode_latency_ms": 2.0}
     config = make_config(compress_values(Request(folder, "sotu", max_params=600_000, baselines=True)), [], "compress")
-    assert config.budget.max_params == 600_000
+    assert (config.budget.min_params, config.budget.max_params) == (540_000, 600_000)
     assert make_config(config.model_dump(mode="json"), [], "again") == config
+
+
+def test_networks_far_below_the_budget_take_no_part_unless_there_are_no_others(folder):
+    whole = SearchSpace.from_dict(space_values(folder, per_layer=False))
+    smallest = count_params(whole.smallest(), whole.base).total
+    assert _band(whole, 600_000) == {"max_params": 600_000, "min_params": 540_000}
+    only = {"depth": (2, 4), "hidden_size": (128,), "ffn_size": (341,), "kv_heads": (2,), "queries_per_group": (2,)}
+    coarse = restricted(whole, only)
+    sizes = {count_params(arch, whole.base).total for arch in (coarse.smallest(), coarse.largest())}
+    assert sizes == {491_904, WHOLE}
+    assert _band(coarse, 600_000) == {"max_params": 600_000}
+    assert _band(whole, smallest - 1) == {"max_params": smallest - 1}
 
 
 def test_recipes_cut_what_they_say(folder):
