@@ -1,7 +1,7 @@
 """Products with packed weights on the CPU: compiled loops where numba is installed, else plain torch; equal sums.
 
 An exported folder runs wherever torch and transformers do, so numba makes it fast and is no condition. Without it a
-weight is unpacked for every product: right, and slower than floats.
+weight is unpacked for every product: the same numbers, several times slower.
 Letters: M tokens, K inputs, N outputs.
 """
 

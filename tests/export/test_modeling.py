@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from safetensors.torch import load_file, save_file
 from strategies import random_tokens, scrambled, spaces_with_members
+from transformers.dynamic_module_utils import get_imports
 
 from llmnas.errors import UserError
 from llmnas.export import Card, export_hf, hf
@@ -19,7 +20,7 @@ from llmnas.export.generate import generate, load_model
 from llmnas.export.hf import write_checkpoint
 from llmnas.export.modeling_llmnas import LlmnasConfig, LlmnasForCausalLM
 from llmnas.export.own import own_config, own_weights
-from llmnas.export.ship import relative_imports, shipped_files
+from llmnas.export.ship import relative_imports, shipped_files, tried_imports
 from llmnas.space import Architecture, BaseModel, FixedShape, LayerSpec
 from llmnas.supernet import Transformer, extract
 
@@ -322,6 +323,23 @@ def test_shipped_files_import_nothing_of_llmnas_and_are_all_there():
                 assert (node.module or "").split(".")[0] != "llmnas", name
                 if node.level and node.module:
                     assert f"{node.module}.py" in files, name
+
+
+def test_no_shipped_file_asks_for_more_than_transformers_has(tmp_path):
+    """As transformers asks before it runs the code of a repository of the Hub."""
+    asked = set()
+    for name, text in shipped_files().items():
+        (tmp_path / name).write_text(text)
+        asked |= set(get_imports(tmp_path / name))
+    assert asked - set(sys.stdlib_module_names) == {"torch", "transformers", "numpy"}
+
+
+def test_imports_of_what_may_be_missing_are_tried():
+    text = "import os\nimport triton.language as tl\ndef f():\n    from numba.core import (\n        cgutils,\n    )\n"
+    assert tried_imports(text) == (
+        "import os\ntry:\n    import triton.language as tl\nfinally:\n    pass\ndef f():\n"
+        "    try:\n        from numba.core import (\n            cgutils,\n        )\n    finally:\n        pass\n"
+    )
 
 
 @pytest.mark.parametrize(
