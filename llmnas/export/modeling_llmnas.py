@@ -136,7 +136,7 @@ class LlmnasForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         """
         dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
         dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype  # "auto" is none
-        if dtype not in {None, *FLOATS}:
+        if isinstance(dtype, torch.dtype) and dtype not in FLOATS:
             raise ValueError(f"dtype: {dtype}, must be one of {', '.join(map(str, FLOATS))}")
         model, loading = super().from_pretrained(
             *args, output_loading_info=True, **(kwargs | {"ignore_mismatched_sizes": True})

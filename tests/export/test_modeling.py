@@ -12,12 +12,14 @@ from hypothesis import given, settings
 from safetensors.torch import load_file, save_file
 from strategies import random_tokens, scrambled, spaces_with_members
 
-from llmnas.errors import UserError
+from llmnas.errors import RunError, UserError
 from llmnas.export import Card, export_hf, hf
 from llmnas.export.generate import generate, load_model
 from llmnas.export.hf import write_checkpoint
 from llmnas.export.modeling_llmnas import LlmnasConfig, LlmnasForCausalLM
 from llmnas.export.own import own_config, own_weights
+from llmnas.export.verify import check_model
+from llmnas.files import ABOUT_FILE
 from llmnas.space import Architecture, BaseModel, FixedShape, LayerSpec
 from llmnas.supernet import Transformer, extract
 
@@ -169,13 +171,16 @@ def test_unpacked_it_learns_and_is_stored_in_floats(coded, tmp_path):
     plain.save_pretrained(tmp_path / "floats")
     floats = load_file(tmp_path / "floats" / "model.safetensors")
     assert {value.dtype for value in floats.values()} == {torch.float32}
-    read, loaded = LlmnasForCausalLM.from_pretrained(tmp_path / "floats"), load_model(folder)
+    read = LlmnasForCausalLM.from_pretrained(tmp_path / "floats")
     assert packed.config.packed
     assert not read.config.packed
+    shutil.copy(folder / ABOUT_FILE, tmp_path / "floats")
+    again = load_model(tmp_path / "floats")  # as `llmnas generate` does, which packs
+    codes = {name: value for name, value in packed.state_dict().items() if not value.is_floating_point()}
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in codes.items())
     with torch.no_grad():
-        assert torch.equal(read(tokens).logits, model(tokens))
-        assert torch.equal(loaded(tokens).logits, model(tokens))
-        assert torch.equal(read.unpacked()(tokens).logits, model(tokens))
+        for one in (packed, read, read.unpacked(), again, load_model(folder)):
+            assert torch.equal(one(tokens).logits, model(tokens))
 
 
 QUERY = "model.layers.0.attention.q"
@@ -208,6 +213,15 @@ def test_damaged_codes_and_scales_end_in_one_line(coded, tmp_path, change, messa
     with pytest.raises(UserError, match=f"^{folder}: {message}") as error:
         load_model(folder)
     assert "\n" not in str(error.value)
+
+
+def test_a_damaged_export_does_not_verify(coded, tmp_path):
+    folder = shutil.copytree(coded[0], tmp_path / "damaged")
+    weights = load_file(folder / "model.safetensors")
+    wrong_code(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RunError, match=r"^does not load: layers.0.attention.q: packed: row 2, byte 1 holds code 3"):
+        check_model(folder, *(torch.zeros(1, 1),) * 2)
 
 
 def test_another_format_of_packed_weights_is_refused():
