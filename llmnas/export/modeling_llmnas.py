@@ -141,12 +141,13 @@ class LlmnasForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         model, loading = super().from_pretrained(
             *args, output_loading_info=True, **(kwargs | {"ignore_mismatched_sizes": True})
         )
-        for name, found, wanted in sorted(loading["mismatched_keys"]):
+        if loading["mismatched_keys"]:
+            name, found, wanted = min(loading["mismatched_keys"])
             raise ValueError(f"{name} is {list(found)}, must be {list(wanted)}")
-        for name in sorted(loading["missing_keys"]):
-            raise ValueError(f"{name} is missing")
+        if loading["missing_keys"]:
+            raise ValueError(f"{min(loading['missing_keys'])} is missing")
         if has_packed(model.model):
-            check_values(model.model)
+            check_values(model.model, f"{cls.base_model_prefix}.")
             model.requires_grad_(False)  # a packed weight passes no gradient on, so nothing below it could learn
         return (model, loading) if output_loading_info else model
 

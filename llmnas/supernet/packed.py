@@ -116,11 +116,11 @@ def filled(model: Transformer, state: dict[str, Tensor]) -> Transformer:
     return model.requires_grad_(False).eval()
 
 
-def check_values(model: Transformer) -> None:
+def check_values(model: Transformer, prefix: str = "") -> None:
     """Refuse packed weights that cannot be: a code that no ternary weight has, a scale that is no positive number.
 
     Raises:
-        ValueError: names the first one.
+        ValueError: names the first one, as it is called in its file: with `prefix`.
     """
     state = model.state_dict()
     for path, name, kind, _, _ in low_bit_weights(model):
@@ -131,10 +131,10 @@ def check_values(model: Transformer) -> None:
             try:
                 kernels.check_codes(state[key])
             except ValueError as error:
-                raise ValueError(f"{key}: {error}") from None
+                raise ValueError(f"{prefix}{key}: {error}") from None
         scale = state[beside]
         if wrong := scale[~((scale > 0) & scale.isfinite())].tolist():
-            raise ValueError(f"{beside}: holds {wrong[0]}, must hold positive numbers")
+            raise ValueError(f"{prefix}{beside}: holds {wrong[0]}, must hold positive numbers")
 
 
 def _fits(inputs: int, kind: str) -> bool:

@@ -197,8 +197,8 @@ def nan_scale(weights):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (wrong_code, "layers.0.attention.q: packed: row 2, byte 1 holds code 3, must be 0, 1 or 2"),
-        (nan_scale, "layers.0.attention.q_ternary_scale: holds nan, must hold positive numbers"),
+        (wrong_code, "model.layers.0.attention.q: packed: row 2, byte 1 holds code 3, must be 0, 1 or 2"),
+        (nan_scale, "model.layers.0.attention.q_ternary_scale: holds nan, must hold positive numbers"),
         (lambda weights: weights.pop(f"{QUERY}_ternary_scale"), f"{QUERY}_ternary_scale is missing"),
         (lambda weights: weights.update({QUERY: torch.zeros(64, 64)}), rf"{QUERY} is \[64, 64\], must be \[64, 16\]"),
     ],
@@ -220,7 +220,9 @@ def test_a_damaged_export_does_not_verify(coded, tmp_path):
     weights = load_file(folder / "model.safetensors")
     wrong_code(weights)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(RunError, match=r"^does not load: layers.0.attention.q: packed: row 2, byte 1 holds code 3"):
+    with pytest.raises(
+        RunError, match=r"^does not load: model.layers.0.attention.q: packed: row 2, byte 1 holds code 3"
+    ):
         check_model(folder, *(torch.zeros(1, 1),) * 2)
 
 
