@@ -22,7 +22,7 @@ from llmnas.export.weights import stock_weights
 from llmnas.nn.ternary import codes, scale_of
 from llmnas.space import Architecture, BaseModel
 from llmnas.supernet import Transformer
-from llmnas.supernet.extract import LOW_BIT_LAYOUTS
+from llmnas.supernet.layouts import LOW_BIT_LAYOUTS
 
 BITNET = "BitNetForCausalLM"
 CODES_A_BYTE = 4

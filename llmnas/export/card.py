@@ -43,6 +43,8 @@ class Stored:
         tokenizer: whether one lies beside the weights.
         reason: why no stock class holds the network, where none does.
         blocks: sizes of each layer in a checkpoint with `block_configs`.
+        packed: how many of the parameters are stored as codes of 2 bits or 1.
+        size: bytes of all tensors in the file.
     """
 
     class_name: str
@@ -52,6 +54,8 @@ class Stored:
     tokenizer: bool
     reason: str | None = None
     blocks: tuple[StockShape, ...] = ()
+    packed: int = 0
+    size: int = 0
 
     @property
     def tier(self) -> int:
@@ -80,7 +84,7 @@ def render(card: Card, arch: Architecture, base: BaseModel, stored: Stored) -> s
                 for i, (_, s) in enumerate(arch.kept)
             ],
         ),
-        _storage(stored),
+        _storage(stored, any(spec.weights != "dense" for _, spec in arch.kept)),
         *_operations(arch, base),
         *_metrics(card),
         "## Training",
@@ -140,7 +144,7 @@ def _loading(stored: Stored) -> str:
     return "\n".join(lines)
 
 
-def _storage(stored: Stored) -> str:
+def _storage(stored: Stored, low_bit: bool) -> str:
     if stored.blocks:
         return _block_storage(stored)
     if stored.shape is None:
@@ -148,8 +152,7 @@ def _storage(stored: Stored) -> str:
             f"Tier 3: no stock class computes this network ({stored.reason}), so the code that computes it lies beside "
             "the weights (`modeling_llmnas.py` and what it imports; llmnas is not needed). transformers 5.24 or "
             "later loads it with `trust_remote_code=True` and generates with it; llama.cpp and vLLM do not know it. "
-            "Low-bit weights are stored as code times scale with the scale beside them, so that saving again never "
-            "quantises again."
+            f"All weights take {stored.size:,} bytes.{_low_bit(stored) if low_bit else ''}"
         )
     spec, extra, price = stored.shape.spec, stored.parameters - stored.own_parameters, _price(stored)
     if not stored.shape.exact:
@@ -167,6 +170,19 @@ def _storage(stored: Stored) -> str:
             "over to the next step, so logits are equal within 2 % of their scale, and far closer nearly everywhere."
         )
     return f"{text} {price}: the class has a bias on the output projection, here zero." if extra else text
+
+
+def _low_bit(stored: Stored) -> str:
+    """How our own class stores ternary and binary weights."""
+    packed = (
+        f"{stored.packed:,} of {stored.parameters:,} parameters are low-bit weights stored as codes, 2 bits a ternary "
+        "and 1 a binary one; those whose inputs are no whole groups (of 64, binary ones of 32)"
+    )
+    text = (
+        f" {packed if stored.packed else 'Low-bit weights'} are stored as code times scale. The scales lie beside "
+        "them, so saving again never quantises again."
+    )
+    return f"{text} Codes only compute; `model.unpacked()` has floats, to train on." if stored.packed else text
 
 
 def _price(stored: Stored) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
@@ -20,15 +21,19 @@ from llmnas.supernet import pack, packable
 def load_model(folder: Path) -> Any:
     """The transformers model of an exported folder, in float32, to be read only; code in the folder is never run.
 
-    Low-bit weights of our own class are packed: the floats of the file would be quantised again for every token.
+    Low-bit weights of our own class that lie there as floats (`unpacked`, or written before they were packed) are
+    packed here: they would be quantised again for every token.
 
     Raises:
-        UserError: not an export.
+        UserError: not an export, or weights that are damaged or do not fit.
     """
     logging.disable_progress_bar()
     ours = {kind.__name__: kind for kind in (LlmnasForCausalLM, DeciLMForCausalLM)}
     kind: Any = ours.get(read_json(folder / ABOUT_FILE)["export"]["class"], AutoModelForCausalLM)
-    model = kind.from_pretrained(folder, dtype=torch.float32).eval()
+    try:
+        model = kind.from_pretrained(folder, dtype=torch.float32).eval()
+    except (ValueError, SafetensorError) as error:
+        raise UserError(f"{folder}: {error}") from None
     if isinstance(model, LlmnasForCausalLM) and not model.subnetworks and packable(model.model):
         model.model = pack(model.model)
     return model

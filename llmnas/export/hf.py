@@ -13,13 +13,13 @@ from safetensors.torch import save_file
 from transformers import GenerationConfig
 
 from llmnas.cost import count_params
-from llmnas.export.bitnet import CODES_A_BYTE
 from llmnas.export.card import Card, Stored, render
 from llmnas.export.folder import EOS_ID, check_folder, check_tokenizer_file, staged, verify_fresh, write_tokenizer
 from llmnas.export.layout import Layout, lay_out
 from llmnas.export.own import is_buffer
 from llmnas.export.ship import write_code
 from llmnas.files import ABOUT_FILE, read_json, write_json, write_text
+from llmnas.nn.lowbit import PACKED, is_packed
 from llmnas.supernet import Transformer
 
 
@@ -54,7 +54,7 @@ def export_hf(
     force: bool = False,
     layout: Callable[[Transformer, int | None], Layout] = lay_out,
 ) -> ExportReport:
-    """Write a stand-alone model as a transformers checkpoint, in float32.
+    """Write a stand-alone model as a transformers checkpoint: floats in float32, low-bit weights packed.
 
     It is written beside `folder`, loaded in a fresh offline process whose logits must equal the
     model's (within `verify.TOLERANCE` of their scale), and only then renamed to `folder`.
@@ -124,10 +124,12 @@ def write_checkpoint(
         class_name=layout.class_name,
         shape=shape,
         parameters=sum(
-            weight.numel() * (CODES_A_BYTE if weight.dtype == torch.uint8 else 1)
+            weight.numel() * (PACKED[weight.dtype][1] if is_packed(weight) else 1)
             for name, weight in weights.items()
             if not is_buffer(name)
         ),
+        packed=sum(weight.numel() * PACKED[weight.dtype][1] for weight in weights.values() if is_packed(weight)),
+        size=sum(weight.nbytes for weight in weights.values()),
         own_parameters=count_params(arch, base).total,
         tokenizer=tokenizer_path is not None,
         reason=layout.reason and layout.reason.removeprefix("export: "),

@@ -16,7 +16,7 @@ from llmnas.export.own import CLASS_NAME, own_config, own_weights
 from llmnas.export.shape import StockShape, stock_class, stock_shape, why_not_stock
 from llmnas.export.ship import shipped_files
 from llmnas.export.weights import stock_weights
-from llmnas.supernet import Transformer
+from llmnas.supernet import Transformer, pack, packable
 
 
 class Layout(NamedTuple):
@@ -36,7 +36,7 @@ class Layout(NamedTuple):
 
 
 def lay_out(model: Transformer, eos_id: int | None) -> Layout:
-    """A stock class where one computes the model, our own otherwise."""
+    """A stock class where one computes the model, our own otherwise, with low-bit weights packed where they can be."""
     base, arch = replace(model.base, rope_dim=model.rope_dim), model.envelope
     reason = stock_reason(model)
     if reason is None:
@@ -50,7 +50,8 @@ def lay_out(model: Transformer, eos_id: int | None) -> Layout:
             reason = str(error)
         else:
             return Layout(BITNET, bitnet_config(base, arch, shape, eos_id), bitnet_weights(model, shape), shape)
-    return Layout(CLASS_NAME, own_config(model, eos_id), own_weights(model), None, reason, shipped_files())
+    stored = pack(model) if packable(model) else model
+    return Layout(CLASS_NAME, own_config(stored, eos_id), own_weights(stored), None, reason, shipped_files())
 
 
 def stock_reason(model: Transformer) -> str | None:

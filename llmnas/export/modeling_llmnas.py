@@ -6,10 +6,12 @@ to relative imports; the same file serves inside llmnas. Shapes: B batch, T new 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
@@ -19,8 +21,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from llmnas.export.decoding_cache import DecodingCache
 from llmnas.export.stopwatch import decode_ms, fingerprint
 from llmnas.export.subnetworks import LatencyTable, Limits, Subnetwork, latencies, pick
+from llmnas.nn.kernels import FLOATS
 from llmnas.space.architecture import Architecture, BaseModel, LayerKinds, Shape
 from llmnas.supernet.model import Transformer
+from llmnas.supernet.packed import FORMAT, check_values, has_packed, pack, unpack
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,11 @@ class LlmnasConfig(PreTrainedConfig):  # type: ignore[misc]
         subnetworks: `Subnetwork.to_dict` of those that a budget may pick, the first one runs by default; none for a
             single network.
         latency_tables: `LatencyTable.to_dict` of every device that was measured.
+        packed: `FORMAT` where low-bit weights are codes, see `llmnas.supernet.packed.pack`; None where all are floats.
         kwargs: what every transformers config has.
+
+    Raises:
+        ValueError: another format of packed weights.
     """
 
     model_type = "llmnas"
@@ -62,11 +70,15 @@ class LlmnasConfig(PreTrainedConfig):  # type: ignore[misc]
         shape: dict[str, Any] | None = None,
         subnetworks: list[dict[str, Any]] | None = None,
         latency_tables: list[dict[str, Any]] | None = None,
+        packed: str | None = None,
         **kwargs: Any,
     ) -> None:
+        if packed not in {None, FORMAT}:
+            raise ValueError(f"config: packed is {packed!r}, must be {FORMAT!r} or absent")
         self.shape = shape  # None: transformers makes an empty one to compare with
         self.subnetworks = subnetworks or []
         self.latency_tables = latency_tables or []
+        self.packed = packed
         if shape is not None:
             stored = StoredShape.from_dict(shape)
             kwargs |= {
@@ -104,6 +116,7 @@ class LlmnasForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             if config.shape is None:
                 raise ValueError("config: has no shape, so it says nothing about the network")
             transformer = Transformer(StoredShape.from_dict(config.shape))
+            transformer = pack(transformer) if config.packed else transformer
         self.model = transformer
         self.subnetworks = tuple(Subnetwork.from_dict(one) for one in config.subnetworks)
         first = self.subnetworks[0].arch if self.subnetworks else self.model.envelope
@@ -112,6 +125,39 @@ class LlmnasForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
     def _init_weights(self, module: Any) -> None:
         """Nothing: `Transformer` has filled its weights, or a file does."""
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """transformers' from_pretrained; packed weights stay integers, and their scales float32, in every `dtype`.
+
+        Raises:
+            ValueError: a `dtype` that nothing computes in, a weight that is missing or has another shape (nothing
+                would fill it), or packed ones with a code or a scale that no weight has.
+        """
+        dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
+        dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype  # "auto" is none
+        if isinstance(dtype, torch.dtype) and dtype not in FLOATS:
+            raise ValueError(f"dtype: {dtype}, must be one of {', '.join(map(str, FLOATS))}")
+        model, loading = super().from_pretrained(
+            *args, output_loading_info=True, **(kwargs | {"ignore_mismatched_sizes": True})
+        )
+        if loading["mismatched_keys"]:
+            name, found, wanted = min(loading["mismatched_keys"])
+            raise ValueError(f"{name} is {list(found)}, must be {list(wanted)}")
+        if loading["missing_keys"]:
+            raise ValueError(f"{min(loading['missing_keys'])} is missing")
+        if has_packed(model.model):
+            check_values(model.model, f"{cls.base_model_prefix}.")
+            model.requires_grad_(False)  # a packed weight passes no gradient on, so nothing below it could learn
+        return (model, loading) if output_loading_info else model
+
+    def unpacked(self) -> LlmnasForCausalLM:
+        """A model with floats for packed weights (code times scale), to train; shares nothing with this one."""
+        config = copy.deepcopy(self.config)
+        config.packed = None
+        return type(self)(
+            config, unpack(self.model) if has_packed(self.model) else copy.deepcopy(self.model), self.arch
+        )
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from llmnas.export.modeling_llmnas import LlmnasConfig, LlmnasForCausalLM, StoredShape
 from llmnas.export.ship import SHELL
+from llmnas.nn.lowbit import is_packed
 from llmnas.nn.ternary import LOW_BIT, codes, scale_name, scale_of
 from llmnas.supernet import Transformer
-from llmnas.supernet.extract import LOW_BIT_LAYOUTS
+from llmnas.supernet.layouts import LOW_BIT_LAYOUTS
+from llmnas.supernet.packed import FORMAT, has_packed
 
 CLASS_NAME = LlmnasForCausalLM.__name__
 
@@ -24,6 +26,7 @@ def own_config(model: Transformer, eos_id: int | None, **more: Any) -> LlmnasCon
     return LlmnasConfig(
         shape=StoredShape.to_dict(StoredShape(base, model.envelope, tuple(model.kinds))),
         architectures=[CLASS_NAME],
+        packed=FORMAT if has_packed(model) else None,
         auto_map={"AutoConfig": f"{SHELL}.{LlmnasConfig.__name__}", "AutoModelForCausalLM": f"{SHELL}.{CLASS_NAME}"},
         dtype="float32",
         bos_token_id=eos_id,
@@ -36,9 +39,9 @@ def own_config(model: Transformer, eos_id: int | None, **more: Any) -> LlmnasCon
 def own_weights(model: Transformer) -> dict[str, Tensor]:
     """All parameters and buffers under the shell's names, every scale filled in.
 
-    Where a layer is read in one low-bit kind only, the values stored are those that it computes with, code times
-    scale: reading them again gives the same codes, in float32 and after a cast to half precision too. Weights
-    that are read in several ways stay latent.
+    Packed weights are stored as they are. Of others, where a layer is read in one low-bit kind only, the values stored
+    are those that it computes with, code times scale: reading them again gives the same codes, in float32 and after
+    a cast to half precision too. Weights that are read in several ways stay latent.
     """
     stored = copy.deepcopy(model)
     for block, kinds in zip(stored.layers, stored.kinds, strict=True):
@@ -47,6 +50,8 @@ def own_weights(model: Transformer) -> dict[str, Tensor]:
             out_dims, matrices = LOW_BIT_LAYOUTS.get(type(module), ({}, 0))
             for name, out in out_dims.items():
                 weight: Tensor = getattr(module, name)
+                if is_packed(weight):
+                    continue
                 for kind in LOW_BIT:
                     if kind not in kinds.weights:
                         continue

@@ -9,6 +9,8 @@ from pathlib import Path
 from llmnas.files import write_text
 
 SHELL = "modeling_llmnas"
+OPTIONAL = {"flash_attn", "llvmlite", "numba", "triton"}
+"""What shipped files import where it is there: compiled loops on the CPU, kernels on a GPU."""
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -27,7 +29,8 @@ def shipped_files(module: str = f"llmnas.export.{SHELL}") -> dict[str, str]:
         if origin.setdefault(file, name) != name:
             raise ValueError(f"{name} and {origin[file]}: the folder is flat, two files cannot have one name")
         if file not in found:
-            found[file], more = relative_imports(_path(name).read_text(encoding="utf-8"), name)
+            text, more = relative_imports(_path(name).read_text(encoding="utf-8"), name)
+            found[file] = tried_imports(text)
             todo += more
     return found
 
@@ -65,6 +68,24 @@ def relative_imports(text: str, module: str) -> tuple[str, list[str]]:
             raise ValueError(f"{module}, line {node.lineno}: {old} {', '.join(names)} is not one module of the package")
         lines[node.lineno - 1] = line.replace(old, new)
     return "".join(lines), sorted(set(named))
+
+
+def tried_imports(text: str) -> str:
+    """Put every import of an `OPTIONAL` library into a `try`, which changes nothing when it runs.
+
+    transformers refuses a repository of the Hub when a library is missing that any of its files imports elsewhere
+    (`check_imports`), also where the file itself would never be imported.
+    """
+    lines = text.splitlines(keepends=True)
+    nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom)]
+    for node in sorted(nodes, key=lambda node: -node.lineno):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+        if not any(name.split(".")[0] in OPTIONAL for name in names):
+            continue
+        first, last, margin = node.lineno - 1, node.end_lineno or node.lineno, " " * node.col_offset
+        inner = [f"    {line}" for line in lines[first:last]]
+        lines[first:last] = [f"{margin}try:\n", *inner, f"{margin}finally:\n", f"{margin}    pass\n"]
+    return "".join(lines)
 
 
 def _is_ours(module: str) -> bool:

@@ -45,12 +45,15 @@ def check_model(folder: Path, tokens: Tensor, logits: Tensor, others: Mapping[in
         others: those of further sub-networks, by their place in the table of an elastic checkpoint.
 
     Raises:
-        RunError: not the stock class, weights missing or left over, or other logits.
+        RunError: not loaded at all, not the stock class, weights missing or left over, or other logits.
     """
     about = read_json(folder / ABOUT_FILE)["export"]
-    model, loading = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=about["tier"] == 3
-    )
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=about["tier"] == 3
+        )
+    except ValueError as error:
+        raise RunError(f"does not load: {error}") from None
     name, module = type(model).__name__, type(model).__module__
     owner = "transformers_modules" if about["tier"] == 3 else "transformers"
     if name != about["class"] or not module.startswith(f"{owner}."):

@@ -1,4 +1,4 @@
-"""The only door to the low-bit kernels: tensors on a GPU go to Triton, tensors on the CPU to torch and numba.
+"""The only door to the low-bit kernels: tensors on a GPU go to Triton, on the CPU to torch, and numba if it is there.
 
 Triton is imported when a GPU tensor arrives, so a machine without it works. Both paths compute the same integers.
 Under Triton's own TRITON_INTERPRET=1 tensors on the CPU go to Triton's interpreter too, as a GPU's would.
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llmnas.nn import packed_products
 from llmnas.nn.ternary import activation_codes, activation_scales, code_product, sign_product
 from llmnas.space.architecture import Weights
 from llmnas.triton_kernels import reference
@@ -78,12 +79,10 @@ def quantise(x: Tensor, *, packed: bool) -> Codes:
         found = kernel.quantise(_rows(x))
         return Codes(found.codes, found.scales, found.link.view(x.shape))
     rows = _rows(x.detach())
-    if not packed:
-        scales = activation_scales(rows)
-        return Codes(activation_codes(rows, scales).to(torch.int8), scales[:, 0], x)
-    from llmnas.nn import packed_cpu  # numba takes a second to import, and only packed weights need it
-
-    return Codes(*packed_cpu.quantise(rows.float()), x)
+    if packed and not x.is_cuda:
+        return Codes(*packed_products.quantise(rows.float()), x)
+    scales = activation_scales(rows)
+    return Codes(activation_codes(rows, scales).to(torch.int8), scales[:, 0], x)
 
 
 def norm_quantise(x: Tensor, gain: Tensor, eps: float) -> Codes:
@@ -164,11 +163,9 @@ def packed_linear(x: Codes, weight: PackedTernary) -> Tensor:
 
         y = ternary_matmul(x.codes, x.scales, weight.codes, weight.gamma.float(), dtype)
     else:
-        from llmnas.nn import packed_cpu
-
-        if k > packed_cpu.EXACT_INPUTS:
-            raise ValueError(f"in_features of codes: {k}, must be at most {packed_cpu.EXACT_INPUTS} on a CPU")
-        y = (packed_cpu.matmul(x.codes, weight.codes) * (weight.gamma.flatten() / x.scales)[:, None]).to(dtype)
+        if k > packed_products.EXACT_INPUTS:
+            raise ValueError(f"in_features of codes: {k}, must be at most {packed_products.EXACT_INPUTS} on a CPU")
+        y = (packed_products.ternary(x.codes, weight.codes) * (weight.gamma.flatten() / x.scales)[:, None]).to(dtype)
     return y.view(*x.shape[:-1], weight.codes.shape[0])
 
 
@@ -210,13 +207,10 @@ def packed_binary_linear(x: Tensor | Codes, bits: Tensor, alpha: Tensor) -> Tens
     together("x", rows, packed=bits, alpha=alpha)
     if takes_triton(rows):
         y = _packed_binary_triton(x, rows, bits, alpha)
+    elif isinstance(x, Codes):
+        y = packed_products.added(rows, bits) * (alpha / x.scales[:, None])
     else:
-        from llmnas.nn import packed_signs
-
-        if isinstance(x, Codes):
-            y = packed_signs.add(rows, bits) * (alpha / x.scales[:, None])
-        else:
-            y = packed_signs.count(rows.float(), bits) * rows.abs().mean(-1, keepdim=True) * alpha
+        y = packed_products.signs(rows.float(), bits) * rows.abs().mean(-1, keepdim=True) * alpha
     return y.to(dtype).view(*x.shape[:-1], bits.shape[0])
 
 

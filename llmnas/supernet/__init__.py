@@ -5,7 +5,8 @@ from llmnas.nn.loss import Losses, Teacher
 from llmnas.nn.moe import Experts
 from llmnas.supernet.extract import extract, stand_alone_shape, used_blocks
 from llmnas.supernet.model import Transformer, document_numbers
-from llmnas.supernet.packed import load_packed, pack, packable, save_packed
+from llmnas.supernet.packed import pack, packable, unpack
+from llmnas.supernet.packed_file import load_packed, save_packed
 from llmnas.supernet.weights import fill_weights, load_weights, save_weights
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "save_weights",
     "stand_alone_shape",
     "token_losses",
+    "unpack",
     "used_blocks",
 ]

@@ -7,18 +7,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from llmnas.nn import attention, ffn, mlgru, moe
 from llmnas.nn.ternary import LOW_BIT, scale_name, scale_of
 from llmnas.space.architecture import Architecture, BaseModel, FixedShape, require_fit
+from llmnas.supernet.layouts import LOW_BIT_LAYOUTS
 from llmnas.supernet.model import Transformer
-
-# where low-bit weights live: leading axes that are outputs, and how many of them tell matrices apart
-LOW_BIT_LAYOUTS: dict[type[nn.Module], tuple[dict[str, int], int]] = {
-    attention.Attention: (attention.OUT_DIMS, 0),
-    mlgru.MLGRU: (mlgru.OUT_DIMS, 0),
-    ffn.FeedForward: (ffn.OUT_DIMS, 0),
-    moe.Experts: (moe.OUT_DIMS, 1),
-}
 
 
 def stand_alone_shape(base: BaseModel, rope_dim: int, arch: Architecture) -> FixedShape:

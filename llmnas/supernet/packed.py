@@ -2,162 +2,146 @@
 
 The latent weights are gone, so such a network only reads. Its codes and scales are those of the network that it was
 made of and its products sum the same integers, so on the CPU the logits are equal bit for bit. Dense layers, routers,
-embedding and head stay as they are. The matrices of experts lie below one another, each with its own scale.
+embedding and head stay as they are, and so does a low-bit weight whose inputs would cut a group. The matrices of
+experts lie below one another, each with its own scale. Exported folders hold such networks and ship this file.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
-from llmnas.errors import UserError
-from llmnas.files import atomic_open
 from llmnas.nn import kernels
 from llmnas.nn.lowbit import PACKED, is_packed
+from llmnas.nn.packed_products import unpacked
 from llmnas.nn.ternary import scale_name, scale_of
-from llmnas.space.architecture import Architecture, BaseModel, FixedShape, LayerSpec, Weights
-from llmnas.supernet.extract import LOW_BIT_LAYOUTS
+from llmnas.space.architecture import Architecture, BaseModel, FixedShape
+from llmnas.supernet.layouts import low_bit_weights
 from llmnas.supernet.model import Transformer
 
 FORMAT = "llmnas packed 2"
 GROUPS = {"ternary": kernels.GROUP, "binary": kernels.WORD}
+"""A weight is packed where the number of its inputs is a multiple of this."""
 
 
 def pack(model: Transformer) -> Transformer:
     """A stand-alone network with its low-bit weights packed; the other tensors are shared with `model`.
 
+    Weights whose inputs are no multiple of 64 (binary: 32) stay as they are. On the meta device nothing has values.
+
     Raises:
-        ValueError: a supernet, a network that is packed already, or a weight whose inputs are no multiple of 64
-            (binary: 32).
+        ValueError: a supernet, a network that is packed already, or one without a weight that can be packed.
     """
-    if any(is_packed(value) for value in model.buffers()):
+    if has_packed(model):
         raise ValueError("this network is packed already")
     for i, kinds in enumerate(model.kinds):
         if len(kinds.weights) > 1 or len(kinds.mixers) > 1:
             raise ValueError(f"layer {i} holds several kinds of weights: extract a network, then pack it")
-    base = replace(model.base, rope_dim=model.rope_dim)
-    packed = _skeleton(base, model.envelope)
-    state, modules = model.state_dict(), dict(model.named_modules())
-    for path, name, kind, out, matrices in _low_bit_weights(packed):
-        module = modules[path]
-        scale = scale_of(module, name, kind, out, matrices).float()
-        latent = getattr(module, name).detach().flatten(out).flatten(0, out - 1)
-        state[f"{path}.{name}"] = _codes(latent, scale) if kind == "ternary" else kernels.pack_signs(latent)
-        state[f"{path}.{scale_name(name, kind)}"] = scale
-    return _filled(packed, state)
+    packed = empty_packed(replace(model.base, rope_dim=model.rope_dim), model.envelope)
+    if not has_packed(packed):
+        raise ValueError(
+            "no weight of this network can be packed: that takes inputs in multiples of 64 (ternary) or 32 (binary)"
+        )
+    if model.embedding.is_meta:
+        return packed
+    state, modules, empty = model.state_dict(), dict(model.named_modules()), packed.state_dict()
+    for path, name, kind, out, matrices in low_bit_weights(packed):
+        if is_packed(empty[f"{path}.{name}"]):
+            module = modules[path]
+            scale = scale_of(module, name, kind, out, matrices).float()
+            latent = getattr(module, name).detach().flatten(out).flatten(0, out - 1)
+            state[f"{path}.{name}"] = _codes(latent, scale) if kind == "ternary" else kernels.pack_signs(latent)
+            state[f"{path}.{scale_name(name, kind)}"] = scale
+    return filled(packed, state)
 
 
 def packable(model: Transformer) -> bool:
     """Whether there is something to pack, and `pack` takes it."""
-    low_bit = [spec for _, spec in model.envelope.kept if spec.weights != "dense"]
-    alone = all(len(kinds.weights) == 1 == len(kinds.mixers) for kinds in model.kinds)
-    if not low_bit or not alone:
+    if has_packed(model) or any(len(kinds.weights) > 1 or len(kinds.mixers) > 1 for kinds in model.kinds):
         return False
-
-    def whole(spec: LayerSpec) -> bool:
-        widths = [model.envelope.hidden_size, spec.ffn_size]
-        widths += [spec.q_heads * spec.head_dim] if spec.mixer != "none" else []
-        return all(width % GROUPS[spec.weights] == 0 for width in widths)
-
-    return all(whole(spec) for spec in low_bit)
+    modules = dict(model.named_modules())
+    return any(
+        _fits(getattr(modules[path], name).shape[out:].numel(), kind)
+        for path, name, kind, out, _ in low_bit_weights(model)
+    )
 
 
-def save_packed(model: Transformer, path: Path) -> None:
-    """Write a packed network, with what it is, in one safetensors file (whole or not at all)."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    about = {"format": FORMAT, "architecture": model.envelope.to_json(), "base": json.dumps(asdict(model.base))}
-    with atomic_open(path) as stream:
-        stream.write(save(tensors, about))
+def unpack(model: Transformer) -> Transformer:
+    """A packed network in floats again, code times scale: a beginning for training. Nothing is shared with `model`.
 
-
-def load_packed(path: Path) -> Transformer:
-    """Read what `save_packed` wrote; codes and scales are taken as they are.
-
-    Raises:
-        UserError: no such file, a damaged one, another format, or a code that no ternary weight has.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
-    except SafetensorError as error:
-        raise UserError(f"{path}: damaged weights ({error})") from None
-    if about.get("format") != FORMAT:
-        raise UserError(f"{path}: format {about.get('format')!r}, must be {FORMAT!r} (written by save_packed)")
-    try:
-        model = _skeleton(BaseModel(**json.loads(about["base"])), Architecture.from_json(about["architecture"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: its description of the network is damaged ({error})") from None
-    for name, wanted in model.state_dict().items():
-        found = state.get(name)
-        packed = wanted.dtype if is_packed(wanted) else None
-        if found is None or found.shape != wanted.shape or (found.dtype if is_packed(found) else None) != packed:
-            what = "missing" if found is None else f"{list(found.shape)} of {found.dtype}"
-            raise UserError(f"{path}: {name} is {what}, must be {list(wanted.shape)} of {wanted.dtype}")
-        if found.dtype == torch.uint8:
-            try:
-                kernels.check_codes(found)
-            except ValueError as error:
-                raise UserError(f"{path}: {name}: {error}") from None
-    if extra := sorted(state.keys() - model.state_dict().keys()):
-        raise UserError(f"{path}: {extra[0]} belongs to no weight of the network that it describes")
-    return _filled(model, state)
-
-
-def _skeleton(base: BaseModel, arch: Architecture) -> Transformer:
-    """The network without values, packed weights as integers.
-
-    Raises:
-        ValueError: a low-bit weight that cannot be packed.
+    In float32 the logits are the same; in another dtype the scales are rounded to it, as all other weights are.
     """
     with torch.device("meta"):
-        model = Transformer(FixedShape(base, arch))
+        plain = Transformer(FixedShape(model.base, model.envelope), seed=None)
+    state, shapes = {name: value.clone() for name, value in model.state_dict().items()}, plain.state_dict()
+    for path, name, kind, _, _ in low_bit_weights(model):
+        key, beside = f"{path}.{name}", f"{path}.{scale_name(name, kind)}"
+        if is_packed(state[key]):
+            state[beside] = state[beside].to(model.embedding.dtype)
+            held = unpacked(state[key]).view(shapes[key].shape)
+            state[key] = held.to(model.embedding.dtype) * state[beside]
+    plain.load_state_dict(state, assign=True)
+    return plain.train(model.training)
+
+
+def has_packed(model: Transformer) -> bool:
+    """Whether any weight of a network is packed."""
+    return any(is_packed(value) for value in model.buffers())
+
+
+def empty_packed(base: BaseModel, arch: Architecture) -> Transformer:
+    """The packed network without values, on the meta device: packed weights as integers, their scales in float32."""
+    with torch.device("meta"):
+        model = Transformer(FixedShape(base, arch), seed=None)
     modules = dict(model.named_modules())
-    for path, name, kind, out, _ in _low_bit_weights(model):
-        weight: Tensor = getattr(modules[path], name)
-        rows, columns, group = weight.shape[:out].numel(), weight.shape[out:].numel(), GROUPS[kind]
-        if columns % group:
-            raise ValueError(
-                f"{path}.{name}: {columns} inputs cut a group, a packed weight needs a multiple of {group}"
-            )
-        dtype, each = next((dtype, each) for dtype, (held, each) in PACKED.items() if held == kind)
-        _become_codes(modules[path], name, torch.empty(rows, columns // each, dtype=dtype, device="meta"))
+    for path, name, kind, out, _ in low_bit_weights(model):
+        module = modules[path]
+        weight: Tensor = getattr(module, name)
+        rows, columns = weight.shape[:out].numel(), weight.shape[out:].numel()
+        if _fits(columns, kind):
+            dtype, each = next((dtype, each) for dtype, (held, each) in PACKED.items() if held == kind)
+            del module._parameters[name]
+            module.register_buffer(name, torch.empty(rows, columns // each, dtype=dtype, device="meta"))
+            scale = scale_name(name, kind)
+            # in half precision it would be another network, and saving it again would store the rounded scale
+            module.register_buffer(scale, module.get_buffer(scale).float())
     return model
 
 
-def _low_bit_weights(model: Transformer) -> Iterator[tuple[str, str, Weights, int, int]]:
-    """(path of the module, name, kind, axes that are outputs, those of them that tell matrices apart) of every low-bit
-    weight."""
-    for i, (_, spec) in enumerate(model.envelope.kept):
-        if spec.weights == "dense":
+def filled(model: Transformer, state: dict[str, Tensor]) -> Transformer:
+    """`empty_packed` with values; nothing of it is trained."""
+    model.load_state_dict(state, assign=True)
+    return model.requires_grad_(False).eval()
+
+
+def check_values(model: Transformer, prefix: str = "") -> None:
+    """Refuse packed weights that cannot be: a code that no ternary weight has, a scale that is no positive number.
+
+    Raises:
+        ValueError: names the first one, as it is called in its file: with `prefix`.
+    """
+    state = model.state_dict()
+    for path, name, kind, _, _ in low_bit_weights(model):
+        key, beside = f"{path}.{name}", f"{path}.{scale_name(name, kind)}"
+        if not is_packed(state[key]) or state[key].is_meta:
             continue
-        for path, module in model.layers[i].named_modules(prefix=f"layers.{i}"):
-            out_dims, matrices = LOW_BIT_LAYOUTS.get(type(module), ({}, 0))
-            for name, out in out_dims.items():
-                yield path, name, spec.weights, out, matrices
+        if kind == "ternary":
+            try:
+                kernels.check_codes(state[key])
+            except ValueError as error:
+                raise ValueError(f"{prefix}{key}: {error}") from None
+        scale = state[beside]
+        if wrong := scale[~((scale > 0) & scale.isfinite())].tolist():
+            raise ValueError(f"{prefix}{beside}: holds {wrong[0]}, must hold positive numbers")
+
+
+def _fits(inputs: int, kind: str) -> bool:
+    return inputs % GROUPS[kind] == 0
 
 
 def _codes(latent: Tensor, scale: Tensor) -> Tensor:
     """Packed rows of as many matrices, one below another, as there are scales."""
     parts = latent.chunk(scale.numel())
     return torch.cat([kernels.pack(part, one).codes for part, one in zip(parts, scale.flatten(), strict=True)])
-
-
-def _become_codes(module: nn.Module, name: str, codes: Tensor) -> None:
-    """A parameter becomes a buffer of codes."""
-    del module._parameters[name]
-    module.register_buffer(name, codes)
-
-
-def _filled(model: Transformer, state: dict[str, Tensor]) -> Transformer:
-    model.load_state_dict(state, assign=True)
-    return model.requires_grad_(False).eval()

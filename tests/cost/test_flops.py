@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from llmnas.cost import decode_flops_per_token, operations_by_kind, prefill_flops_per_token
 from llmnas.space import Architecture, BaseModel, LayerSpec
 from llmnas.supernet import Transformer, extract
-from llmnas.supernet.extract import LOW_BIT_LAYOUTS
+from llmnas.supernet.layouts import LOW_BIT_LAYOUTS
 
 
 def counted(model, tokens, *arch):

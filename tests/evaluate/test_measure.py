@@ -46,7 +46,7 @@ def test_both_passes_score_the_token_after_the_context(case):
 
 
 @pytest.mark.parametrize(
-    ("weights", "ffn_size", "packed"), [("ternary", 128, 1), ("binary", 96, 1), ("ternary", 40, 0), ("dense", 128, 0)]
+    ("weights", "ffn_size", "packed"), [("ternary", 128, 1), ("binary", 96, 1), ("ternary", 40, 1), ("dense", 128, 0)]
 )
 def test_low_bit_weights_are_measured_as_they_are_used(monkeypatch, weights, ffn_size, packed):
     made = []

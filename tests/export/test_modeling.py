@@ -1,6 +1,6 @@
 """The own modeling file: any architecture, in a process that cannot import llmnas."""
 
-import ast
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,12 +12,14 @@ from hypothesis import given, settings
 from safetensors.torch import load_file, save_file
 from strategies import random_tokens, scrambled, spaces_with_members
 
+from llmnas.errors import RunError, UserError
 from llmnas.export import Card, export_hf, hf
-from llmnas.export.generate import generate
+from llmnas.export.generate import generate, load_model
 from llmnas.export.hf import write_checkpoint
-from llmnas.export.modeling_llmnas import LlmnasForCausalLM
+from llmnas.export.modeling_llmnas import LlmnasConfig, LlmnasForCausalLM
 from llmnas.export.own import own_config, own_weights
-from llmnas.export.ship import relative_imports, shipped_files
+from llmnas.export.verify import check_model
+from llmnas.files import ABOUT_FILE
 from llmnas.space import Architecture, BaseModel, FixedShape, LayerSpec
 from llmnas.supernet import Transformer, extract
 
@@ -34,14 +36,24 @@ ZOO = Architecture(
     ),
 )
 ATTENTION = Architecture(16, (LayerSpec(1, 2, 8, 12, weights="ternary"), LayerSpec(2, 1, 4, 8)))
+# weights that are packed, some whose inputs cut a group, and dense ones
+CODED = Architecture(
+    64,
+    (
+        LayerSpec(1, 8, 8, 64, weights="ternary"),
+        LayerSpec(1, 1, 8, 20, mixer="mlgru"),
+        LayerSpec(1, 3, 4, 32, weights="binary", mixer="mlgru"),
+        LayerSpec(1, 1, 2, 40, weights="ternary", mixer="none", experts=2),
+    ),
+)
 CARD = Card(name="zoo", metrics={}, data="speeches", seed=1, trained_tokens=0)
 STRANGER = """
 import sys
-sys.modules["llmnas"] = None
+sys.modules |= {"llmnas": None, "numba": None}
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
-folder, given, out = sys.argv[1:]
+folder, given, out, again = sys.argv[1:]
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 tokens = load_file(given)["tokens"]
 with torch.no_grad():
@@ -49,6 +61,7 @@ with torch.no_grad():
 text = model.generate(tokens, max_new_tokens=12, do_sample=False, eos_token_id=-1)
 beams = model.generate(tokens[:, :5], max_new_tokens=6, num_beams=3, do_sample=False, eos_token_id=-1)
 save_file({"logits": logits.contiguous(), "text": text, "beams": beams.contiguous()}, out)
+model.save_pretrained(again)
 """
 
 
@@ -72,26 +85,150 @@ def zoo():
     return scrambled(FixedShape(BASE, ZOO)).eval()
 
 
-def test_a_process_without_llmnas_gives_the_same_logits_and_text(zoo, tmp_path):
-    stored = write_checkpoint(zoo, _made(tmp_path / "zoo"), None, CARD)
+def test_a_process_without_llmnas_gives_the_same_logits_and_text_and_saves_the_same_codes(tmp_path):
+    """Nor with numba, which an exported folder can do without."""
+    model = scrambled(FixedShape(BASE, CODED)).eval()
+    stored = write_checkpoint(model, _made(tmp_path / "coded"), None, CARD)
     tokens = random_tokens(BASE, 2, 9)
     save_file({"tokens": tokens}, tmp_path / "tokens.safetensors")
+    paths = [tmp_path / name for name in ("coded", "tokens.safetensors", "found", "again")]
     done = subprocess.run(
-        [sys.executable, "-c", STRANGER, tmp_path / "zoo", tmp_path / "tokens.safetensors", tmp_path / "found"],
+        [sys.executable, "-c", STRANGER, *paths],
         capture_output=True, text=True, env=tiny.environment(HF_MODULES_CACHE=str(tmp_path / "modules")),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
+    assert "LOAD REPORT" not in done.stderr
     found = load_file(tmp_path / "found")
     with torch.no_grad():
-        assert torch.equal(found["logits"], zoo(tokens))
-    assert torch.equal(found["text"], greedy(zoo, tokens, 12))
-    assert torch.equal(found["beams"], shell(zoo).generate(
+        assert torch.equal(found["logits"], model(tokens))
+    assert torch.equal(found["text"], greedy(model, tokens, 12))
+    assert torch.equal(found["beams"], shell(model).generate(
         tokens[:, :5], max_new_tokens=6, num_beams=3, do_sample=False, eos_token_id=-1
     ))  # fmt: skip
+    loaded = LlmnasForCausalLM.from_pretrained(tmp_path / "again")
+    loaded.save_pretrained(tmp_path / "third")
+    first, *later = (load_file(tmp_path / name / "model.safetensors") for name in ("coded", "again", "third"))
+    for weights in later:
+        assert weights.keys() == first.keys()
+        assert all(weights[name].dtype == first[name].dtype for name in first)
+        assert all(torch.equal(weights[name], first[name]) for name in first)
+    with torch.no_grad():
+        assert torch.equal(loaded(tokens).logits, model(tokens))
     assert (stored.class_name, stored.tier) == ("LlmnasForCausalLM", 3)
-    card = (tmp_path / "zoo" / "README.md").read_text()
+    assert stored.parameters == stored.own_parameters == sum(weight.numel() for weight in model.parameters())
+    # query, key, value, output, gate, up, down; three of 12 rows, gate, up, down; gate and up of two experts
+    assert stored.packed == 64 * (64 + 2 * 8 + 64 + 3 * 64) + 64 * (3 * 12 + 3 * 32) + 64 * (2 * 2 * 40)
+    assert stored.size == sum(weight.nbytes for weight in first.values())
+    card = (tmp_path / "coded" / "README.md").read_text()
     assert "trust_remote_code=True" in card
-    assert "| 2 | 1 | 1 | 8 | 16 | dense | attention | 2 of 4 |" in card
+    assert "| 3 | 1 | 1 | 2 | 40 | ternary | none | 1 of 2 |" in card
+    assert f"All weights take {stored.size:,} bytes. {stored.packed:,} of {stored.parameters:,} parameters" in card
+
+
+@pytest.fixture(scope="module")
+def coded(tmp_path_factory):
+    """The folder of a packed network, and the network."""
+    model = scrambled(FixedShape(BASE, CODED)).eval()
+    folder = tmp_path_factory.mktemp("coded")
+    write_checkpoint(model, folder, None, CARD)
+    return folder, model
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_no_dtype_touches_codes_or_their_scales(coded, dtype):
+    folder, model = coded
+    stored, tokens = load_file(folder / "model.safetensors"), random_tokens(BASE, 2, 9)
+    loaded = LlmnasForCausalLM.from_pretrained(folder, dtype=dtype)
+    state = loaded.state_dict()
+    for name, value in stored.items():
+        if not value.is_floating_point():
+            assert torch.equal(state[name], value)
+            scale = next(key for key in state if key.startswith(f"{name}_") and key.endswith("_scale"))
+            assert state[scale].dtype == torch.float32
+            assert torch.equal(state[scale], stored[scale])
+    with torch.no_grad():
+        logits = loaded(tokens).logits
+        plain = shell(model).to(dtype)(tokens).logits
+        wanted = model(tokens)
+    assert loaded.dtype == logits.dtype == dtype
+    near = (logits - wanted).abs().mean()
+    assert near < 1e-5 if dtype == torch.float64 else near < 2 * (plain - wanted).abs().mean()
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, "float8_e5m2", torch.int8])
+def test_a_dtype_that_nothing_computes_in_is_refused(coded, dtype):
+    with pytest.raises(ValueError, match=r"dtype: torch\.\w+, must be one of torch.float32, torch.bfloat16"):
+        LlmnasForCausalLM.from_pretrained(coded[0], dtype=dtype)
+
+
+def test_unpacked_it_learns_and_is_stored_in_floats(coded, tmp_path):
+    folder, model = coded
+    packed, tokens = LlmnasForCausalLM.from_pretrained(folder), random_tokens(BASE, 2, 9)
+    assert not any(weight.requires_grad for weight in packed.parameters())
+    plain = packed.unpacked()
+    plain(tokens, labels=tokens).loss.backward()
+    assert plain.model.layers[0].attention.q.grad.abs().sum() > 0
+    plain.save_pretrained(tmp_path / "floats")
+    floats = load_file(tmp_path / "floats" / "model.safetensors")
+    assert {value.dtype for value in floats.values()} == {torch.float32}
+    read = LlmnasForCausalLM.from_pretrained(tmp_path / "floats")
+    assert packed.config.packed
+    assert not read.config.packed
+    shutil.copy(folder / ABOUT_FILE, tmp_path / "floats")
+    again = load_model(tmp_path / "floats")  # as `llmnas generate` does, which packs
+    codes = {name: value for name, value in packed.state_dict().items() if not value.is_floating_point()}
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in codes.items())
+    with torch.no_grad():
+        for one in (packed, read, read.unpacked(), again, load_model(folder)):
+            assert torch.equal(one(tokens).logits, model(tokens))
+
+
+QUERY = "model.layers.0.attention.q"
+
+
+def wrong_code(weights):
+    weights[QUERY][2, 1] = 0b1100
+
+
+def nan_scale(weights):
+    weights[f"{QUERY}_ternary_scale"].fill_(torch.nan)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (wrong_code, "model.layers.0.attention.q: packed: row 2, byte 1 holds code 3, must be 0, 1 or 2"),
+        (nan_scale, "model.layers.0.attention.q_ternary_scale: holds nan, must hold positive numbers"),
+        (lambda weights: weights.pop(f"{QUERY}_ternary_scale"), f"{QUERY}_ternary_scale is missing"),
+        (lambda weights: weights.update({QUERY: torch.zeros(64, 64)}), rf"{QUERY} is \[64, 64\], must be \[64, 16\]"),
+    ],
+)
+def test_damaged_codes_and_scales_end_in_one_line(coded, tmp_path, change, message):
+    folder = shutil.copytree(coded[0], tmp_path / "damaged")
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"^{message}"):
+        LlmnasForCausalLM.from_pretrained(folder)
+    with pytest.raises(UserError, match=f"^{folder}: {message}") as error:
+        load_model(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_a_damaged_export_does_not_verify(coded, tmp_path):
+    folder = shutil.copytree(coded[0], tmp_path / "damaged")
+    weights = load_file(folder / "model.safetensors")
+    wrong_code(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        RunError, match=r"^does not load: model.layers.0.attention.q: packed: row 2, byte 1 holds code 3"
+    ):
+        check_model(folder, *(torch.zeros(1, 1),) * 2)
+
+
+def test_another_format_of_packed_weights_is_refused():
+    with pytest.raises(ValueError, match="packed is 'llmnas packed 9', must be 'llmnas packed 2' or absent"):
+        LlmnasConfig(packed="llmnas packed 9")
 
 
 def _made(folder):
@@ -186,42 +323,6 @@ def test_cache_grows_beyond_what_was_reserved(zoo):
     model, tokens = shell(zoo), random_tokens(BASE, 1, 3)
     found = model.generate(tokens, max_new_tokens=50, do_sample=False, eos_token_id=-1)
     assert torch.equal(found, greedy(zoo, tokens, 50))
-
-
-def test_shipped_files_import_nothing_of_llmnas_and_are_all_there():
-    files = shipped_files()
-    assert {"modeling_llmnas.py", "architecture.py", "model.py", "mlgru_scan.py"} <= files.keys()
-    for name, text in files.items():
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.Import):
-                assert all(alias.name.split(".")[0] != "llmnas" for alias in node.names), name
-            elif isinstance(node, ast.ImportFrom):
-                assert (node.module or "").split(".")[0] != "llmnas", name
-                if node.level and node.module:
-                    assert f"{node.module}.py" in files, name
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("import llmnas.space.space", "writes `from llmnas.space.space import`"),
-        ("from llmnas.space import Architecture", "is not one module"),
-        ("from llmnas.space import architecture, space", "is not one module"),
-    ],
-)
-def test_imports_that_a_flat_folder_cannot_have_are_refused(text, message):
-    with pytest.raises(ValueError, match=message):
-        relative_imports(text, "llmnas.example")
-
-
-def test_imports_are_rewritten_wherever_they_stand():
-    text = "from llmnas.nn.rope import (\n    rotate,\n)\ndef f():\n    from llmnas.nn import norm as n  # why\n"
-    found, modules = relative_imports(text, "llmnas.example")
-    assert modules == ["llmnas.nn.norm", "llmnas.nn.rope"]
-    assert found == (
-        "from .rope import (\n    rotate,\n)\ndef f():\n"
-        "    from .norm import __doc__ as _; from . import norm as n  # why\n"
-    )
 
 
 def test_export_is_verified_and_generates(tokenizer_path, tmp_path, in_this_process):

@@ -72,7 +72,12 @@ MOE = replace(DENSE, experts=4, top_k=2)
 CASES = {
     "Qwen3MoeForCausalLM": (replace(BASE, qk_norm=True), (MOE, DENSE, MOE), lay_out),
     "MixtralForCausalLM": (BASE, (MOE, MOE), lay_out),
-    "LlmnasForCausalLM": (BASE, (replace(DENSE, weights="ternary"), replace(DENSE, mixer="mlgru"), MOE), lay_out),
+    # the binary layer is stored packed, inputs of 32 cut a group of ternary ones
+    "LlmnasForCausalLM": (
+        BASE,
+        (replace(DENSE, weights="ternary"), replace(DENSE, mixer="mlgru"), replace(DENSE, weights="binary"), MOE),
+        lay_out,
+    ),
     "DeciLMForCausalLM": (BASE, (DENSE, LayerSpec(1, 4, 4, 48), replace(DENSE, mixer="none")), lay_out_blocks),
 }
 

@@ -11,7 +11,7 @@ from strategies import random_tokens, scrambled
 from llmnas.errors import UserError
 from llmnas.nn.ternary import codes, scale_of
 from llmnas.space import Architecture, BaseModel, FixedShape, LayerSpec, SearchSpace
-from llmnas.supernet import Transformer, extract, load_packed, pack, packable, save_packed
+from llmnas.supernet import Transformer, extract, load_packed, pack, packable, save_packed, unpack
 from llmnas.triton_kernels import reference
 
 BASE = BaseModel(vocab_size=64, max_seq=32, qk_norm=True, qkv_bias=True)
@@ -26,6 +26,14 @@ EXPERTS = Architecture(
         replace(MLGRU, experts=4, top_k=2, shared_experts=1),
         replace(BINARY, experts=3, ffn_size=64),
         LayerSpec(1, 1, 8, 20, experts=2),
+    ),
+)
+CUT = Architecture(  # the inputs of some weights are no whole groups
+    64,
+    (
+        replace(ATTENTION, ffn_size=100),
+        replace(BINARY, head_dim=20, ffn_size=48),
+        replace(MLGRU, mixer="none", experts=2, ffn_size=96),
     ),
 )
 ALL_BINARY = Architecture(64, (BINARY, replace(MLGRU, weights="binary", ffn_size=96), BINARY))
@@ -130,29 +138,53 @@ def test_stored_and_read_again_bit_for_bit(tmp_path, arch):
 
 def test_what_is_packed_and_what_is_refused():
     assert packable(network())
-    assert not packable(network(Architecture(64, (LayerSpec(1, 1, 8, 20),))))
-    odd = network(Architecture(64, (replace(MLGRU, ffn_size=100),)))
-    assert not packable(odd)
-    with pytest.raises(ValueError, match=r"layers.0.ffn.down: 100 inputs cut a group, .* a multiple of 64"):
-        pack(odd)
-    thin = network(Architecture(64, (replace(BINARY, ffn_size=48),)))
-    assert not packable(thin)
-    with pytest.raises(ValueError, match=r"layers.0.ffn.down: 48 inputs cut a group, .* a multiple of 32"):
-        pack(thin)
     assert packable(network(ALL_BINARY))
     assert packable(network(EXPERTS))
-    odd_experts = network(Architecture(64, (replace(MLGRU, experts=2, ffn_size=96),)))
-    assert not packable(odd_experts)
-    with pytest.raises(ValueError, match=r"layers.0.ffn.down: 96 inputs cut a group, .* a multiple of 64"):
-        pack(odd_experts)
+    dense = network(Architecture(64, (LayerSpec(1, 1, 8, 20),)))
+    thin = network(Architecture(48, (LayerSpec(1, 1, 8, 20, weights="ternary"),)))
+    for model in (dense, thin):
+        assert not packable(model)
+        with pytest.raises(ValueError, match="no weight of this network can be packed: that takes inputs in multiples"):
+            pack(model)
     space = SearchSpace.from_dict({
         "base": {"vocab_size": 64}, "layers": 1, "hidden_size": 64, "depth": 1, "kv_heads": 1, "queries_per_group": 1,
         "head_dim": 64, "ffn_size": 64, "weights": ["ternary", "dense"],
     })  # fmt: skip
+    assert not packable(Transformer(space))
     with pytest.raises(ValueError, match="layer 0 holds several kinds"):
         pack(Transformer(space))
+    assert not packable(pack(network()))
     with pytest.raises(ValueError, match="packed already"):
         pack(pack(network()))
+
+
+def test_weights_whose_inputs_cut_a_group_stay_as_they_are(tmp_path):
+    model, tokens = network(CUT), random_tokens(BASE, 2, 9)
+    small = pack(model)
+    kinds = [value.dtype for value in small.layers.state_dict().values() if not value.is_floating_point()]
+    assert sorted(map(str, kinds)) == ["torch.int32"] * 5 + ["torch.uint8"] * 8
+    assert small.layers[0].ffn.down.data_ptr() == model.layers[0].ffn.down.data_ptr()
+    save_packed(small, tmp_path / "small")
+    with torch.no_grad():
+        assert torch.equal(small(tokens), model(tokens))
+        assert torch.equal(load_packed(tmp_path / "small")(tokens), model(tokens))
+
+
+@pytest.mark.parametrize("arch", [MIXED, EXPERTS, CUT])
+def test_unpacked_it_is_a_network_to_train_with_the_same_codes(arch):
+    small, tokens = pack(network(arch)), random_tokens(BASE, 2, 9)
+    plain = unpack(small)
+    with torch.no_grad():
+        assert torch.equal(plain(tokens), small(tokens))
+    assert plain.state_dict().keys() == small.state_dict().keys()
+    again = pack(plain).state_dict()
+    for name, value in small.state_dict().items():
+        torch.testing.assert_close(again[name], value, rtol=0, atol=0, equal_nan=True)
+    plain(tokens, targets=tokens).loss.backward()
+    assert plain.layers[0].ffn.gate.grad.abs().sum() > 0
+    with torch.no_grad():
+        plain.embedding.zero_()
+    assert small.embedding.abs().sum() > 0
 
 
 def test_a_packed_weight_is_used_whole():
@@ -202,6 +234,11 @@ def test_wrong_codes_and_no_file_are_refused(tmp_path):
     small.layers[0].ffn.gate[3, 5] = 0b11
     save_packed(small, path)
     with pytest.raises(UserError, match=r"layers.0.ffn.gate: packed: row 3, byte 5 holds code 3, must be 0, 1 or 2"):
+        load_packed(path)
+    small.layers[0].ffn.gate[3, 5] = 0
+    small.layers[1].ffn.up_ternary_scale.fill_(torch.nan)
+    save_packed(small, path)
+    with pytest.raises(UserError, match=r"layers.1.ffn.up_ternary_scale: holds nan, must hold positive numbers"):
         load_packed(path)
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(UserError, match="damaged weights"):
