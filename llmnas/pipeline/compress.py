@@ -6,10 +6,10 @@ The rules (every one may be changed with `--set`):
 - sizes are the same in every layer, so that the result is a stock checkpoint of exactly its size; `--per-layer`
   lets every layer choose its own KV heads and FFN, and then a stock checkpoint pads them with zeros;
 - networks below nine tenths of `--max-params` take no part, where the space has any between (docs/compress.md);
-- the supernet is trained for a short time on the text, with the frozen model as teacher of the logits, at a
+- the supernet is trained for 100 steps on the text, with the frozen model as teacher of the logits, at a
   learning rate that falls with size: 1e-3 below 10 million parameters, 3e-4 below a billion, else 1e-4;
-- the winner is healed alone, with logits and block outputs of the model as aims, below 10 million parameters at 3e-3
-  (the best of three rates with and without a teacher, docs/compress.md).
+- the winner is healed alone for 500 steps, where the same text brings more, with logits and block outputs of the
+  model as aims, below 10 million parameters at 3e-3 (all three measured: docs/compress.md).
 """
 
 from __future__ import annotations
@@ -79,12 +79,12 @@ def compress_values(request: Request) -> dict[str, Any]:
         "space": space_values(request.model, per_layer=request.per_layer),
         "budget": {"workload": {"context": min(base.max_seq, _CONTEXT)}},
         "train": {
-            "steps": 300, "batch_size": 8, "seq_len": seq_len, "lr": lr, "init_from": str(request.model),
+            "steps": 100, "batch_size": 8, "seq_len": seq_len, "lr": lr, "init_from": str(request.model),
             "distill": teach, "sampler": {"kind": "single", "largest": "budget"},
         },
         "search": {"objectives": {"val_loss": "min", "params": "min"}, "evaluations": 100},
         "retrain": {
-            "train": {"steps": 300, "lr": healing_lr, "distill": teach | {"blocks": 0.1}}, "seeds": 1, "inherit": True,
+            "train": {"steps": 500, "lr": healing_lr, "distill": teach | {"blocks": 0.1}}, "seeds": 1, "inherit": True,
             "hand_designed": [], "pruned": list(_BASELINES) if request.baselines else [],
         },
     }  # fmt: skip
