@@ -32,8 +32,9 @@ from torch import Tensor
 from llmnas.pareto import Evaluation, check_constraints, front, violations
 from llmnas.rng import torch_seed
 from llmnas.search.arch_kernel import Layout
+from llmnas.search.closed_forms import ClosedForms
 from llmnas.search.strategy import Candidates, Options, Problem
-from llmnas.search.surrogate import ClosedForms, GaussianProcess, KernelName
+from llmnas.search.surrogate import GaussianProcess, KernelName
 from llmnas.space import Architecture
 
 # BoTorch would compile a kernel for it: a process killed meanwhile leaves a lock, on which all later ones wait for ever

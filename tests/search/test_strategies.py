@@ -14,7 +14,7 @@ from llmnas.space import Architecture, SearchSpace
 ALL = tuple(STRATEGIES)
 LEARNING = tuple(name for name in STRATEGIES if name != "random")
 # Strategies that fit models cost seconds a hundred evaluations: they get by with fewer, random search beside them too.
-MODELS = {"bayes", "ofa"}
+MODELS = {"bayes", "ofa", "mip"}
 SLOW = {*MODELS, "reinforce"}
 EARLY = {"ofa": {"samples": 24}}
 # MnasNet learns one trade-off over hundreds of rewards; test_reinforce.py has what it does reach.
