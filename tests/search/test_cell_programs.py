@@ -51,7 +51,7 @@ def test_the_best_of_all_cells_within_limits_and_the_next(ends, sign):
 
 
 def test_bounds_are_below_what_cells_have():
-    budget = Budget(max_params=18_000, max_memory_bytes=MEMORY)
+    budget = Budget(max_params=18_000, max_memory_bytes=800_000)
     bounds = programs([])._bounds(budget_limits(SMALL, budget))
     assert np.isinf(bounds).any()
     best = np.full(len(bounds), np.inf)
