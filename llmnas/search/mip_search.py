@@ -44,7 +44,7 @@ class MipOptions(Options):
     """
 
     cells: int = Field(8, ge=1)
-    scoring: float = Field(0.5, gt=0, le=1)
+    scoring: float = Field(0.25, gt=0, le=1)
     points: int = Field(1000, ge=16, le=4000)
 
 
