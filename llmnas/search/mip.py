@@ -196,7 +196,7 @@ def solve(
 @dataclass
 class Program:
     """The best blocks of one cell: binaries x[l, o] (option o stands at layer l) and y[d] (depth d), and one peak for
-    every limited cost.
+    every limited cost that has a maximum in it.
 
     Attributes:
         scores: [L, O], less is better; an option whose score is not finite is never chosen.
@@ -212,15 +212,18 @@ class Program:
     def __post_init__(self) -> None:
         layers, options = self.space.layers, len(self.cell.options)
         self._x = layers * options
-        self._width = self._x + len(self.space.depth.choices) + len(self.limits)
+        costs = [(limit, limit.costs(self.cell)) for limit in self.limits]
+        costs.sort(key=lambda cost: not cost[1].peaks.any())  # those with a peak, a continuous variable, come first
+        peaks = sum(bool(table.peaks.any()) for _, table in costs)
+        self._width = self._x + len(self.space.depth.choices) + peaks
         self._scores = np.where(np.isfinite(self.scores), self.scores, 0.0)
         self._free = np.isfinite(self.scores)
         for layer, option in self.pinned.items():
             self._free[layer] &= np.arange(options) == option
         self._rows: list[tuple[np.ndarray, float, float]] = []
         self._structure()
-        for k, limit in enumerate(self.limits):
-            self._cost(k, limit)
+        for k, (limit, table) in enumerate(costs):
+            self._cost(k, limit, table)
 
     def _row(self, low: float, high: float) -> np.ndarray:
         row = np.zeros(self._width)
@@ -250,21 +253,20 @@ class Program:
             for i in {0, space.layers - 1}:
                 self._at(self._row(0, 0))[i, 0] = 1
 
-    def _cost(self, k: int, limit: Limit) -> None:
-        table = limit.costs(self.cell)
+    def _cost(self, k: int, limit: Limit, table: BlockCosts) -> None:
         unit = max(abs(end) for end in (limit.low, limit.high) if np.isfinite(end)) or 1.0
-        peak = self._x + len(self.space.depth.choices) + k
         total = self._row((limit.low - table.fixed) / unit, (limit.high - table.fixed) / unit)
         self._at(total)[:] = table.blocks / unit
-        total[peak] = 1
-        if np.isfinite(limit.low) and table.peaks.any():
+        if not table.peaks.any():
+            return
+        if np.isfinite(limit.low):
             raise UserError(f"mip: {limit.name} has a maximum over blocks in it; give it an upper limit only")
+        peak = self._x + len(self.space.depth.choices) + k
+        total[peak] = 1
         for i in range(self.space.layers):
             above = self._row(-np.inf, 0)
             self._at(above)[i] = table.peaks[i] / unit
             above[peak] = -1
-        if not table.peaks.any():
-            self._row(0, 0)[peak] = 1
 
     def cut(self, chosen: Sequence[int] | np.ndarray) -> None:
         """Never return the network with these options, [L]."""
