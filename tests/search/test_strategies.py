@@ -186,7 +186,7 @@ def test_nsga2_drops_failures_and_violations_first():
 def test_constraints_keep_evaluations_off_the_front_but_in_the_archive(name):
     bounds = {"params": (30_000, 50_000)}
     count = size(name, 100, 64)
-    archive = search(SPACE, measure, name, TWO, constraints=bounds, evaluations=count)
+    archive = search(SPACE, measure, name, TWO, constraints=bounds, evaluations=count, options=LIGHT.get(name, {}))
     inside = [e for e in archive.evaluations if 30_000 <= e.metrics["params"] <= 50_000]
     assert 0 < len(inside) < count
     assert archive.front()
