@@ -223,7 +223,7 @@ class CompareConfig(Strict):
     `yardstick`: evaluations of one more random search, of another seed, that the others are measured by; 0: none.
     """
 
-    strategies: tuple[str, ...] = ("random", "evolution", "nsga2", "local", "bayes", "reinforce", "ofa")
+    strategies: tuple[str, ...] = ("random", "evolution", "nsga2", "local", "bayes", "reinforce", "ofa", "mip")
     seeds: PositiveInt = 5
     evaluations: PositiveInt = 200
     yardstick: NonNegativeInt = 0

@@ -24,8 +24,8 @@ from llmnas.pipeline.stores import Evaluate, remembered, store_of
 from llmnas.report.html import Table
 from llmnas.rng import generator
 from llmnas.search import Candidates, Problem
-from llmnas.search.block_scores import BlockScores, chosen_cells
-from llmnas.search.mip import BlockCosts, Cell, Limit, budget_limits, cells, closed_form, judged, measured_costs
+from llmnas.search.block_scores import BlockScores, chosen_cells, judged
+from llmnas.search.mip import BlockCosts, Cell, Limit, budget_limits, cells, closed_form, measured_costs
 from llmnas.search.ofa import extract as evolve
 from llmnas.search.predictor import HeldOut, Predictor, split
 from llmnas.space import Architecture, LayerSpec, SearchSpace

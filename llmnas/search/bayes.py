@@ -32,8 +32,9 @@ from torch import Tensor
 from llmnas.pareto import Evaluation, check_constraints, front, violations
 from llmnas.rng import torch_seed
 from llmnas.search.arch_kernel import Layout
+from llmnas.search.closed_forms import ClosedForms
 from llmnas.search.strategy import Candidates, Options, Problem
-from llmnas.search.surrogate import ClosedForms, GaussianProcess, KernelName
+from llmnas.search.surrogate import GaussianProcess, KernelName
 from llmnas.space import Architecture
 
 # BoTorch would compile a kernel for it: a process killed meanwhile leaves a lock, on which all later ones wait for ever
@@ -144,9 +145,8 @@ class BayesianSearch:
         options.require_use("acquisition", len(problem.objectives) == 1, "with several objectives: it is qLogNEHVI")
         options.require_use("acquisition", not problem.constraints, "with constraints: it is constrained log_ei")
         self._problem, self._options = problem, options
-        self._candidates = Candidates(problem)
+        self._candidates, self._known = Candidates(problem), ClosedForms(problem)
         self._layout = Layout(problem.space)
-        self._known = ClosedForms(problem)
         anchors = [self._candidates.sample() for _ in range(_ANCHORS)]
         self._metrics = [*problem.objectives, *(name for name in problem.constraints if name not in problem.objectives)]
         self._models = {name: GaussianProcess(options.kernel, self._layout, anchors) for name in self._metrics}

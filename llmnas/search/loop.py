@@ -37,6 +37,7 @@ STRATEGIES: dict[str, Entry] = {
     "bayes": Entry("llmnas.search.bayes", "BayesOptions", "BayesianSearch"),
     "reinforce": Entry("llmnas.search.reinforce", "ReinforceOptions", "Reinforce"),
     "ofa": Entry("llmnas.search.ofa", "OfaOptions", "OnceForAll"),
+    "mip": Entry("llmnas.search.mip_search", "MipOptions", "MipSearch"),
 }
 """Name -> where it is. Names, not classes: some strategies need torch, others pymoo, and a search (or a config that
 is only checked) must not pay for the ones it does not use. `load_strategy` is the only place that imports them."""

@@ -2,7 +2,7 @@
 
 Quality is taken to be additive over blocks: the parent's, plus what replacing each block alone changes ("replace-one"
 scores). Costs are additive, or a maximum over blocks (activations). Both make a linear program with one binary
-variable for every (layer, option). Whether quality is additive is an assumption that `additivity` tests.
+variable for every (layer, option). Whether quality is additive is an assumption that `block_scores.additivity` tests.
 
 Shapes: L layers of the supernet; O options of a layer, the first of them the skip.
 """
@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from llmnas.cost import Budget, Workload, costs, memory
@@ -24,8 +23,6 @@ from llmnas.space import Architecture, LayerSpec, SearchSpace, even_subset
 Evaluate = Callable[[Sequence[Architecture]], Sequence[Mapping[str, float]]]
 Score = Callable[[int, LayerSpec | None], float]
 """(layer, what stands there) -> what that alone adds to the parent's quality; less is better."""
-
-_TAU, _SHARE = 0.8, 0.5
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,7 @@ def replace_one(space: SearchSpace, parent: Architecture, evaluate: Evaluate, me
         cell for cell in cells(space) if cell.hidden_size == parent.hidden_size and {*parent.layers} <= {*cell.options}
     )
     options = cell.options if space.layers > 1 else cell.options[1:]  # the only layer cannot be skipped
-    jobs = {(i, spec): _with(parent, i, spec) for i in range(space.layers) for spec in options}
+    jobs = {(i, spec): replaced(parent, i, spec) for i in range(space.layers) for spec in options}
     different = list(dict.fromkeys([parent, *jobs.values()]))
     found = dict(zip(different, evaluate(different), strict=True))
     values = {arch: float(result.get(metric, np.nan)) for arch, result in found.items()}
@@ -121,7 +118,8 @@ def replace_one(space: SearchSpace, parent: Architecture, evaluate: Evaluate, me
     return {job: values[arch] - values[parent] for job, arch in jobs.items()} | alone
 
 
-def _with(parent: Architecture, layer: int, spec: LayerSpec | None) -> Architecture:
+def replaced(parent: Architecture, layer: int, spec: LayerSpec | None) -> Architecture:
+    """The parent with another block, or none, in one layer."""
     layers = list(parent.layers)
     layers[layer] = spec
     return Architecture(parent.hidden_size, tuple(layers))
@@ -135,6 +133,10 @@ class Limit:
     costs: Callable[[Cell], BlockCosts]
     low: float = -np.inf
     high: float = np.inf
+
+    def holds(self, cell: Cell, arch: Architecture) -> bool:
+        """Whether an architecture of the cell meets it."""
+        return self.low <= self.costs(cell).total([cell.options.index(spec) for spec in arch.layers]) <= self.high
 
 
 def budget_limits(space: SearchSpace, budget: Budget) -> list[Limit]:
@@ -178,7 +180,8 @@ def solve(
     """
     found: list[Solution] = []
     for cell in filter(only, cells(space)):
-        program = _Program(space, cell, score, limits)
+        scores = np.array([[score(i, spec) for spec in cell.options] for i in range(space.layers)], dtype=float)
+        program = Program(space, cell, scores, limits)
         for _ in range(count):
             solution = program.next(time_limit)
             if solution is None:
@@ -191,26 +194,36 @@ def solve(
 
 
 @dataclass
-class _Program:
-    """Binaries x[l, o] (option o stands at layer l) and y[d] (depth d), and one peak for every limited cost."""
+class Program:
+    """The best blocks of one cell: binaries x[l, o] (option o stands at layer l) and y[d] (depth d), and one peak for
+    every limited cost that has a maximum in it.
+
+    Attributes:
+        scores: [L, O], less is better; an option whose score is not finite is never chosen.
+        pinned: layer -> index of the option that stands there.
+    """
 
     space: SearchSpace
     cell: Cell
-    score: Score
+    scores: np.ndarray
     limits: Sequence[Limit]
-    _cuts: list[np.ndarray] = field(default_factory=list)
+    pinned: Mapping[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         layers, options = self.space.layers, len(self.cell.options)
         self._x = layers * options
-        self._width = self._x + len(self.space.depth.choices) + len(self.limits)
-        scores = np.array([[self.score(i, spec) for spec in self.cell.options] for i in range(layers)])
-        self._scores = np.where(np.isfinite(scores), scores, 0.0)
-        self._blocked = ~np.isfinite(scores)
+        costs = [(limit, limit.costs(self.cell)) for limit in self.limits]
+        costs.sort(key=lambda cost: not cost[1].peaks.any())  # those with a peak, a continuous variable, come first
+        peaks = sum(bool(table.peaks.any()) for _, table in costs)
+        self._width = self._x + len(self.space.depth.choices) + peaks
+        self._scores = np.where(np.isfinite(self.scores), self.scores, 0.0)
+        self._free = np.isfinite(self.scores)
+        for layer, option in self.pinned.items():
+            self._free[layer] &= np.arange(options) == option
         self._rows: list[tuple[np.ndarray, float, float]] = []
         self._structure()
-        for k, limit in enumerate(self.limits):
-            self._cost(k, limit)
+        for k, (limit, table) in enumerate(costs):
+            self._cost(k, limit, table)
 
     def _row(self, low: float, high: float) -> np.ndarray:
         row = np.zeros(self._width)
@@ -240,27 +253,35 @@ class _Program:
             for i in {0, space.layers - 1}:
                 self._at(self._row(0, 0))[i, 0] = 1
 
-    def _cost(self, k: int, limit: Limit) -> None:
-        table = limit.costs(self.cell)
-        unit = max(abs(end) for end in (limit.low, limit.high) if np.isfinite(end))
-        peak = self._x + len(self.space.depth.choices) + k
+    def _cost(self, k: int, limit: Limit, table: BlockCosts) -> None:
+        unit = max(abs(end) for end in (limit.low, limit.high) if np.isfinite(end)) or 1.0
         total = self._row((limit.low - table.fixed) / unit, (limit.high - table.fixed) / unit)
         self._at(total)[:] = table.blocks / unit
-        total[peak] = 1
-        if np.isfinite(limit.low) and table.peaks.any():
+        if not table.peaks.any():
+            return
+        if np.isfinite(limit.low):
             raise UserError(f"mip: {limit.name} has a maximum over blocks in it; give it an upper limit only")
+        peak = self._x + len(self.space.depth.choices) + k
+        total[peak] = 1
         for i in range(self.space.layers):
             above = self._row(-np.inf, 0)
             self._at(above)[i] = table.peaks[i] / unit
             above[peak] = -1
-        if not table.peaks.any():
-            self._row(0, 0)[peak] = 1
 
-    def next(self, time_limit: float) -> Solution | None:
-        """The best one that was not returned yet; None where there is no other."""
+    def cut(self, chosen: Sequence[int] | np.ndarray) -> None:
+        """Never return the network with these options, [L]."""
+        row = self._row(-np.inf, self.space.layers - 1)
+        self._at(row)[np.arange(self.space.layers), chosen] = 1
+
+    def next(self, time_limit: float = 60.0) -> Solution | None:
+        """The best one that was not returned yet; None where there is no other.
+
+        Raises:
+            RunError: HiGHS did not finish in time.
+        """
         rows, low, high = zip(*self._rows, strict=True)
         upper = np.ones(self._width)
-        upper[: self._x][self._blocked.ravel()] = 0
+        upper[: self._x] = self._free.ravel()
         binaries = self._x + len(self.space.depth.choices)
         upper[binaries:] = np.inf
         objective = np.zeros(self._width)
@@ -274,59 +295,7 @@ class _Program:
         if result.status != 0:
             raise RunError(f"mip: HiGHS stopped without an optimum ({result.message}); raise time_limit")
         chosen = result.x[: self._x].reshape(self.space.layers, -1).argmax(1)
-        cut = self._row(-np.inf, self.space.layers - 1)
-        self._at(cut)[np.arange(self.space.layers), chosen] = 1
+        self.cut(chosen)
         layers = tuple(self.cell.options[option] for option in chosen)
         score = float(self._scores[np.arange(self.space.layers), chosen].sum())
         return Solution(Architecture(self.cell.hidden_size, layers), score)
-
-
-class Additivity(NamedTuple):
-    """How well block scores add up to what whole networks measure.
-
-    Attributes:
-        networks: how many were compared.
-        tau: Kendall's tau-b of predicted and measured values.
-        bias: mean of predicted minus measured, in the metric's unit.
-        rmse: root mean square of the same.
-        spread: standard deviation of the measured values.
-        holds: tau >= 0.8, and the error that is left after the bias is at most half the spread.
-    """
-
-    networks: int
-    tau: float
-    bias: float
-    rmse: float
-    spread: float
-    holds: bool
-
-    def message(self) -> str:
-        """One line for a report."""
-        facts = (
-            f"over {self.networks} networks tau {self.tau:.2f}, bias {self.bias:+.4f}, "
-            f"rmse {self.rmse:.4f} against a spread of {self.spread:.4f}"
-        )
-        if self.holds:
-            return f"block scores are additive enough: {facts}"
-        return f"block scores do NOT add up ({facts}): what the program calls best need not be; search by evaluation"
-
-
-def additivity(score: Score, parent_value: float, archs: Sequence[Architecture], values: Sequence[float]) -> Additivity:
-    """Compare the parent's value plus block scores with measured values of whole networks; see `judged`."""
-    return judged([parent_value + sum(score(i, spec) for i, spec in enumerate(arch.layers)) for arch in archs], values)
-
-
-def judged(predicted: Sequence[float], measured: Sequence[float]) -> Additivity:
-    """Compare what block scores predict of whole networks with what these measure.
-
-    Raises:
-        UserError: fewer than three networks.
-    """
-    if len(predicted) < 3 or len(predicted) != len(measured):
-        raise UserError(f"mip: additivity needs at least three networks with a value each, got {len(predicted)}")
-    actual = np.asarray(measured, dtype=float)
-    error = np.asarray(predicted, dtype=float) - actual
-    tau = float(stats.kendalltau(predicted, actual).statistic)
-    spread, bias = float(actual.std()), float(error.mean())
-    holds = tau >= _TAU and float(error.std()) <= _SHARE * spread
-    return Additivity(len(actual), tau, bias, float(np.sqrt(np.mean(error**2))), spread, holds)

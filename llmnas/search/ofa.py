@@ -12,9 +12,9 @@ from pydantic import Field
 
 from llmnas.errors import UserError
 from llmnas.pareto import Evaluation, front, violations
+from llmnas.search.closed_forms import ClosedForms, quality_of
 from llmnas.search.predictor import Kind, Predictor
 from llmnas.search.strategy import Candidates, Options, Problem
-from llmnas.search.surrogate import ClosedForms
 from llmnas.space import Architecture
 
 Predict = Callable[[Sequence[Architecture]], list[dict[str, float]]]
@@ -115,8 +115,7 @@ class OnceForAll:
         self._candidates = Candidates(problem)
         self._known = ClosedForms(problem)
         goals = problem.objectives
-        natural = [name for name in goals if name not in self._known.names]
-        self._quality = "val_loss" if "val_loss" in goals else next(iter(natural or goals))
+        self._quality = quality_of(goals, self._known.names)
         self._costs = [name for name in goals if name != self._quality]
         for name, limits in options.targets.items():
             if name not in self._costs or not limits or not np.isfinite(limits).all():

@@ -1,17 +1,15 @@
-"""What a strategy knows of metrics it has not measured: Gaussian processes, and closed forms where they hold.
+"""Gaussian processes: what a strategy knows of metrics that it has not measured.
 
 Shapes: n architectures told of, N asked about; F features of a kernel; m metrics.
 """
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 from typing import Literal
 
 import gpytorch
-import numpy as np
 import torch
 from botorch.exceptions import InputDataWarning, OptimizationWarning
 from botorch.models import SingleTaskGP
@@ -22,11 +20,7 @@ from gpytorch.means import ConstantMean
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from torch import Tensor
 
-from llmnas.cost import costs
-from llmnas.cost.memory import DEFAULT_WORKLOAD
-from llmnas.pareto import Evaluation
 from llmnas.search.arch_kernel import Layout, make_kernel
-from llmnas.search.strategy import Problem
 from llmnas.space import Architecture
 
 KernelName = Literal["hamming", "edit_distance", "walk"]
@@ -103,34 +97,3 @@ class exact(gpytorch.settings.max_cholesky_size):  # type: ignore[misc]  # noqa:
 
     def __init__(self) -> None:
         super().__init__(1_000_000)
-
-
-class ClosedForms:
-    """Which metrics are costs in closed form, as far as what was told says.
-
-    A metric of the name of a cost may still be something else (another workload, a measured number). One whose
-    every told value equals the closed form needs no model: it is computed.
-    """
-
-    def __init__(self, problem: Problem) -> None:
-        self._base = problem.space.base
-        self._workload = problem.budget.workload if problem.budget else DEFAULT_WORKLOAD
-        named = costs(problem.space.smallest(), self._base, self._workload)
-        self.names = [name for name in dict.fromkeys((*problem.objectives, *problem.constraints)) if name in named]
-
-    def check(self, evaluations: Sequence[Evaluation]) -> None:
-        """Drop the metrics that some evaluation contradicts."""
-        for evaluation in evaluations if self.names else ():
-            found = costs(evaluation.arch, self._base, self._workload, self.names)
-            self.names = [
-                name
-                for name in self.names
-                if math.isclose(evaluation.metrics.get(name, found[name]), found[name], rel_tol=1e-9)
-            ]
-
-    def values(self, archs: Sequence[Architecture]) -> np.ndarray:
-        """[archs, names]."""
-        if not self.names:
-            return np.zeros((len(archs), 0))
-        rows = [costs(arch, self._base, self._workload, self.names) for arch in archs]
-        return np.array([[row[name] for name in self.names] for row in rows])

@@ -16,7 +16,8 @@ from llmnas.pareto import Evaluation, front
 from llmnas.search import Problem, search
 from llmnas.search.arch_kernel import Layout
 from llmnas.search.bayes import BayesianSearch, BayesOptions, PoolModel
-from llmnas.search.surrogate import ClosedForms, GaussianProcess
+from llmnas.search.closed_forms import ClosedForms
+from llmnas.search.surrogate import GaussianProcess
 from llmnas.space import Architecture
 
 

@@ -12,7 +12,7 @@ from llmnas.search import search
 FIRST = [sample(SPACE, generator(seed, "first"), BUDGET) for seed in range(5)]
 
 
-@pytest.mark.parametrize("name", ["random", "evolution", "nsga2", "local", "reinforce"])
+@pytest.mark.parametrize("name", ["random", "evolution", "nsga2", "local", "reinforce", "mip"])
 def test_they_come_first_and_the_strategy_goes_on(name, tmp_path):
     path, options, asked = tmp_path / "a.sqlite", LIGHT.get(name, {}), []
 

@@ -8,9 +8,9 @@ from toy_problem import SPACE, members, val_loss
 
 from llmnas.cost import Budget, Workload, costs
 from llmnas.errors import RunError, UserError
+from llmnas.search.block_scores import additivity
 from llmnas.search.mip import (
     Limit,
-    additivity,
     budget_limits,
     cells,
     closed_form,

@@ -209,7 +209,7 @@ def test_progress_is_told_after_every_stored_batch(tmp_path):
     [
         (
             {"strategy": "magic"},
-            "'magic' does not exist; allowed: random, evolution, nsga2, local, bayes, reinforce, ofa",
+            "'magic' does not exist; allowed: random, evolution, nsga2, local, bayes, reinforce, ofa, mip",
         ),
         ({"objectives": {}}, "objectives: none given"),
         ({"objectives": {"val_loss": "down"}}, "val_loss: 'down' is not a direction; allowed: min, max"),

@@ -14,7 +14,7 @@ from llmnas.space import Architecture, SearchSpace
 ALL = tuple(STRATEGIES)
 LEARNING = tuple(name for name in STRATEGIES if name != "random")
 # Strategies that fit models cost seconds a hundred evaluations: they get by with fewer, random search beside them too.
-MODELS = {"bayes", "ofa"}
+MODELS = {"bayes", "ofa", "mip"}
 SLOW = {*MODELS, "reinforce"}
 EARLY = {"ofa": {"samples": 24}}
 # MnasNet learns one trade-off over hundreds of rewards; test_reinforce.py has what it does reach.
@@ -186,7 +186,7 @@ def test_nsga2_drops_failures_and_violations_first():
 def test_constraints_keep_evaluations_off_the_front_but_in_the_archive(name):
     bounds = {"params": (30_000, 50_000)}
     count = size(name, 100, 64)
-    archive = search(SPACE, measure, name, TWO, constraints=bounds, evaluations=count)
+    archive = search(SPACE, measure, name, TWO, constraints=bounds, evaluations=count, options=LIGHT.get(name, {}))
     inside = [e for e in archive.evaluations if 30_000 <= e.metrics["params"] <= 50_000]
     assert 0 < len(inside) < count
     assert archive.front()
@@ -230,7 +230,7 @@ def test_ends_when_the_space_is_exhausted(name, caplog):
     tiny = SPACE.model_copy(
         update={"hidden_size": (32, 64), "depth": SPACE.depth.model_copy(update={"choices": (3, 4), "policy": "even"})}
     )
-    budget = Budget(max_params=30_000)
+    budget = Budget(max_params=18_000 if name == "mip" else 30_000)  # its last programs have a cut for every member
     inside = {arch for arch in members(tiny) if budget.admits(tiny.base, arch)}
     assert 0 < len(inside) < tiny.size()
     batch, options = (64 if name in SLOW else 8), LIGHT.get(name, {})

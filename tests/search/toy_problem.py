@@ -33,6 +33,7 @@ LIGHT = {
     "bayes": {"start": 8, "pool": 32},
     "reinforce": {"start": 8, "epochs": 2},
     "ofa": {"samples": 16, "population": 16, "generations": 2},
+    "mip": {"scoring": 0.9},
 }
 """Options of the strategies that fit models, for tests of what does not depend on how well they search."""
 KILLED_RUN = {"budget": BUDGET, "evaluations": 60, "seed": 3, "batch": 4}
