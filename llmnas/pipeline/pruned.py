@@ -6,17 +6,18 @@ equal.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
 import torch
 
-from llmnas.cost import count_params
+from llmnas.cost import Budget, count_params
 from llmnas.errors import UserError
 from llmnas.files import read_json, write_json
 from llmnas.pipeline.context import Context
-from llmnas.space import Architecture, LayerSpec, Shape
+from llmnas.space import Architecture, LayerSpec, SearchSpace, Shape, even_subset
 from llmnas.supernet import Transformer, load_weights
 from llmnas.supernet.importance import layer_importance
 
@@ -65,6 +66,44 @@ def _part_of(spec: LayerSpec, factor: float) -> int:
     return max(8, size - size % 8) if spec.experts > 1 else max(1, size)
 
 
+def beginnings(space: SearchSpace, budget: Budget, scores: Sequence[float]) -> list[Architecture]:
+    """Cuts by importance for a search to begin with: random subsets of many layers hardly ever are the good ones.
+
+    At every depth the most important layers that the policy admits, at every hidden size the widest feed-forward
+    within the budget, all else as in the model; the deepest and widest first. Empty where such cuts are no members.
+
+    Args:
+        scores: importance of every layer of the largest network.
+    """
+    whole, layers = space.envelope, range(space.layers)
+    found = []
+    for depth in reversed(space.depth.choices):
+        kept = _most_important(space, depth, scores)
+        for hidden_size in reversed(space.hidden_size):
+            cuts = (
+                Architecture(
+                    hidden_size,
+                    tuple(
+                        replace(s, ffn_size=f) if i in kept and s else None
+                        for i, s in zip(layers, whole.layers, strict=True)
+                    ),
+                )
+                for f in reversed(space.ffn_size.choices)
+            )
+            members = (cut for cut in cuts if space.contains(cut) and budget.admits(space.base, cut))
+            found += list(itertools.islice(members, 1))
+    return found
+
+
+def _most_important(space: SearchSpace, depth: int, scores: Sequence[float]) -> tuple[int, ...]:
+    if space.depth.policy == "even":
+        return even_subset(space.layers, depth)
+    order = sorted(range(space.layers), key=lambda i: -scores[i])
+    if space.depth.policy == "keep_ends":
+        order.sort(key=lambda i: i not in {0, space.layers - 1})
+    return tuple(sorted(order[:depth]))
+
+
 def layer_scores(context: Context) -> list[float]:
     """By how much the loss of the pretrained model grows without each layer, on calibration text; stored."""
     path = context.run.initial.with_name("layers.json")
@@ -72,9 +111,12 @@ def layer_scores(context: Context) -> list[float]:
         found: list[float] = read_json(path)
         return found
     config = context.config
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_weights(Transformer(config.space, seed=None), context.run.require(context.run.initial, "train"))
     windows = context.sequences(config.train.seq_len, config.seed).fixed(config.train.calibration)
-    batches = [torch.from_numpy(windows[i : i + 8]) for i in range(0, len(windows), 8)]
-    scores = layer_importance(model, batches)
+    batches = [torch.from_numpy(windows[i : i + 8]).to(device) for i in range(0, len(windows), 8)]
+    context.tracker.progress("layers", 0, 1, f"the model without each of its {config.space.layers} layers")
+    scores = layer_importance(model.to(device).eval(), batches)
     write_json(path, scores)
+    context.tracker.progress("layers", 1, 1, f"the least important is layer {scores.index(min(scores))}")
     return scores

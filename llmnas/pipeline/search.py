@@ -19,6 +19,7 @@ from llmnas.pipeline.context import Context
 from llmnas.pipeline.decide import WINDOWS, contenders, decide
 from llmnas.pipeline.metrics import providers
 from llmnas.pipeline.pace import SPEED, Pace
+from llmnas.pipeline.pruned import beginnings, layer_scores
 from llmnas.pipeline.stores import evaluation_identity, measured_how
 from llmnas.pipeline.team import Team, preempted
 from llmnas.runs import RunFolder
@@ -32,7 +33,8 @@ from llmnas.train.preemption import Preemption
 def search_supernet(context: Context, evaluations: int | None = None) -> Archive:
     """Write `evaluations.sqlite`, `pareto.json` and `decision.json`; evaluations that are stored are not repeated.
 
-    What differentiable search has decoded in this run is evaluated first. Under a launcher this is rank 0's part, and
+    What differentiable search has decoded in this run, and cuts of a pretrained model by the importance of its layers,
+    are evaluated first. Under a launcher this is rank 0's part, and
     `help_search` that of the others.
 
     Args:
@@ -49,11 +51,12 @@ def search_supernet(context: Context, evaluations: int | None = None) -> Archive
 def _search(context: Context, most: int, preemption: Preemption) -> Archive:
     config, run, tracker = context.config, context.run, context.tracker
     options = config.search
+    set_threads(config.train, start_processes())
     asked: dict[str, Any] = {
         "space": config.space, "strategy": options.strategy, "objectives": dict(options.objectives),
         "budget": config.budget, "constraints": dict(options.constraints), "seed": config.seed,
         "archive_path": run.evaluations, "options": dict(options.options), "batch": options.batch,
-        "first": decoded(context), "evaluation": measured_how(config),
+        "first": known(context), "evaluation": measured_how(config),
     }  # fmt: skip
     if run.evaluations.exists():  # refuse another search's before minutes of measuring
         open_search(**asked)[1].close()
@@ -135,6 +138,16 @@ def _measuring(context: Context, preemption: Preemption) -> tuple[Evaluator, Tea
         processes, evaluator.part, config.space.base, context.run.journals, identity, lambda: preemption.requested
     )
     return evaluator, team
+
+
+def known(context: Context) -> list[Architecture]:
+    """What a search begins with: what differentiable search has decoded, and cuts of a pretrained model."""
+    config, found = context.config, decoded(context)
+    if config.train.init_from is not None:
+        cuts = beginnings(config.space, config.budget, layer_scores(context))
+        most = max(1, config.search.evaluations // 4)  # the strategy is to have its say
+        found += [cuts[i] for i in np.linspace(0, len(cuts) - 1, min(most, len(cuts))).round().astype(int)]
+    return list(dict.fromkeys(found))
 
 
 def decoded(context: Context) -> list[Architecture]:

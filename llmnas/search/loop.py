@@ -82,7 +82,7 @@ def search(
             archive included. Fewer where the space, or what of it the budget admits, has no more.
         archive_path: where the evaluations are kept; None keeps them in memory.
         options: the strategy's own options.
-        first: members of the space within the budget to evaluate before the strategy is asked.
+        first: members of the space within the budget to evaluate before the strategy is asked, and what it begins with.
         on_progress: called with the archive after every stored batch.
         evaluation: plain values that say how `evaluate` measures; an archive of other ones is refused.
 
@@ -122,7 +122,8 @@ def open_search(
     evaluation: Mapping[str, Any],
 ) -> tuple[Strategy, Archive]:
     """(the strategy before its first `ask`, the archive) of a `search` with the same arguments; raises as it does."""
-    chosen, searcher = start_strategy(strategy, options, Problem.of(space, objectives, constraints, budget, seed))
+    problem = Problem.of(space, objectives, constraints, budget, seed, first)
+    chosen, searcher = start_strategy(strategy, options, problem)
     identity = {
         "space": hashlib.sha256(space.model_dump_json().encode()).hexdigest(),
         "strategy": strategy,

@@ -34,17 +34,27 @@ class Options(BaseModel):
 
 @dataclass(frozen=True)
 class Problem:
-    """What is searched: a strategy is a function of this, its options, and what it is told."""
+    """What is searched: a strategy is a function of this, its options, and what it is told.
+
+    `first`: members of the space within the budget that are known to be good: they begin what would be random.
+    """
 
     space: SearchSpace
     objectives: Objectives
     constraints: Constraints
     budget: Budget | None
     seed: int
+    first: tuple[Architecture, ...] = ()
 
     @classmethod
     def of(
-        cls, space: SearchSpace, objectives: Objectives, constraints: Constraints, budget: Budget | None, seed: int
+        cls,
+        space: SearchSpace,
+        objectives: Objectives,
+        constraints: Constraints,
+        budget: Budget | None,
+        seed: int,
+        first: Sequence[Architecture] = (),
     ) -> Problem:
         """The same problem in whatever order objectives and constraints are named.
 
@@ -52,7 +62,7 @@ class Problem:
             UserError: no objective, an unknown direction, or a constraint that bounds nothing.
         """
         goals, limits = check_objectives(objectives), check_constraints(constraints)
-        return cls(space, dict(sorted(goals.items())), dict(sorted(limits.items())), budget, seed)
+        return cls(space, dict(sorted(goals.items())), dict(sorted(limits.items())), budget, seed, tuple(first))
 
 
 class Strategy(Protocol):
@@ -80,6 +90,7 @@ class Candidates:
         self._budget = problem.budget
         self._sampler = BudgetSampler(problem.space, problem.budget)
         self._pool: list[Architecture] = []
+        self._first = iter(problem.first)
         self._handed: set[Architecture] = set()
 
     def sample(self) -> Architecture:
@@ -108,7 +119,7 @@ class Candidates:
         return inside
 
     def new(self, n: int, propose: Callable[[], Architecture]) -> list[Architecture]:
-        """`n` architectures that were not handed out before.
+        """`n` architectures that were not handed out before, the problem's `first` before all others.
 
         Each is the first new one of a few proposals, else of about a thousand random ones. Fewer than
         `n` come back when these find none: the space within the budget is (all but) exhausted.
@@ -117,7 +128,7 @@ class Candidates:
         while len(batch) < n:
             proposals = (propose() for _ in range(_VARIATIONS))
             samples = (self.sample() for _ in range(_POOL * _POOLS))
-            found = next((a for a in itertools.chain(proposals, samples) if a not in self._handed), None)
+            found = next((a for a in itertools.chain(self._first, proposals, samples) if a not in self._handed), None)
             if found is None:
                 break
             self._handed.add(found)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -10,11 +11,12 @@ from real_models import write_glass
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmnas.config import make_config
-from llmnas.cost import count_params
+from llmnas.cost import Budget, count_params
+from llmnas.pareto import Archive
 from llmnas.pipeline.compress import Request, _band, compress_values, space_values
-from llmnas.pipeline.pruned import pruned
+from llmnas.pipeline.pruned import beginnings, pruned
 from llmnas.runs import RunFolder
-from llmnas.space import SearchSpace
+from llmnas.space import Architecture, SearchSpace
 from llmnas.space.restrict import restricted
 
 WHOLE = 852_608
@@ -77,6 +79,8 @@ def test_a_folder_and_a_budget_give_a_smaller_checkpoint(llmnas, folder, corpus,
     pairs = {(c["of"], c["against"]): c["difference"] for c in result["comparisons"]}
     assert pairs["found_cut", "width"] == cut["val_loss"] - result["runs"]["width"][0]["val_loss"]
     assert len(pairs) == 4 + 3
+    cuts = beginnings(space, Budget(max_params=600_000, min_params=540_000), scores)
+    assert Archive.load(run.evaluations).evaluations[0].arch == cuts[0]
     assert "From equal starts, found_cut against last_layers: " in " ".join(done.out.split())
     assert f"the model, which was trained on {8 * 2 * 32:,} tokens first" in " ".join(done.out.split())
     # nothing is computed again
@@ -164,6 +168,26 @@ def test_networks_far_below_the_budget_take_no_part_unless_there_are_no_others(f
     assert sizes == {491_904, WHOLE}
     assert _band(coarse, 600_000) == {"max_params": 600_000}
     assert _band(whole, smallest - 1) == {"max_params": smallest - 1}
+
+
+def test_a_search_begins_with_cuts_by_importance(folder):
+    values = space_values(folder, per_layer=True)
+    scores, budget = [0.1, 0.4, 0.0, 0.3], Budget(max_params=600_000, min_params=540_000)
+    subsets = {"any": {(1, 3), (0, 1, 3), (0, 1, 2, 3)}, "keep_ends": {(0, 3), (0, 1, 3), (0, 1, 2, 3)}}
+    subsets["even"] = {(0, 3), (0, 2, 3), (0, 1, 2, 3)}
+    for policy, expected in subsets.items():
+        space = SearchSpace.from_dict(values | {"depth": {"choices": [2, 3, 4], "policy": policy}})
+        found = beginnings(space, budget, scores)
+        assert all(space.contains(arch) and budget.admits(space.base, arch) for arch in found)
+        kept = {tuple(i for i, _ in arch.kept) for arch in beginnings(space, Budget(), scores)}
+        assert kept == expected
+        for arch in found:  # the widest feed-forward that the budget admits
+            (size,) = {spec.ffn_size for _, spec in arch.kept}
+            for wider in (f for f in space.ffn_size.choices if f > size):
+                layers = tuple(spec and replace(spec, ffn_size=wider) for spec in arch.layers)
+                assert not budget.admits(space.base, Architecture(arch.hidden_size, layers))
+    mixture = SearchSpace.from_dict(values | {"experts": [1, 2], "ffn_size": [172, 344]})
+    assert all(mixture.contains(arch) for arch in beginnings(mixture, Budget(), scores))
 
 
 def test_recipes_cut_what_they_say(folder):

@@ -1,4 +1,4 @@
-"""Architectures that a search is given are evaluated before its strategy is asked, and never twice."""
+"""Architectures that a search is given are evaluated before its strategy is asked, never twice, and it learns of them."""
 
 import pytest
 from toy_problem import BUDGET, LIGHT, SPACE, measure
@@ -8,6 +8,8 @@ from llmnas.errors import UserError
 from llmnas.pareto import Archive
 from llmnas.rng import generator
 from llmnas.search import search
+from llmnas.search.loop import start_strategy
+from llmnas.search.strategy import Problem
 
 FIRST = [sample(SPACE, generator(seed, "first"), BUDGET) for seed in range(5)]
 
@@ -29,6 +31,13 @@ def test_they_come_first_and_the_strategy_goes_on(name, tmp_path):
     assert len(set(stored)) == 30
     alone = search(SPACE, measure, name, budget=BUDGET, evaluations=20, batch=4, options=options)
     assert alone.evaluations[0].arch in stored[len(FIRST) :]
+
+
+@pytest.mark.parametrize("name", ["random", "evolution", "nsga2", "local", "bayes", "ofa"])
+def test_a_strategy_begins_with_them(name):
+    problem = Problem.of(SPACE, {"val_loss": "min", "params": "min"}, {}, BUDGET, 0, FIRST)
+    _, strategy = start_strategy(name, LIGHT.get(name, {}), problem)
+    assert set(FIRST) <= set(strategy.ask(12))
 
 
 def test_they_belong_to_the_search(tmp_path):
