@@ -1,4 +1,4 @@
-"""DeepSpeed, and nothing but DeepSpeed: with `universal.py` the only importer of it.
+"""DeepSpeed, and nothing but DeepSpeed: with `universal.py` and `no_pickle.py` the only importer of it.
 
 Several networks make one optimizer step: N backward passes, then ONE `step()`, with
 DeepSpeed's own management of gradient accumulation switched off. The managed mode with
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import logging
 import math
 import os
@@ -40,6 +41,7 @@ from llmnas.train.expert_parallel import (
     save_experts,
     unite,
 )
+from llmnas.train.no_pickle import no_pickle
 from llmnas.train.optimizer import DECAYED, adamw
 from llmnas.train.settings import TrainSettings
 from llmnas.train.stale import clear_stale_gradients, require_verified_version
@@ -48,6 +50,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import deepspeed
+    from deepspeed.runtime.zero import parameter_offload
     from deepspeed.utils import groups
     from deepspeed.utils import logger as deepspeed_logger
 
@@ -161,7 +164,8 @@ class Engine:
         config = deepspeed_config(settings, processes.size)
         self.module = model
         self._exchange = _divide_experts(model, settings.moe.expert_parallel, processes)
-        self._engine, *_ = deepspeed.initialize(model=model, optimizer=adamw(model, settings), config=config)
+        self._optimizer = adamw(model, settings)
+        self._engine, *_ = deepspeed.initialize(model=model, optimizer=self._optimizer, config=config)
         if self.zero_stage == 0:
             self._engine.enable_backward_allreduce = False  # `step` reduces, to look at the gradients in between
         self.device: torch.device = self._engine.device
@@ -254,26 +258,36 @@ class Engine:
 
     @torch.no_grad()
     def release(self) -> None:
-        """Take DeepSpeed off the model. At stage 3 the weights become whole again on rank 0 (in main memory, one
-        parameter gathered at a time) and stay empty elsewhere; collective."""
+        """Take DeepSpeed off the model, with gradients and moments. At stage 3 the weights become whole again on rank 0
+        (in main memory, one parameter gathered at a time) and stay empty elsewhere; collective."""
         if self._exchange is not None:
             unite(self.module, self._exchange)
-        if self.zero_stage < 3:
-            return
         whole: dict[str, Tensor] = {}
-        for name, parameter in self.module.named_parameters():
+        for name, parameter in self.module.named_parameters() if self.zero_stage == 3 else ():
             with gathered([parameter]):
                 if self.processes.rank == 0:
                     whole[name] = parameter.detach().cpu().clone()
         self._engine.destroy()
-        # stage 3 replaces it for the whole process: other rounding for every network that comes after
-        torch.nn.functional.linear = _PLAIN_LINEAR
+        self._optimizer.state.clear()  # stage 3 leaves classes behind that hold everything but the moments
+        # hooks hold the engine for as long as the model is held
+        self._engine.module_forward_pre_hook.remove()
+        self._engine.module_forward_post_hook.remove()
+        del self._engine
+        if self.zero_stage == 3:
+            # stage 3 replaces it for the whole process: other rounding for every network that comes after
+            torch.nn.functional.linear = _PLAIN_LINEAR
+            self._make_whole(whole)
+        gc.collect()  # an engine is full of cycles
+
+    def _make_whole(self, weights: dict[str, Tensor]) -> None:
+        parameter_offload.FWD_MODULE_STACK.clear()  # it would hold the model for as long as the process lives
         for path, module in self.module.named_modules():
             own = dict(module._parameters)
             module._parameters = {}  # DeepSpeed's dictionary gathers what it hands out
+            vars(module).pop("_original_parameters", None)
             for name, old in own.items():
                 key = f"{path}.{name}" if path else name
-                new = None if old is None else nn.Parameter(whole.get(key, torch.empty(0)))
+                new = None if old is None else nn.Parameter(weights.get(key, torch.empty(0)))
                 module.register_parameter(name, new)
 
     def save(self, folder: Path, tag: str) -> None:
@@ -321,29 +335,3 @@ def _divide_experts(model: nn.Module, size: int, processes: Processes) -> Expert
     exchange = ExpertExchange(groups._get_expert_parallel_group(name), processes.rank % size, size)
     divide(model, exchange, name)
     return exchange
-
-
-@contextlib.contextmanager
-def no_pickle() -> Iterator[None]:
-    """torch.load reads tensors and plain values only, whatever its caller asks for."""
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    try:
-        # early Pythons 3.11 (seen: 3.11.2) write a member of an enum as getattr(its class, its name)
-        stage = (_stage_of_zero, "builtins.getattr")
-        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address, stage]):
-            yield
-    finally:
-        del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
-
-
-def _stage_of_zero(kind: Any, name: str) -> Any:
-    """What `getattr` may do in a checkpoint: name a ZeRO stage, nothing else."""
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-
-    if kind is not ZeroStageEnum or name not in ZeroStageEnum.__members__:
-        raise RunError(f"a checkpoint asks for attribute {name!r} of {kind!r}: only ZeRO stages are read")
-    return ZeroStageEnum[name]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from deepspeed.checkpoint import ds_to_universal
 
-from llmnas.train.engine import no_pickle
+from llmnas.train.no_pickle import no_pickle
 
 
 def convert(source: Path, target: Path) -> None:

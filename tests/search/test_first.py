@@ -1,4 +1,4 @@
-"""Architectures that a search is given are evaluated before its strategy is asked, never twice, and it learns of them."""
+"""Architectures that a search is given are evaluated first, never twice, and its strategy learns of them."""
 
 import pytest
 from toy_problem import BUDGET, LIGHT, SPACE, measure

@@ -6,7 +6,7 @@ import pytest
 import torch
 from deepspeed.runtime.zero.config import ZeroStageEnum
 
-from llmnas.train.engine import no_pickle
+from llmnas.train.no_pickle import no_pickle
 
 
 class Calls:

@@ -1,6 +1,7 @@
 """The loop on one process: it learns real text, trains only what it is told to, and fails with a sentence."""
 
 import math
+import weakref
 from itertools import pairwise
 from pathlib import Path
 
@@ -276,6 +277,27 @@ def test_stage_3_leaves_torch_as_it_was():
     before = torch.nn.functional.linear
     trained(settings_of(steps=1, zero_stage=3))
     assert torch.nn.functional.linear is before
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_nothing_of_deepspeed_stays_with_a_trained_model(stage, monkeypatch):
+    """Moments are twice the weights: kept with every network trained alone, they would fill the memory."""
+    kept = []
+
+    class Watched(Engine):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            kept.extend(weakref.ref(part) for part in (self._engine, self._optimizer))
+
+    monkeypatch.setattr("llmnas.train.trainer.Engine", Watched)
+    model, _ = trained(settings_of(steps=1, zero_stage=stage))
+    engine, optimizer = (part() for part in kept)
+    if stage < 3:
+        assert (engine, optimizer) == (None, None)
+    else:  # DeepSpeed's autograd functions hold theirs
+        assert not optimizer.state
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
