@@ -1,13 +1,13 @@
 """How well the latency table predicts networks that were never measured for it, on this CPU.
 
-    python benchmarks/latency_prediction.py [--quick]
+    python benchmarks/latency_prediction.py [--quick] [--spaces quickstart wide low_bit]
 
 For each space and phase: the block table is measured first, as a run does it; then networks to learn the
 correction from, and held-out ones, all in turn, round after round. Then the held-out ones once more, later: how much
 these two measurements of the same networks differ is the noise floor, which no prediction can beat.
 The clock is the measuring thread's own CPU time, so that a core shared with others does not count; caches, memory
 and the clock rate are still shared with them, and that is in the floor.
-Writes benchmarks/results/latency_prediction.json.
+Writes benchmarks/results/latency_prediction.json; spaces that were left out keep their rows.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from scipy import stats
 
 from llmnas.cost import Workload, count_params, decode_flops_per_token, prefill_flops_per_token
 from llmnas.cost.correction import Corrected
-from llmnas.cost.latency import Phase
+from llmnas.cost.latency import PHASES, Phase
 from llmnas.evaluate.measure import Bench, measure_latency, measure_table, this_device
-from llmnas.files import write_json
+from llmnas.files import read_json, write_json
 from llmnas.rng import generator
 from llmnas.space import SearchSpace
 
@@ -40,6 +40,18 @@ WIDE = {
     "queries_per_group": {"choices": [1, 2], "per_layer": True},
     "head_dim": {"choices": [32, 48, 64], "per_layer": True},
     "ffn_size": {"choices": list(range(128, 1025, 64)), "per_layer": True},
+}
+LOW_BIT = {
+    "base": {"vocab_size": 4096, "max_seq": 256},
+    "layers": 6,
+    "hidden_size": [256, 384, 512],
+    "depth": [2, 3, 4, 5, 6],
+    "kv_heads": {"choices": [2, 4], "per_layer": True},
+    "queries_per_group": 2,
+    "head_dim": 32,
+    "ffn_size": {"choices": list(range(256, 1537, 128)), "per_layer": True},
+    "weights": {"choices": ["dense", "ternary", "binary"], "per_layer": True},
+    "mixer": {"choices": ["attention", "mlgru"], "per_layer": True},
 }
 
 
@@ -101,13 +113,19 @@ def one(space: SearchSpace, phase: Phase, workload: Workload, bench: Bench, held
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a few networks, to see that it works; writes nothing")
-    quick = parser.parse_args().quick
-    held, learn, seconds = (10, 8, 2.0) if quick else (120, 40, 60.0)
-    quickstart = SearchSpace.from_yaml(ROOT / "search_configs" / "quickstart.yaml")
+    spaces = {
+        "quickstart": (SearchSpace.from_yaml(ROOT / "search_configs" / "quickstart.yaml"), 256),
+        "wide": (SearchSpace.from_dict(WIDE), 128),
+        "low_bit": (SearchSpace.from_dict(LOW_BIT), 128),
+    }
+    parser.add_argument("--spaces", nargs="+", choices=list(spaces), default=list(spaces))
+    arguments = parser.parse_args()
+    held, learn, seconds = (10, 8, 2.0) if arguments.quick else (120, 40, 60.0)
     bench = this_device()
-    results = {}
-    for name, space, context in (("quickstart", quickstart, 256), ("wide", SearchSpace.from_dict(WIDE), 128)):
-        for phase in ("decode", "prefill"):
+    results = read_json(RESULT)["results"] if RESULT.exists() else {}
+    for name in arguments.spaces:
+        space, context = spaces[name]
+        for phase in PHASES:
             found = one(space, phase, Workload(1, context), bench, held, learn, seconds)
             results[f"{name}_{phase}"] = {"context": context, **found}
             print(
@@ -116,9 +134,8 @@ def main() -> None:
                 f"table in {found['table_seconds']:.0f} s",
                 flush=True,
             )
-    if not quick:
-        write_json(RESULT, {"device": bench.fingerprint, "results": results})
-        print(RESULT)
+            if not arguments.quick:
+                write_json(RESULT, {"device": bench.fingerprint, "results": results})
 
 
 if __name__ == "__main__":
