@@ -74,9 +74,10 @@ def replacement(
     member of the cell has the block in that layer.
     """
     layer, spec = job
-    alone = replaced(parent, layer, spec)
-    if space.contains(alone) and all(limit.holds(cell, alone) for limit in limits):
-        return alone
+    if spec is not None or parent.depth > 1:  # a network without its only layer is none
+        alone = replaced(parent, layer, spec)
+        if space.contains(alone) and all(limit.holds(cell, alone) for limit in limits):
+            return alone
     sizes = closed_form(space, cell, "params", DEFAULT_WORKLOAD).blocks
     scores = -sizes / (sizes.sum(0).max() * 2 * space.layers)  # all layers together weigh less than one change
     scores += [[float(option != parent.layers[i]) for option in cell.options] for i in range(space.layers)]

@@ -63,3 +63,14 @@ def test_without_limits_the_parent_is_that_of_a_table():
     for cell in cells(SPACE):
         assert largest_within(SPACE, cell, []) == parent_of(SPACE, cell)
     assert largest_within(SPACE, cells(SPACE)[1], budget_limits(SPACE, Budget(max_params=1))) is None
+
+
+@pytest.mark.parametrize(("layers", "found"), [(1, False), (2, True)])
+def test_the_only_layer_of_a_parent_is_never_just_left_out(layers, found):
+    space = SPACE.model_copy(update={"layers": layers, "depth": SPACE.depth.model_copy(update={"choices": (1,)})})
+    for cell in cells(space):
+        parent = largest_within(space, cell, [])
+        (kept,) = (i for i, _ in parent.kept)
+        other = replacement(space, cell, parent, (kept, None), [])
+        assert (other is not None) == found
+        assert other is None or (other.depth == 1 and other.layers[kept] is None)
