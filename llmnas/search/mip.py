@@ -26,7 +26,7 @@ Score = Callable[[int, LayerSpec | None], float]
 
 NODES = 200
 """Where a good answer serves as well as the best, a program ends after so many nodes: the proof that nothing is better
-by a thousandth can take hours with many equal layers, and a limit on time would give another answer on every machine."""
+by a thousandth can take hours with many equal layers, and a time limit would give other answers on other machines."""
 
 
 @dataclass(frozen=True)
