@@ -29,11 +29,26 @@ def load_model(folder: Path) -> Any:
     """
     logging.disable_progress_bar()
     ours = {kind.__name__: kind for kind in (LlmnasForCausalLM, DeciLMForCausalLM)}
-    kind: Any = ours.get(read_json(folder / ABOUT_FILE)["export"]["class"], AutoModelForCausalLM)
     try:
-        model = kind.from_pretrained(folder, dtype=torch.float32).eval()
-    except (ValueError, SafetensorError) as error:
+        name = str(read_json(folder / ABOUT_FILE)["export"]["class"])
+    except (KeyError, TypeError):
+        raise UserError(f"{folder / ABOUT_FILE}: does not say which class the export is of; export it again") from None
+    kind: Any = ours.get(name, AutoModelForCausalLM)
+    how: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report of what does not fit is a page long
+    try:
+        model, loading = kind.from_pretrained(folder, **how)
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder}: {error}") from None
+    finally:
+        logging.set_verbosity(verbosity)
+    if loading["mismatched_keys"]:  # transformers would fill these, and those that are missing, at random
+        name, found, wanted = min(loading["mismatched_keys"])
+        raise UserError(f"{folder}: {name} is {list(found)}, must be {list(wanted)}")
+    if loading["missing_keys"]:
+        raise UserError(f"{folder}: {min(loading['missing_keys'])} is missing")
+    model.eval()
     if isinstance(model, LlmnasForCausalLM) and not model.subnetworks and packable(model.model):
         model.model = pack(model.model)
     return model

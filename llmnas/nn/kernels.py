@@ -32,7 +32,7 @@ def takes_triton(x: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Codes:
-    """Tokens as an integer product sees them: codes / scales. Products take them as `quantise` and its like made them.
+    """Tokens as an integer product sees them: codes / scales. Products refuse other dtypes and sizes than these.
 
     Attributes:
         codes: int8 [M, K].
@@ -58,6 +58,12 @@ def _rows(x: Tensor) -> Tensor:
     """[..., K] -> [M, K] with neighbouring features, as kernels want it."""
     rows = x.flatten(0, -2) if x.dim() > 1 else x[None]
     return rows if rows.stride(-1) == 1 or rows.shape[-1] == 1 else rows.contiguous()
+
+
+def _require_codes(x: Codes) -> None:
+    form("codes", x.codes, (None, None), (torch.int8,))
+    form("scales", x.scales, (len(x.codes),), FLOATS)
+    together("codes", x.codes, scales=x.scales)
 
 
 def fits_ternary(x: Tensor) -> bool:
@@ -153,6 +159,7 @@ def packed_linear(x: Codes, weight: PackedTernary) -> Tensor:
     Raises:
         ValueError: sizes, dtypes or devices do not fit.
     """
+    _require_codes(x)
     dtype, k = x.link.dtype, x.codes.shape[1]
     whole_groups("in_features of codes", k)
     tensor("packed", weight.codes, (None, k // 4), (torch.uint8,))
@@ -200,7 +207,10 @@ def packed_binary_linear(x: Tensor | Codes, bits: Tensor, alpha: Tensor) -> Tens
     """
     alpha, dtype = alpha.flatten(), x.link.dtype if isinstance(x, Codes) else x.dtype
     rows = x.codes if isinstance(x, Codes) else _rows(x)
-    form("x", rows, (None, None), (torch.int8,) if isinstance(x, Codes) else FLOATS)
+    if isinstance(x, Codes):
+        _require_codes(x)
+    else:
+        form("x", rows, (None, None), FLOATS)
     whole_groups("in_features of x", rows.shape[1], WORD)
     tensor("packed", bits, (None, rows.shape[1] // WORD), (torch.int32,))
     form("alpha", alpha, (len(bits),), FLOATS)
@@ -248,6 +258,7 @@ def code_linear(x: Codes, weight: Tensor, scale: Tensor, kind: Weights) -> Tenso
     Raises:
         ValueError: sizes, dtypes or devices do not fit.
     """
+    _require_codes(x)
     scale = scale.detach().flatten()
     tensor("weight", weight, (None, x.codes.shape[1]), FLOATS)
     form("scale", scale, (1 if kind == "ternary" else len(weight),), FLOATS)

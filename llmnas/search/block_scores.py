@@ -18,6 +18,7 @@ from llmnas.cost import count_params
 from llmnas.cost.memory import DEFAULT_WORKLOAD
 from llmnas.errors import UserError
 from llmnas.search.mip import (
+    NODES,
     Cell,
     Evaluate,
     Limit,
@@ -55,12 +56,12 @@ def parent_of(space: SearchSpace, cell: Cell) -> Architecture:
 
 
 def largest_within(space: SearchSpace, cell: Cell, limits: Sequence[Limit]) -> Architecture | None:
-    """The member of a cell with the most parameters within the limits; None where there is none.
+    """The member of a cell with the most parameters within the limits, as far as `NODES` go; None where there is none.
 
     Where neither limits nor the depth policy say otherwise, it has as many as `parent_of`.
     """
     sizes = closed_form(space, cell, "params", DEFAULT_WORKLOAD).blocks
-    found = Program(space, cell, -sizes / sizes.max(), limits).next()
+    found = Program(space, cell, -sizes / sizes.max(), limits).next(nodes=NODES)
     return found and found.arch
 
 
@@ -70,17 +71,18 @@ def replacement(
     """The member within the limits that has the job's block and differs from the parent in the fewest other layers.
 
     Where replacing the block alone gives such a member, that is it. Where the depth policy or a limit forbids that (a
-    skip alone with depths 6 and 8), other layers change too, as few as can be; of equal ones the largest. None where no
-    member of the cell has the block in that layer.
+    skip alone with depths 6 and 8), other layers change too, as few as can be; of equal ones the largest; as far as
+    `NODES` go. None where no member of the cell has the block in that layer.
     """
     layer, spec = job
-    alone = replaced(parent, layer, spec)
-    if space.contains(alone) and all(limit.holds(cell, alone) for limit in limits):
-        return alone
+    if spec is not None or parent.depth > 1:  # a network without its only layer is none
+        alone = replaced(parent, layer, spec)
+        if space.contains(alone) and all(limit.holds(cell, alone) for limit in limits):
+            return alone
     sizes = closed_form(space, cell, "params", DEFAULT_WORKLOAD).blocks
     scores = -sizes / (sizes.sum(0).max() * 2 * space.layers)  # all layers together weigh less than one change
     scores += [[float(option != parent.layers[i]) for option in cell.options] for i in range(space.layers)]
-    found = Program(space, cell, scores, limits, {layer: cell.options.index(spec)}).next()
+    found = Program(space, cell, scores, limits, {layer: cell.options.index(spec)}).next(nodes=NODES)
     return found and found.arch
 
 

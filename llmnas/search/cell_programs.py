@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from llmnas.search.block_model import BlockLayout, Scores
-from llmnas.search.mip import BlockCosts, Cell, Limit, Program
+from llmnas.search.mip import NODES, BlockCosts, Cell, Limit, Program
 from llmnas.space import Architecture, SearchSpace
 
 _CUTS = 8
@@ -21,13 +21,14 @@ _PRICES, _THIRDS = 8.0, 16
 
 
 class _Ranked:
-    """The networks of one program, the best first, those known passed over: one more, two more, four more at a time."""
+    """The networks of one program, the best first as far as `NODES` go, those known passed over: one more, two more,
+    four more at a time."""
 
     def __init__(self, program: Program, known: Sequence[np.ndarray]) -> None:
         self._program = program
         self._known = known
         self._cut = 0
-        self.solution = program.next()
+        self.solution = program.next(nodes=NODES)
 
     def advance(self) -> None:
         """`solution` becomes the next that is not among the best known."""
@@ -35,7 +36,7 @@ class _Ranked:
         for choice in self._known[self._cut : end]:
             self._program.cut(choice)
         self._cut = end
-        self.solution = self._program.next()
+        self.solution = self._program.next(nodes=NODES)
 
 
 class CellPrograms:

@@ -24,6 +24,10 @@ Evaluate = Callable[[Sequence[Architecture]], Sequence[Mapping[str, float]]]
 Score = Callable[[int, LayerSpec | None], float]
 """(layer, what stands there) -> what that alone adds to the parent's quality; less is better."""
 
+NODES = 200
+"""Where a good answer serves as well as the best, a program ends after so many nodes: the proof that nothing is better
+by a thousandth can take hours with many equal layers, and a time limit would give other answers on other machines."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -273,8 +277,11 @@ class Program:
         row = self._row(-np.inf, self.space.layers - 1)
         self._at(row)[np.arange(self.space.layers), chosen] = 1
 
-    def next(self, time_limit: float = 60.0) -> Solution | None:
+    def next(self, time_limit: float = 60.0, nodes: int | None = None) -> Solution | None:
         """The best one that was not returned yet; None where there is no other.
+
+        Args:
+            nodes: of the search tree, after which the best one found is taken, or None where there is none.
 
         Raises:
             RunError: HiGHS did not finish in time.
@@ -286,13 +293,15 @@ class Program:
         upper[binaries:] = np.inf
         objective = np.zeros(self._width)
         objective[: self._x] = self._scores.ravel()
+        options = {"time_limit": time_limit} | ({} if nodes is None else {"node_limit": nodes})
         result = milp(
             objective, integrality=np.arange(self._width) < binaries, bounds=Bounds(0, upper),
-            constraints=LinearConstraint(np.array(rows), low, high), options={"time_limit": time_limit},
+            constraints=LinearConstraint(np.array(rows), low, high), options=options,
         )  # fmt: skip
-        if result.status == 2:  # infeasible
+        stopped = nodes is not None and result.status == 4 and "limit reached" in result.message
+        if result.status == 2 or (stopped and result.x is None):  # infeasible, or nothing found
             return None
-        if result.status != 0:
+        if result.status != 0 and not stopped:
             raise RunError(f"mip: HiGHS stopped without an optimum ({result.message}); raise time_limit")
         chosen = result.x[: self._x].reshape(self.space.layers, -1).argmax(1)
         self.cut(chosen)

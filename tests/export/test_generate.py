@@ -1,13 +1,17 @@
 """Text from an export: greedy by hand, drawn by seed, never beyond the model's longest sequence."""
 
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmnas.errors import UserError
 from llmnas.export import hf
 from llmnas.export.card import Card
 from llmnas.export.generate import generate, load_model
+from llmnas.files import ABOUT_FILE
 from llmnas.pipeline.exported import exported_folder
 from llmnas.space import Architecture, BaseModel, LayerSpec
 from llmnas.space.architecture import FixedShape
@@ -42,6 +46,29 @@ def test_low_bit_weights_are_packed_for_generation_and_compute_the_same(tokenize
     with torch.no_grad():
         torch.testing.assert_close(loaded(tokens).logits, model(tokens), rtol=1e-4, atol=1e-4)
     assert len(generate(tmp_path / "out", PROMPT, tokens=8, temperature=0, seed=0, model=loaded)) > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: weights.update({"model.norm.weight": torch.ones(3)}), r"model.norm.weight is \[3\], must be"),
+        (lambda weights: weights.pop("model.norm.weight"), "model.norm.weight is missing"),
+    ],
+)
+def test_weights_of_a_stock_class_that_do_not_fit_are_no_random_ones(folder, tmp_path, capfd, change, message):
+    damaged = shutil.copytree(folder, tmp_path / "damaged")
+    weights = load_file(damaged / "model.safetensors")
+    change(weights)
+    save_file(weights, damaged / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=f"^{damaged}: {message}"):
+        load_model(damaged)
+    assert capfd.readouterr().err == ""
+    (damaged / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=f"^{damaged}: .*model.safetensors"):
+        load_model(damaged)
+    (damaged / ABOUT_FILE).write_text("{}")
+    with pytest.raises(UserError, match=f"^{damaged / ABOUT_FILE}: does not say which class"):
+        load_model(damaged)
 
 
 def test_drawn_by_seed_and_the_global_generator_is_left_alone(folder):

@@ -208,6 +208,12 @@ def by_codes(weight, scale, kind="ternary"):
     return kernels.code_linear(kernels.quantise(torch.ones(2, 64), packed=False), weight, scale, kind)
 
 
+def with_codes(codes=torch.int8, scales=2, device="cpu"):
+    """Two tokens of 64 features as integers that `quantise` did not make."""
+    made = kernels.Codes(torch.ones(2, 64, dtype=codes), torch.ones(scales, device=device), torch.ones(2, 64))
+    return kernels.packed_linear(made, two_bits())
+
+
 def scan(forget=(2, 3, 5), state=None, starts=None, dtype=torch.bool, device="cpu"):
     """Two sequences of three tokens and five channels, the other parts of the given shapes."""
     state = None if state is None else torch.ones(state, device=device)
@@ -256,6 +262,9 @@ BAD = {
     "in_features of the slice: 65": lambda: packed(4, 128)[1].leading(4, 65),
     r"slice \[9, 64\]: the packed weight is \[4, 128\]": lambda: packed(4, 128)[1].leading(9, 64),
     r"slice \[4, 192\]": lambda: packed(4, 128)[1].leading(4, 192),
+    "codes: dtype uint8, must be int8": lambda: with_codes(torch.uint8),
+    r"scales: shape \[1\], must be \[2\]": lambda: with_codes(scales=1),
+    "scales: on meta, codes is on cpu": lambda: with_codes(device="meta"),
     "weight: dtype uint8": lambda: by_codes(bits(4, 64, dtype=torch.uint8), torch.ones(1)),
     r"weight: shape \[4, 128\], must be \[any, 64\]": lambda: by_codes(torch.zeros(4, 128), torch.ones(1)),
     "weight: on meta, codes": lambda: by_codes(torch.zeros(4, 64, device="meta"), torch.ones(1)),

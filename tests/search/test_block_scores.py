@@ -1,5 +1,7 @@
 """Parents and replacements within limits, against all members."""
 
+from pathlib import Path
+
 import pytest
 from toy_problem import members
 
@@ -20,6 +22,7 @@ SPACE = SearchSpace.from_dict(
         "ffn_size": {"choices": [16, 64], "per_layer": True},
     }
 )
+CONFIGS = Path(__file__).parents[2] / "search_configs"
 FREE, TIGHT = Budget(), Budget(max_params=22_000)
 
 
@@ -63,3 +66,22 @@ def test_without_limits_the_parent_is_that_of_a_table():
     for cell in cells(SPACE):
         assert largest_within(SPACE, cell, []) == parent_of(SPACE, cell)
     assert largest_within(SPACE, cells(SPACE)[1], budget_limits(SPACE, Budget(max_params=1))) is None
+
+
+@pytest.mark.parametrize(("layers", "found"), [(1, False), (2, True)])
+def test_the_only_layer_of_a_parent_is_never_just_left_out(layers, found):
+    space = SPACE.model_copy(update={"layers": layers, "depth": SPACE.depth.model_copy(update={"choices": (1,)})})
+    for cell in cells(space):
+        parent = largest_within(space, cell, [])
+        (kept,) = (i for i, _ in parent.kept)
+        other = replacement(space, cell, parent, (kept, None), [])
+        assert (other is not None) == found
+        assert other is None or (other.depth == 1 and other.layers[kept] is None)
+
+
+def test_many_equal_layers_take_no_proof_that_nothing_is_larger():
+    """Where a sum of 18 layers comes within a thousandth of the limit, a program does not end for minutes."""
+    space = SearchSpace.from_yaml(CONFIGS / "gpt_125m.yaml")
+    budget = Budget(max_params=122_787_904)
+    found = largest_within(space, cells(space)[-1], budget_limits(space, budget))
+    assert 0.999 * budget.max_params < count_params(found, space.base).total <= budget.max_params
