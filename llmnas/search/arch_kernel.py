@@ -7,6 +7,7 @@ covariances. Every kernel is positive semi-definite by construction: no eigenval
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,7 +55,9 @@ class Layout:
         """[n, P] int64."""
         codes = torch.from_numpy(np.stack([encode(self.space, arch) for arch in archs]))
         names = self.space.layer_dimensions
-        used = [[[bool(s and s.uses(name)) for name in names] for s in arch.layers] for arch in archs]
+        # a pool has thousands of layers, of few kinds
+        kinds = {s: [bool(s and s.uses(name)) for name in names] for s in {s for arch in archs for s in arch.layers}}
+        used = [[kinds[s] for s in arch.layers] for arch in archs]
         layers = self.layers(codes)
         absent = torch.tensor(self.choices[self.globals :], dtype=torch.int64).view(self.space.layers, 1 + self.own)
         shown = torch.tensor(used, dtype=torch.bool).view(len(codes), self.space.layers, self.own)
@@ -67,8 +70,10 @@ class Layout:
 
     def one_hot(self, codes: Tensor, positions: Sequence[int]) -> Tensor:
         """[n, sum of values] float64, one column for each value of each of these positions."""
-        columns = [torch.nn.functional.one_hot(codes[:, i], self.values[i]) for i in positions]
-        return torch.cat(columns, dim=1).double()
+        counts = [self.values[i] for i in positions]
+        starts = torch.tensor([0, *itertools.accumulate(counts)], dtype=torch.int64)
+        found = torch.zeros(len(codes), sum(counts), dtype=torch.float64)
+        return found.scatter_(1, codes[:, list(positions)] + starts[:-1], 1.0)
 
 
 def _repeat(weights: Tensor, counts: Sequence[int]) -> Tensor:

@@ -38,7 +38,7 @@ def fitted(searcher: BayesianSearch, count: int = 30):
     """A strategy that was told `count` evaluations, its pool of other architectures and the pool's model."""
     archs = draw(count + 20)
     searcher.tell(told(archs[:count]))
-    scale = searcher._fit(searcher._region(told(archs[:count])))
+    scale = searcher._fit(searcher._region())
     pool = archs[count:]
     return pool, scale, searcher._pool_model(pool, scale)
 
@@ -70,7 +70,7 @@ def test_constraints_multiply_the_improvement_by_their_probability():
     evaluations = [Evaluation(e.arch, e.metrics | {"other": e.metrics["val_loss"] / 2}) for e in told(archs)]
     for searcher in (free, bound):
         searcher.tell(evaluations[:30])
-    scale = bound._fit(bound._region(evaluations[:30]))
+    scale = bound._fit(bound._region())
     model = bound._pool_model(archs[30:], scale)
     found = scores(bound, model, 20)
     best = max(
@@ -163,7 +163,7 @@ def test_the_models_see_the_front_and_what_is_nearest_to_it():
     searcher = strategy(TWO, points=40)
     evaluations = told(draw(300))
     searcher.tell(evaluations)
-    region = searcher._region(evaluations)
+    region = searcher._region()
     assert len(region) == 40
     best = front(evaluations, TWO)
     assert len(searcher._elite) == min(len(best), 24)
