@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,10 +18,6 @@ from botorch.acquisition.analytic import (
     LogProbabilityOfFeasibility,
 )
 from botorch.exceptions.warnings import NumericsWarning
-from botorch.models.model import Model
-from botorch.posteriors import GPyTorchPosterior
-from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
-from linear_operator import to_linear_operator
 from linear_operator.utils.warnings import NumericalWarning
 from pydantic import Field
 from torch import Tensor
@@ -30,6 +26,7 @@ from llmnas.pareto import Evaluation, check_constraints, front, minimised, viola
 from llmnas.search.arch_kernel import Layout
 from llmnas.search.closed_forms import ClosedForms
 from llmnas.search.hypervolume import LogExpectedHypervolumeImprovement
+from llmnas.search.pool_model import FLOOR, PoolModel
 from llmnas.search.strategy import Candidates, Options, Problem
 from llmnas.search.surrogate import GaussianProcess, KernelName
 from llmnas.space import Architecture
@@ -39,8 +36,6 @@ _FINALISTS = 48
 """So many of a pool, those best alone, are compared again for every place of a batch."""
 _FEW = 8
 """Of the best with one objective, or of what misses the constraints least."""
-_FLOOR = 1e-6
-"""Least variance, in units of a metric's variance over what was told: covariances stay factorisable."""
 _FRONT = 64
 """Most points of the front that the hypervolume improvement is counted against at once."""
 
@@ -62,64 +57,6 @@ class BayesOptions(Options):
     start: int = Field(16, ge=2)
     pool: int = Field(256, ge=8)
     points: int = Field(400, ge=16, le=1000)
-
-
-class PoolModel(Model):  # type: ignore[misc]
-    """The joint posterior of a finite pool as a BoTorch model whose inputs are positions in the pool.
-
-    The set to choose from is discrete and small, so its posterior is computed once; whatever an acquisition
-    function asks (any batch, any pending points) is then a matter of indexing.
-
-    Args:
-        mean: [N, m].
-        covariance: [m, N, N]; the metrics are independent.
-    """
-
-    def __init__(self, mean: Tensor, covariance: Tensor) -> None:
-        super().__init__()
-        self.mean = mean
-        self.covariance = covariance
-
-    @property
-    def num_outputs(self) -> int:
-        """m."""
-        return self.mean.shape[1]
-
-    @property
-    def batch_shape(self) -> torch.Size:
-        """One model, no batch of them."""
-        return torch.Size()
-
-    def posterior(
-        self,
-        X: Tensor,  # noqa: N803 (BoTorch's name)
-        output_indices: list[int] | None = None,
-        observation_noise: bool | Tensor = False,  # noqa: ARG002 (improvement is of the metric itself)
-        posterior_transform: Any = None,
-    ) -> Any:
-        """The posterior at positions X [..., q, 1]."""
-        at = X[..., 0].long()
-        outputs = output_indices or range(self.num_outputs)
-        parts = [
-            MultivariateNormal(
-                self.mean[at, k], to_linear_operator(self.covariance[k][at[..., :, None], at[..., None, :]])
-            )
-            for k in outputs
-        ]
-        joint = parts[0] if len(parts) == 1 else MultitaskMultivariateNormal.from_independent_mvns(parts)
-        posterior = GPyTorchPosterior(joint)
-        return posterior_transform(posterior) if posterior_transform else posterior
-
-    def believe(self, at: int) -> PoolModel:
-        """The model after seeing its own mean at one position (kriging believer, Ginsbourger et al. 2010).
-
-        The means stay, the covariance becomes C - c c^T / c_at with c its column at that position.
-        """
-        column = self.covariance[:, :, at]
-        pivot = column[:, at].clamp_min(1e-12)
-        covariance = self.covariance - column[:, :, None] * column[:, None, :] / pivot[:, None, None]
-        covariance.diagonal(dim1=1, dim2=2).clamp_(min=_FLOOR)  # rounding
-        return PoolModel(self.mean, covariance)
 
 
 class BayesianSearch:
@@ -149,6 +86,7 @@ class BayesianSearch:
         self._told: list[Evaluation] = []
         self._best: list[Evaluation] = []
         self._alive = 0
+        self._reached: dict[str, Tensor] = {}
         self._rows = self._decisions(anchors[:1])[:0]
         self._first = self._candidates.anchors()
 
@@ -249,19 +187,27 @@ class BayesianSearch:
         return arch
 
     def _fit(self, region: list[Evaluation]) -> tuple[Tensor, Tensor]:
-        """Condition the models; the mean and spread [m] that standardise every metric, greater is better."""
+        """Condition the models; the mean and spread [m] that standardise every metric, greater is better.
+
+        What the models then say of the best told is computed here, once for all pools of an `ask`.
+        """
         alive = [e for e in region if e.failure is None]
         known = self._known.names
         codes = self._layout.codes([e.arch for e in region])
+        best = [e.arch for e in self._elite]
+        computed = self._known.values(best)
         columns = []
         for name in self._metrics:
             values = [e.metrics[name] for e in alive]
             worst = self._worst(name, values)
             column = torch.tensor([worst if e.failure else e.metrics[name] for e in region], dtype=torch.float64)
             columns.append(column)
-            if name not in known:
-                model = self._models[name]
-                model.fit(model.kernel.embed(codes), column)
+            if name in known:
+                self._reached[name] = torch.from_numpy(computed[:, known.index(name)])
+                continue
+            model = self._models[name]
+            model.fit(model.kernel.embed(codes), column)
+            self._reached[name] = model.mean(model.kernel.embed(self._layout.codes(best)))
         told = torch.stack(columns, dim=1)
         spread = told.std(dim=0, correction=0)
         return told.mean(0), torch.where(spread > 0, spread, torch.ones_like(spread))
@@ -275,21 +221,21 @@ class BayesianSearch:
         return max(values) if self._problem.objectives.get(name, "min") == "min" else min(values)
 
     def _pool_model(self, pool: list[Architecture], scale: tuple[Tensor, Tensor]) -> PoolModel:
-        """The posterior of the pool, then of the best told; all standardised, objectives so that greater is better.
+        """The posterior of the pool, then means of the best told; standardised, objectives so that greater is better.
 
         Outputs are the objectives, then the constrained metrics, an objective with a bound being there twice.
         """
-        archs = [*pool, *(e.arch for e in self._elite)]
-        codes, computed = self._layout.codes(archs), self._known.values(archs)
+        codes, computed = self._layout.codes(pool), self._known.values(pool)
         parts = {}
         for k, name in enumerate(self._metrics):
             if name in self._known.names:
                 mean = torch.from_numpy(computed[:, self._known.names.index(name)])
-                covariance = torch.zeros(len(archs), len(archs), dtype=torch.float64)
+                covariance = torch.zeros(len(pool), len(pool), dtype=torch.float64)
             else:
                 model = self._models[name]
                 mean, covariance = model.joint(model.kernel.embed(codes))
-            floor = _FLOOR * torch.eye(len(archs), dtype=torch.float64)
+            mean = torch.cat([mean, self._reached[name]])
+            floor = FLOOR * torch.eye(len(pool), dtype=torch.float64)
             parts[name] = ((mean - scale[0][k]) / scale[1][k], covariance / scale[1][k] ** 2 + floor)
         goals = self._problem.objectives
         means = [parts[name][0] * (-1.0 if way == "min" else 1.0) for name, way in goals.items()]

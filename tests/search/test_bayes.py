@@ -15,8 +15,9 @@ from llmnas.cost import Budget
 from llmnas.pareto import Evaluation, front
 from llmnas.search import Problem, search
 from llmnas.search.arch_kernel import Layout
-from llmnas.search.bayes import BayesianSearch, BayesOptions, PoolModel
+from llmnas.search.bayes import BayesianSearch, BayesOptions
 from llmnas.search.closed_forms import ClosedForms
+from llmnas.search.pool_model import PoolModel
 from llmnas.search.surrogate import GaussianProcess
 from llmnas.space import Architecture
 
@@ -166,7 +167,7 @@ def test_the_models_see_the_front_and_what_is_nearest_to_it():
     region = searcher._region()
     assert len(region) == 40
     best = front(evaluations, TWO)
-    assert len(searcher._elite) == min(len(best), 24)
+    assert len(searcher._elite) == min(len(best), 64)
     assert all(e in region and e in best for e in searcher._elite)
     layout = Layout(SPACE)
     codes = layout.codes([e.arch for e in evaluations])

@@ -8,8 +8,8 @@ from botorch.utils.multi_objective.box_decompositions import FastNondominatedPar
 from scipy.stats import norm
 
 from llmnas.pareto import Evaluation, hypervolume
-from llmnas.search.bayes import PoolModel
 from llmnas.search.hypervolume import LogExpectedHypervolumeImprovement
+from llmnas.search.pool_model import PoolModel
 
 POINTS = torch.tensor([[0.1, 0.9], [0.5, 0.6], [0.8, 0.2], [0.4, 0.5]], dtype=torch.float64)
 """The last is dominated."""
