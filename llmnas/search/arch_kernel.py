@@ -7,6 +7,8 @@ covariances. Every kernel is positive semi-definite by construction: no eigenval
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,11 +19,13 @@ from gpytorch.kernels import Kernel
 from gpytorch.priors import LogNormalPrior
 from torch import Tensor
 
-from llmnas.space import Architecture, SearchSpace, cardinalities, encode
+from llmnas.space import Architecture, LayerSpec, SearchSpace, cardinalities
+from llmnas.space.encode import encode_globals
 
 _LEAST = 1e-6
 """Of a weight: a softplus alone underflows to 0 in a long step of the fit, where no prior is defined."""
 _WALK = 3
+_KINDS = 4096
 
 
 class Layout:
@@ -42,6 +46,8 @@ class Layout:
         extended = range(self.globals, len(self.choices))
         self.values = [n + (i in extended and i not in flags) for i, n in enumerate(self.choices)]
         self._known: dict[Architecture, np.ndarray] = {}
+        # a pool has thousands of layers, of few kinds
+        self._layer = functools.lru_cache(_KINDS)(self._layer_code)
 
     def codes(self, archs: Sequence[Architecture]) -> Tensor:
         """Codes of the architectures, [n, P] int64; computed once for each: a search asks for the same ones again."""
@@ -52,14 +58,21 @@ class Layout:
 
     def _coded(self, archs: Sequence[Architecture]) -> Tensor:
         """[n, P] int64."""
-        codes = torch.from_numpy(np.stack([encode(self.space, arch) for arch in archs]))
-        names = self.space.layer_dimensions
-        used = [[[bool(s and s.uses(name)) for name in names] for s in arch.layers] for arch in archs]
-        layers = self.layers(codes)
-        absent = torch.tensor(self.choices[self.globals :], dtype=torch.int64).view(self.space.layers, 1 + self.own)
-        shown = torch.tensor(used, dtype=torch.bool).view(len(codes), self.space.layers, self.own)
-        layers[..., 1:] = torch.where(shown, layers[..., 1:], absent[:, 1:])
-        return codes
+        rows = []
+        for arch in archs:
+            row = encode_globals(self.space, arch)
+            for spec in arch.layers:
+                row += self._layer(spec)
+            rows.append(row)
+        return torch.from_numpy(np.array(rows, dtype=np.int64))
+
+    def _layer_code(self, spec: LayerSpec | None) -> list[int]:
+        """Keep flag and own dimensions."""
+        dimensions = [(name, self.space.dimension(name).choices) for name in self.space.layer_dimensions]
+        return [int(spec is not None)] + [
+            choices.index(getattr(spec, name)) if spec is not None and spec.uses(name) else len(choices)
+            for name, choices in dimensions
+        ]
 
     def layers(self, codes: Tensor) -> Tensor:
         """A view of the layers' part of the codes, [n, layers, 1 + own dimensions]."""
@@ -67,8 +80,10 @@ class Layout:
 
     def one_hot(self, codes: Tensor, positions: Sequence[int]) -> Tensor:
         """[n, sum of values] float64, one column for each value of each of these positions."""
-        columns = [torch.nn.functional.one_hot(codes[:, i], self.values[i]) for i in positions]
-        return torch.cat(columns, dim=1).double()
+        counts = [self.values[i] for i in positions]
+        starts = torch.tensor([0, *itertools.accumulate(counts)], dtype=torch.int64)
+        found = torch.zeros(len(codes), sum(counts), dtype=torch.float64)
+        return found.scatter_(1, codes[:, list(positions)] + starts[:-1], 1.0)
 
 
 def _repeat(weights: Tensor, counts: Sequence[int]) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,36 +17,26 @@ from botorch.acquisition.analytic import (
     LogExpectedImprovement,
     LogProbabilityOfFeasibility,
 )
-from botorch.acquisition.multi_objective import logei
-from botorch.acquisition.multi_objective.objective import IdentityMCMultiOutputObjective
 from botorch.exceptions.warnings import NumericsWarning
-from botorch.models.model import Model
-from botorch.posteriors import GPyTorchPosterior
-from botorch.sampling import SobolQMCNormalSampler
-from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
-from linear_operator import to_linear_operator
 from linear_operator.utils.warnings import NumericalWarning
 from pydantic import Field
 from torch import Tensor
 
-from llmnas.pareto import Evaluation, check_constraints, front, violations
-from llmnas.rng import torch_seed
+from llmnas.pareto import Evaluation, check_constraints, front, minimised, violations
 from llmnas.search.arch_kernel import Layout
 from llmnas.search.closed_forms import ClosedForms
+from llmnas.search.hypervolume import LogExpectedHypervolumeImprovement
+from llmnas.search.pool_model import FLOOR, PoolModel
 from llmnas.search.strategy import Candidates, Options, Problem
 from llmnas.search.surrogate import GaussianProcess, KernelName
 from llmnas.space import Architecture
 
-# BoTorch would compile a kernel for it: a process killed meanwhile leaves a lock, on which all later ones wait for ever
-logei._load_attempted = True
-
 _ANCHORS = 32
-_SAMPLES = 16
 _FINALISTS = 48
 """So many of a pool, those best alone, are compared again for every place of a batch."""
-_FLOOR = 1e-6
-"""Least variance, in units of a metric's variance over what was told: covariances stay factorisable."""
-_FRONT = 24
+_FEW = 8
+"""Of the best with one objective, or of what misses the constraints least."""
+_FRONT = 64
 """Most points of the front that the hypervolume improvement is counted against at once."""
 
 
@@ -69,72 +59,14 @@ class BayesOptions(Options):
     points: int = Field(400, ge=16, le=1000)
 
 
-class PoolModel(Model):  # type: ignore[misc]
-    """The joint posterior of a finite pool as a BoTorch model whose inputs are positions in the pool.
-
-    The set to choose from is discrete and small, so its posterior is computed once; whatever an acquisition
-    function asks (any batch, any pending points) is then a matter of indexing.
-
-    Args:
-        mean: [N, m].
-        covariance: [m, N, N]; the metrics are independent.
-    """
-
-    def __init__(self, mean: Tensor, covariance: Tensor) -> None:
-        super().__init__()
-        self.mean = mean
-        self.covariance = covariance
-
-    @property
-    def num_outputs(self) -> int:
-        """m."""
-        return self.mean.shape[1]
-
-    @property
-    def batch_shape(self) -> torch.Size:
-        """One model, no batch of them."""
-        return torch.Size()
-
-    def posterior(
-        self,
-        X: Tensor,  # noqa: N803 (BoTorch's name)
-        output_indices: list[int] | None = None,
-        observation_noise: bool | Tensor = False,  # noqa: ARG002 (improvement is of the metric itself)
-        posterior_transform: Any = None,
-    ) -> Any:
-        """The posterior at positions X [..., q, 1]."""
-        at = X[..., 0].long()
-        outputs = output_indices or range(self.num_outputs)
-        parts = [
-            MultivariateNormal(
-                self.mean[at, k], to_linear_operator(self.covariance[k][at[..., :, None], at[..., None, :]])
-            )
-            for k in outputs
-        ]
-        joint = parts[0] if len(parts) == 1 else MultitaskMultivariateNormal.from_independent_mvns(parts)
-        posterior = GPyTorchPosterior(joint)
-        return posterior_transform(posterior) if posterior_transform else posterior
-
-    def believe(self, at: int) -> PoolModel:
-        """The model after seeing its own mean at one position (kriging believer, Ginsbourger et al. 2010).
-
-        The means stay, the covariance becomes C - c c^T / c_at with c its column at that position.
-        """
-        column = self.covariance[:, :, at]
-        pivot = column[:, at].clamp_min(1e-12)
-        covariance = self.covariance - column[:, :, None] * column[:, None, :] / pivot[:, None, None]
-        covariance.diagonal(dim1=1, dim2=2).clamp_(min=_FLOOR)  # rounding
-        return PoolModel(self.mean, covariance)
-
-
 class BayesianSearch:
     """Fits a Gaussian process to every metric and asks for what promises the greatest improvement.
 
-    One objective: log expected improvement (Ament et al. 2023), batches by the kriging believer; constraints
-    multiply it by the probability that they hold (Gardner et al. 2014). Several: qLogNEHVI (Daulton et al.
-    2021), batches by pending points. While nothing meets the constraints, the probability of meeting them is
-    sought. A metric that equals a cost in closed form is computed, not modelled. A failed evaluation stands in
-    the models with the worst value told.
+    One objective: log expected improvement (Ament et al. 2023); several: that of the hypervolume, in closed form
+    (`LogExpectedHypervolumeImprovement`). Constraints multiply it by the probability that they hold (Gardner et al.
+    2014); while nothing meets them, that probability is sought. Batches by the kriging believer. A metric that
+    equals a cost in closed form is computed, not modelled. A failed evaluation stands in the models with the
+    worst value told.
 
     The proposals are a pool from the budget: mutations of what is best, random members, and then mutations
     of those that the acquisition likes most. The models see at most `points` evaluations: the front, and those
@@ -142,7 +74,7 @@ class BayesianSearch:
     """
 
     def __init__(self, problem: Problem, options: BayesOptions) -> None:
-        options.require_use("acquisition", len(problem.objectives) == 1, "with several objectives: it is qLogNEHVI")
+        options.require_use("acquisition", len(problem.objectives) == 1, "with several objectives: it is log_ei")
         options.require_use("acquisition", not problem.constraints, "with constraints: it is constrained log_ei")
         self._problem, self._options = problem, options
         self._candidates, self._known = Candidates(problem), ClosedForms(problem)
@@ -152,15 +84,18 @@ class BayesianSearch:
         self._models = {name: GaussianProcess(options.kernel, self._layout, anchors) for name in self._metrics}
         self._limits = check_constraints(problem.constraints)
         self._told: list[Evaluation] = []
+        self._best: list[Evaluation] = []
+        self._alive = 0
+        self._reached: dict[str, Tensor] = {}
+        self._rows = self._decisions(anchors[:1])[:0]
         self._first = self._candidates.anchors()
 
     def ask(self, n: int) -> list[Architecture]:
         """Anchors and random architectures at the start, then the most promising of a pool."""
         asked, self._first = self._first[:n], self._first[n:]
-        alive = [e for e in self._told if e.failure is None]
-        if len(self._told) + len(asked) < self._options.start or len(alive) < 2:
+        if len(self._told) + len(asked) < self._options.start or self._alive < 2:
             return asked + self._candidates.new(n - len(asked), self._candidates.sample)
-        chosen = self._promising(n, self._region(alive))
+        chosen = self._promising(n, self._region())
         self._candidates.hand_out(chosen)
         # fewer in the pool than asked for: the space within the budget is nearly exhausted
         return chosen + self._candidates.new(n - len(chosen), self._candidates.sample)
@@ -169,31 +104,43 @@ class BayesianSearch:
         """Remember."""
         self._told += evaluations
         self._known.check(evaluations)
+        alive = [e for e in evaluations if e.failure is None]
+        self._alive += len(alive)
+        # what is not among the best of some is not among those of more: the others need not be looked at again
+        self._best = self._best_of([*self._best, *alive])
 
-    def _region(self, alive: list[Evaluation]) -> list[Evaluation]:
+    def _region(self) -> list[Evaluation]:
         """At most `points` evaluations: the best, then those nearest to one of them, failed ones included."""
-        self._elite = self._best(alive)
+        self._elite = self._thinned() if len(self._problem.objectives) > 1 else self._best
         if len(self._told) <= self._options.points:
             return list(self._told)
-        codes = self._layout.codes([e.arch for e in self._told])
-        best = self._layout.codes([e.arch for e in self._elite])
-        distance = torch.stack([(codes != code).sum(1) for code in best]).amin(0)
-        nearest = torch.argsort(distance, stable=True)[: self._options.points]
+        new = [e.arch for e in self._told[len(self._rows) :]]
+        if new:
+            self._rows = torch.cat([self._rows, self._decisions(new)])
+        shared = (self._rows @ self._decisions([e.arch for e in self._elite]).T).amax(1)
+        nearest = torch.argsort(shared, descending=True, stable=True)[: self._options.points]
         return [self._told[i] for i in sorted(nearest.tolist())]
 
-    def _best(self, alive: list[Evaluation]) -> list[Evaluation]:
-        """The front (thinned evenly where it is long), with one objective the best few, else what misses least."""
+    def _thinned(self) -> list[Evaluation]:
+        """Along the front, evenly chosen where it is long."""
+        name = next(iter(self._problem.objectives))
+        ordered = sorted(self._best, key=lambda e: e.metrics[name])
+        at = np.linspace(0, len(ordered) - 1, min(len(ordered), _FRONT)).round().astype(int)
+        return [ordered[i] for i in at]
+
+    def _decisions(self, archs: list[Architecture]) -> Tensor:
+        """One-hot codes [n, F], small: their products are the numbers of decisions that two architectures share."""
+        return self._layout.one_hot(self._layout.codes(archs), range(len(self._layout.values))).float()
+
+    def _best_of(self, alive: list[Evaluation]) -> list[Evaluation]:
+        """The front, with one objective the best few, where nothing meets the constraints what misses them least."""
         goals, limits = self._problem.objectives, self._problem.constraints
-        found = front(alive, goals, limits)
-        if not found:
-            return sorted(alive, key=lambda e: sum(violations(e.metrics, limits)))[:8]
-        (name, way), *others = goals.items()
-        ordered = sorted(found, key=lambda e: e.metrics[name])
-        if others:
-            keep = np.unique(np.linspace(0, len(ordered) - 1, min(len(ordered), _FRONT)).round().astype(int))
-            return [ordered[i] for i in keep]
         feasible = [e for e in alive if not any(violations(e.metrics, limits))]
-        return sorted(feasible, key=lambda e: e.metrics[name] * (1 if way == "min" else -1))[:8]
+        if not feasible:
+            return sorted(alive, key=lambda e: sum(violations(e.metrics, limits)))[:_FEW]
+        if len(goals) > 1:
+            return front(feasible, goals)
+        return sorted(feasible, key=lambda e: minimised(e.metrics, goals))[:_FEW]
 
     def _promising(self, n: int, region: list[Evaluation]) -> list[Architecture]:
         """Up to `n` architectures that were not asked for, best acquisition first."""
@@ -212,19 +159,22 @@ class BayesianSearch:
         pool = self._candidates.unseen([*varied, *sampled], 2 * size)
         if not pool:
             return []
-        order = self._ranked(pool, scale)
+        scores = self._scores(pool, scale)
+        order = torch.argsort(scores, descending=True, stable=True)[: size // 2].tolist()
         leaders = [pool[i] for i in order[: max(size // 8, 1)]]
         grown = [self._candidates.mutate(leaders[i % len(leaders)]) for i in range(size // 2)]
-        pool = self._candidates.unseen([*(pool[i] for i in order[: size // 2]), *grown], size)
-        finalists = self._ranked(pool, scale)[: max(_FINALISTS, 2 * n)]
+        known = set(pool)
+        fresh = [arch for arch in self._candidates.unseen(grown, size) if arch not in known]
+        pool = [*(pool[i] for i in order), *fresh]
+        scores = torch.cat([scores[order], self._scores(fresh, scale)]) if fresh else scores[order]
+        finalists = torch.argsort(scores, descending=True, stable=True)[: max(_FINALISTS, 2 * n)].tolist()
         return self._batch(n, [pool[i] for i in finalists], scale)
 
-    def _ranked(self, pool: list[Architecture], scale: tuple[Tensor, Tensor]) -> list[int]:
-        """Positions in the pool, the greatest acquisition of one first."""
+    def _scores(self, pool: list[Architecture], scale: tuple[Tensor, Tensor]) -> Tensor:
+        """The acquisition of each alone, [N]."""
         value = self._acquisition(self._pool_model(pool, scale), len(pool))
         with torch.no_grad():
-            scores = value(torch.arange(len(pool), dtype=torch.float64)[:, None, None])
-        return torch.argsort(scores, descending=True, stable=True).tolist()
+            return value(torch.arange(len(pool), dtype=torch.float64)[:, None, None])
 
     def _vary(self, arch: Architecture, elite: list[Architecture]) -> Architecture:
         """One to three mutations, or a child of two of the best."""
@@ -237,19 +187,27 @@ class BayesianSearch:
         return arch
 
     def _fit(self, region: list[Evaluation]) -> tuple[Tensor, Tensor]:
-        """Condition the models; the mean and spread [m] that standardise every metric, greater is better."""
+        """Condition the models; the mean and spread [m] that standardise every metric, greater is better.
+
+        What the models then say of the best told is computed here, once for all pools of an `ask`.
+        """
         alive = [e for e in region if e.failure is None]
         known = self._known.names
         codes = self._layout.codes([e.arch for e in region])
+        best = [e.arch for e in self._elite]
+        computed = self._known.values(best)
         columns = []
         for name in self._metrics:
             values = [e.metrics[name] for e in alive]
             worst = self._worst(name, values)
             column = torch.tensor([worst if e.failure else e.metrics[name] for e in region], dtype=torch.float64)
             columns.append(column)
-            if name not in known:
-                model = self._models[name]
-                model.fit(model.kernel.embed(codes), column)
+            if name in known:
+                self._reached[name] = torch.from_numpy(computed[:, known.index(name)])
+                continue
+            model = self._models[name]
+            model.fit(model.kernel.embed(codes), column)
+            self._reached[name] = model.mean(model.kernel.embed(self._layout.codes(best)))
         told = torch.stack(columns, dim=1)
         spread = told.std(dim=0, correction=0)
         return told.mean(0), torch.where(spread > 0, spread, torch.ones_like(spread))
@@ -263,21 +221,21 @@ class BayesianSearch:
         return max(values) if self._problem.objectives.get(name, "min") == "min" else min(values)
 
     def _pool_model(self, pool: list[Architecture], scale: tuple[Tensor, Tensor]) -> PoolModel:
-        """The posterior of the pool, then of the best told; all standardised, objectives so that greater is better.
+        """The posterior of the pool, then means of the best told; standardised, objectives so that greater is better.
 
         Outputs are the objectives, then the constrained metrics, an objective with a bound being there twice.
         """
-        archs = [*pool, *(e.arch for e in self._elite)]
-        codes, computed = self._layout.codes(archs), self._known.values(archs)
+        codes, computed = self._layout.codes(pool), self._known.values(pool)
         parts = {}
         for k, name in enumerate(self._metrics):
             if name in self._known.names:
                 mean = torch.from_numpy(computed[:, self._known.names.index(name)])
-                covariance = torch.zeros(len(archs), len(archs), dtype=torch.float64)
+                covariance = torch.zeros(len(pool), len(pool), dtype=torch.float64)
             else:
                 model = self._models[name]
                 mean, covariance = model.joint(model.kernel.embed(codes))
-            floor = _FLOOR * torch.eye(len(archs), dtype=torch.float64)
+            mean = torch.cat([mean, self._reached[name]])
+            floor = FLOOR * torch.eye(len(pool), dtype=torch.float64)
             parts[name] = ((mean - scale[0][k]) / scale[1][k], covariance / scale[1][k] ** 2 + floor)
         goals = self._problem.objectives
         means = [parts[name][0] * (-1.0 if way == "min" else 1.0) for name, way in goals.items()]
@@ -304,47 +262,32 @@ class BayesianSearch:
             kind = LogExpectedImprovement if self._options.acquisition == "log_ei" else ExpectedImprovement
             return kind(model, best)  # type: ignore[no-any-return]
         goals = len(self._problem.objectives)
-        found = observed[feasible, :goals]
-        low, high = found.amin(0), found.amax(0)
-        waiting = torch.tensor([[float(i)] for i in pending], dtype=torch.float64) if pending else None
-        sampler = SobolQMCNormalSampler(
-            torch.Size([_SAMPLES]), seed=torch_seed(self._problem.seed, "acquisition", len(self._told)) % 2**31
-        )
-        return logei.qLogNoisyExpectedHypervolumeImprovement(  # type: ignore[no-any-return]
+        low, high = observed[feasible, :goals].amin(0), observed[feasible, :goals].amax(0)
+        likely = [i for i in pending if _inside(model.mean[i], self._bounds)]
+        volume = LogExpectedHypervolumeImprovement(
             model,
-            ref_point=low - 0.1 * (high - low).clamp_min(0.1),
-            X_baseline=torch.tensor([[float(size + i)] for i in feasible], dtype=torch.float64),
-            sampler=sampler,
-            objective=IdentityMCMultiOutputObjective(outcomes=list(range(goals))),
-            constraints=_outside(self._bounds) or None,
-            X_pending=waiting,
-            cache_root=False,
+            low - 0.1 * (high - low).clamp_min(0.1),
+            torch.cat([observed[feasible, :goals], model.mean[likely, :goals]]),
         )
+        if not limits:
+            return volume
+        allowed = LogProbabilityOfFeasibility(model, constraints=limits)
+        return lambda at: volume(at) + allowed(at)
 
     def _batch(self, n: int, pool: list[Architecture], scale: tuple[Tensor, Tensor]) -> list[Architecture]:
         """Greedy: each next one is chosen as if those before were already evaluated."""
         model = self._pool_model(pool, scale)
-        several = len(self._problem.objectives) > 1
         chosen: list[int] = []
         free = list(range(len(pool)))
         while free and len(chosen) < n:
-            value = self._acquisition(model, len(pool), chosen if several else ())
+            value = self._acquisition(model, len(pool), chosen)
             with torch.no_grad():
                 best = free.pop(int(value(torch.tensor(free, dtype=torch.float64)[:, None, None]).argmax()))
             chosen.append(best)
-            if not several:
-                model = model.believe(best)
+            model = model.believe(best)
         return [pool[i] for i in chosen]
 
 
-def _outside(bounds: dict[int, tuple[float, float]]) -> list[Callable[[Tensor], Tensor]]:
-    """Every finite bound as a function of samples [..., m] that is negative where it holds."""
-
-    def below(k: int, high: float) -> Callable[[Tensor], Tensor]:
-        return lambda samples: samples[..., k] - high
-
-    def above(k: int, low: float) -> Callable[[Tensor], Tensor]:
-        return lambda samples: low - samples[..., k]
-
-    found = [below(k, high) for k, (_, high) in bounds.items() if np.isfinite(high)]
-    return found + [above(k, low) for k, (low, _) in bounds.items() if np.isfinite(low)]
+def _inside(metrics: Tensor, bounds: dict[int, tuple[float, float]]) -> bool:
+    """Whether metrics [m] meet all bounds."""
+    return all(low <= metrics[k].item() <= high for k, (low, high) in bounds.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Collection, Sequence
 
@@ -12,6 +13,9 @@ from llmnas.cost.memory import DEFAULT_WORKLOAD
 from llmnas.pareto import Evaluation, Objectives
 from llmnas.search.strategy import Problem
 from llmnas.space import Architecture
+
+_KEPT = 4096
+"""Architectures whose costs are remembered: a search asks for the same ones several times in a row."""
 
 
 class ClosedForms:
@@ -26,6 +30,7 @@ class ClosedForms:
         self.workload = problem.budget.workload if problem.budget else DEFAULT_WORKLOAD
         named = costs(problem.space.smallest(), self._base, self.workload)
         self.names = [name for name in dict.fromkeys((*problem.objectives, *problem.constraints)) if name in named]
+        self._row = functools.lru_cache(_KEPT)(self._counted)
 
     def check(self, evaluations: Sequence[Evaluation]) -> None:
         """Drop the metrics that some evaluation contradicts."""
@@ -41,8 +46,10 @@ class ClosedForms:
         """[archs, names]."""
         if not self.names:
             return np.zeros((len(archs), 0))
-        rows = [costs(arch, self._base, self.workload, self.names) for arch in archs]
-        return np.array([[row[name] for name in self.names] for row in rows])
+        return np.array([self._row(arch, tuple(self.names)) for arch in archs])
+
+    def _counted(self, arch: Architecture, names: tuple[str, ...]) -> list[float]:
+        return list(costs(arch, self._base, self.workload, names).values())
 
 
 def quality_of(objectives: Objectives, closed: Collection[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ _VARIATIONS = 20
 """How often a variation that leaves the budget or was proposed before is tried again."""
 _POOL = 64
 _POOLS = 16
+_RECENT = 4096
+"""Architectures of which it is remembered whether the budget admits them: proposals are checked more than once."""
 
 
 class Options(BaseModel):
@@ -92,6 +95,7 @@ class Candidates:
         self._pool: list[Architecture] = []
         self._first = iter(problem.first)
         self._handed: set[Architecture] = set()
+        self._within = functools.lru_cache(_RECENT)(self._counted)
 
     def sample(self) -> Architecture:
         """A random one (drawn in pools, which is cheaper under a tight budget)."""
@@ -149,4 +153,7 @@ class Candidates:
 
     def admits(self, arch: Architecture) -> bool:
         """Whether the architecture is within the budget."""
+        return self._within(arch)
+
+    def _counted(self, arch: Architecture) -> bool:
         return self._budget is None or self._budget.admits(self._space.base, arch)

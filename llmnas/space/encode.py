@@ -23,15 +23,20 @@ def cardinalities(space: SearchSpace) -> list[int]:
 
 def encode(space: SearchSpace, arch: Architecture) -> np.ndarray:
     """Indices into the choices, `[positions]` int64; a skipped layer, and what a layer does not use, is zero."""
-    specs = [spec for _, spec in arch.kept]
-    code = [space.hidden_size.index(arch.hidden_size)]
-    code += [
-        next((_index(space, spec, name) for spec in specs if spec.uses(name)), 0) for name in space.shared_dimensions
-    ]
+    code = encode_globals(space, arch)
     for layer in arch.layers:
         code.append(int(layer is not None))
         code += [_index(space, layer, name) if layer and layer.uses(name) else 0 for name in space.layer_dimensions]
     return np.array(code, dtype=np.int64)
+
+
+def encode_globals(space: SearchSpace, arch: Architecture) -> list[int]:
+    """What a code begins with: hidden size and shared dimensions."""
+    specs = [spec for _, spec in arch.kept]
+    shared = [
+        next((_index(space, spec, name) for spec in specs if spec.uses(name)), 0) for name in space.shared_dimensions
+    ]
+    return [space.hidden_size.index(arch.hidden_size), *shared]
 
 
 def _index(space: SearchSpace, spec: LayerSpec, name: str) -> int:

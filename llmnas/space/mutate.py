@@ -18,8 +18,10 @@ def _other(choices: tuple[Any, ...], current: Any, rng: np.random.Generator) -> 
 
 def _value(space: SearchSpace, arch: Architecture, name: str, rng: np.random.Generator) -> Any:
     """The value of a shared dimension; a new one where no layer uses it."""
-    used = [getattr(spec, name) for _, spec in arch.kept if spec.uses(name)]
-    return used[0] if used else space.draw(name, rng)
+    for _, spec in arch.kept:
+        if spec.uses(name):
+            return getattr(spec, name)
+    return space.draw(name, rng)
 
 
 def _change_subset(space: SearchSpace, arch: Architecture, rng: np.random.Generator) -> Architecture:

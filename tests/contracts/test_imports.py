@@ -46,8 +46,8 @@ MAY_IMPORT = {
 ONLY_IN = {
     "deepspeed": {"train/engine.py", "train/universal.py"},
     "pymoo": {"search/nsga2.py"},
-    "botorch": {"search/bayes.py", "search/surrogate.py"},
-    "gpytorch": {"search/arch_kernel.py", "search/bayes.py", "search/surrogate.py"},
+    "botorch": {"search/bayes.py", "search/hypervolume.py", "search/pool_model.py", "search/surrogate.py"},
+    "gpytorch": {"search/arch_kernel.py", "search/pool_model.py", "search/surrogate.py"},
     "moocore": {"pareto.py"},
     "wandb": {"tracking.py"},
     "transformers": {"export/*.py"},
@@ -62,7 +62,8 @@ NO_TORCH = {"__init__", "errors", "files", "rng", "space", "cost", "pareto", "co
 NO_TORCH |= {"search", "report", "cli", "process"}
 LIGHT = {"pipeline/exported.py"}  # says what is wrong with a folder before anything heavy is loaded
 # strategies that fit models: loaded by name when a search asks for one (`load_strategy`), never with the room
-MODELS = {f"search/{name}.py" for name in ("arch_kernel", "surrogate", "bayes", "reinforce", "predictor", "ofa")}
+FITTED = ("arch_kernel", "surrogate", "hypervolume", "pool_model", "bayes", "reinforce", "predictor", "ofa")
+MODELS = {f"search/{name}.py" for name in FITTED}
 
 
 def module_of(path: Path) -> str:

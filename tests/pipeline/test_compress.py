@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 from real_models import write_glass
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmnas.config import make_config
@@ -30,6 +31,10 @@ QUICK = {
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("glass") / "glass-en"
     write_glass(path)
+    # as most models have one: special tokens in a text are special
+    end = Tokenizer.from_file(str(path / "tokenizer.json")).id_to_token(3)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": end, "eos_token": end, "pad_token": end}
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
     return path
 
 
@@ -66,6 +71,7 @@ def test_a_folder_and_a_budget_give_a_smaller_checkpoint(llmnas, folder, corpus,
     text = "The people of the United States"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     assert tokenizer.eos_token_id == model.config.eos_token_id == 3
+    assert tokenizer(tokenizer.eos_token)["input_ids"] == [3]  # its own settings, not ours
     result = json.loads(run.result("retrain").read_text())
     assert [runs[0]["start"] for runs in result["runs"].values()] == ["supernet", *["pretrained"] * 4]
     space = SearchSpace.from_dict(space_values(folder, per_layer=False))

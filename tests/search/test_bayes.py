@@ -15,8 +15,9 @@ from llmnas.cost import Budget
 from llmnas.pareto import Evaluation, front
 from llmnas.search import Problem, search
 from llmnas.search.arch_kernel import Layout
-from llmnas.search.bayes import BayesianSearch, BayesOptions, PoolModel
+from llmnas.search.bayes import BayesianSearch, BayesOptions
 from llmnas.search.closed_forms import ClosedForms
+from llmnas.search.pool_model import PoolModel
 from llmnas.search.surrogate import GaussianProcess
 from llmnas.space import Architecture
 
@@ -38,7 +39,7 @@ def fitted(searcher: BayesianSearch, count: int = 30):
     """A strategy that was told `count` evaluations, its pool of other architectures and the pool's model."""
     archs = draw(count + 20)
     searcher.tell(told(archs[:count]))
-    scale = searcher._fit(searcher._region(told(archs[:count])))
+    scale = searcher._fit(searcher._region())
     pool = archs[count:]
     return pool, scale, searcher._pool_model(pool, scale)
 
@@ -70,7 +71,7 @@ def test_constraints_multiply_the_improvement_by_their_probability():
     evaluations = [Evaluation(e.arch, e.metrics | {"other": e.metrics["val_loss"] / 2}) for e in told(archs)]
     for searcher in (free, bound):
         searcher.tell(evaluations[:30])
-    scale = bound._fit(bound._region(evaluations[:30]))
+    scale = bound._fit(bound._region())
     model = bound._pool_model(archs[30:], scale)
     found = scores(bound, model, 20)
     best = max(
@@ -163,10 +164,10 @@ def test_the_models_see_the_front_and_what_is_nearest_to_it():
     searcher = strategy(TWO, points=40)
     evaluations = told(draw(300))
     searcher.tell(evaluations)
-    region = searcher._region(evaluations)
+    region = searcher._region()
     assert len(region) == 40
     best = front(evaluations, TWO)
-    assert len(searcher._elite) == min(len(best), 24)
+    assert len(searcher._elite) == min(len(best), 64)
     assert all(e in region and e in best for e in searcher._elite)
     layout = Layout(SPACE)
     codes = layout.codes([e.arch for e in evaluations])
