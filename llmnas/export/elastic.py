@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -88,9 +88,10 @@ def export_elastic(
         save_file(own_weights(supernet), checkpoint / "model.safetensors", metadata={"format": "pt"})
         shutil.copymode(checkpoint / "config.json", checkpoint / "model.safetensors")
         write_code(checkpoint, shipped_files())
+        tokenizer = {}
         if tokenizer_path is not None:
-            write_tokenizer(tokenizer_path, checkpoint, supernet.base.max_seq, eos_id)
-        write_json(checkpoint / ABOUT_FILE, _about(supernet, ordered))
+            tokenizer = {"tokenizer": write_tokenizer(tokenizer_path, checkpoint, supernet.base.max_seq, eos_id)}
+        write_json(checkpoint / ABOUT_FILE, _about(supernet, ordered, tokenizer))
         write_text(checkpoint / "README.md", _card(card, supernet, ordered, latency))
         expected = checkpoint.with_name("expected.safetensors")
         save_file(_expected(supernet, ordered), expected)
@@ -98,11 +99,11 @@ def export_elastic(
     return ElasticReport(folder, ordered, latency, difference)
 
 
-def _about(supernet: Transformer, table_: Sequence[Subnetwork]) -> dict[str, object]:
+def _about(supernet: Transformer, table_: Sequence[Subnetwork], tokenizer: Mapping[str, str]) -> dict[str, object]:
     return {
         "architecture": supernet.envelope.to_dict(),
         "base": asdict(replace(supernet.base, rope_dim=supernet.rope_dim)),
-        "export": {"class": CLASS_NAME, "tier": 3, "elastic": len(table_)},
+        "export": {"class": CLASS_NAME, "tier": 3, "elastic": len(table_), **tokenizer},
     }
 
 

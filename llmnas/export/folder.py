@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
@@ -98,8 +99,8 @@ def _companions(tokenizer_path: Path) -> list[Path]:
     return [path for name in COMPANIONS if (path := tokenizer_path.with_name(name)).is_file()]
 
 
-def write_tokenizer(source: Path, folder: Path, max_seq: int, eos_id: int = EOS_ID) -> None:
-    """Copy `tokenizer.json` with what it came with; where it came alone, say how to use it.
+def write_tokenizer(source: Path, folder: Path, max_seq: int, eos_id: int = EOS_ID) -> Literal["ours", "as it came"]:
+    """Copy `tokenizer.json` with what it came with; where it came alone, say how to use it. Returns which.
 
     `split_special_tokens`: "<|endoftext|>" in a text is plain characters, as in training.
     """
@@ -108,7 +109,7 @@ def write_tokenizer(source: Path, folder: Path, max_seq: int, eos_id: int = EOS_
     for path in companions:
         shutil.copyfile(path, folder / path.name)
     if companions:
-        return
+        return "as it came"
     end = Tokenizer.from_file(str(source)).id_to_token(eos_id)
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -121,6 +122,7 @@ def write_tokenizer(source: Path, folder: Path, max_seq: int, eos_id: int = EOS_
         "padding_side": "left",
     }
     write_json(folder / "tokenizer_config.json", settings)
+    return "ours"
 
 
 def verify_fresh(checkpoint: Path, expected: Path, folder: Path) -> float:

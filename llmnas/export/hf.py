@@ -118,8 +118,9 @@ def write_checkpoint(
     weights_path = folder / "model.safetensors"
     save_file(weights, weights_path, metadata={"format": "pt"})
     shutil.copymode(config_path, weights_path)  # safetensors lets nobody but the owner read it
+    tokenizer = {}
     if tokenizer_path is not None:
-        write_tokenizer(tokenizer_path, folder, base.max_seq, eos_id)
+        tokenizer = {"tokenizer": write_tokenizer(tokenizer_path, folder, base.max_seq, eos_id)}
     stored = Stored(
         class_name=layout.class_name,
         shape=shape,
@@ -141,6 +142,7 @@ def write_checkpoint(
             "architecture": arch.to_dict(),
             "base": asdict(base),
             "export": {"class": stored.class_name, "tier": stored.tier}
+            | tokenizer
             | ({"sizes": asdict(shape.spec)} if shape else {}),
         },
     )

@@ -76,23 +76,22 @@ def _checked(found: Tensor, wanted: Tensor, tolerance: float = TOLERANCE) -> flo
 
 
 def check_tokenizer(folder: Path) -> None:
-    """AutoTokenizer must split text as `tokenizer.json` says, and take special tokens in a text as text where the
-    folder says so: that of a pretrained model stays as it came, and chat templates write special tokens as text.
+    """AutoTokenizer must split text as `tokenizer.json` says, and take special tokens in a text as text where it is
+    ours: that of a pretrained model stays as it came, and chat templates write special tokens into the text.
 
     transformers rebuilds some tokenizers by model type, with another pre-tokenizer.
 
     Raises:
         RunError: it does something else.
     """
-    own = read_json(folder / ABOUT_FILE)["export"]["tier"] == 3
-    loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=own)
+    about = read_json(folder / ABOUT_FILE)["export"]
+    loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=about["tier"] == 3)
     ours = Tokenizer.from_file(str(folder / "tokenizer.json"))
     theirs, wanted = json.loads(loaded.backend_tokenizer.to_str()), json.loads(ours.to_str())
     for part in ("normalizer", "pre_tokenizer", "model", "decoder", "added_tokens"):
         if theirs[part] != wanted[part]:
             raise RunError(f"AutoTokenizer loads a {type(loaded).__name__} with another {part}")
-    split = read_json(folder / "tokenizer_config.json").get("split_special_tokens", False)
-    if split and loaded.eos_token_id in loaded.encode(f"a{loaded.eos_token}b"):
+    if about["tokenizer"] == "ours" and loaded.eos_token_id in loaded.encode(f"a{loaded.eos_token}b"):
         raise RunError(f"a text can forge the special token {loaded.eos_token}")
 
 

@@ -22,11 +22,14 @@ from linear_operator.utils.warnings import NumericalWarning
 from pydantic import Field
 from torch import Tensor
 
+from llmnas.errors import UserError
 from llmnas.pareto import Evaluation, check_constraints, front, minimised, violations
+from llmnas.rng import torch_seed
 from llmnas.search.arch_kernel import Layout
 from llmnas.search.closed_forms import ClosedForms
 from llmnas.search.hypervolume import LogExpectedHypervolumeImprovement
 from llmnas.search.pool_model import FLOOR, PoolModel
+from llmnas.search.sampled_hypervolume import noisy_improvement
 from llmnas.search.strategy import Candidates, Options, Problem
 from llmnas.search.surrogate import GaussianProcess, KernelName
 from llmnas.space import Architecture
@@ -45,15 +48,16 @@ class BayesOptions(Options):
 
     Attributes:
         kernel: see `search/arch_kernel.py`.
-        acquisition: log expected improvement, or the plain one of the same maximum (for comparison: flat where none is
-            likely). With constraints times their probability (log only); with several objectives qLogNEHVI.
+        acquisition: of one objective `log_ei` (the default; with constraints times their probability), or `ei`, which
+            has the same maximum (for comparison: flat where none is likely). Of several `log_ehvi` (the default), exact
+            and fast, or `qlognehvi`, by samples: there the best told are uncertain too.
         start: evaluations (smallest, largest, middle, then random) before the first model.
         pool: architectures that a proposal is chosen from.
         points: most evaluations that a model is conditioned on, those nearest to the front.
     """
 
     kernel: KernelName = "hamming"
-    acquisition: Literal["log_ei", "ei"] = "log_ei"
+    acquisition: Literal["log_ei", "ei", "log_ehvi", "qlognehvi"] | None = None
     start: int = Field(16, ge=2)
     pool: int = Field(256, ge=8)
     points: int = Field(400, ge=16, le=1000)
@@ -63,8 +67,9 @@ class BayesianSearch:
     """Fits a Gaussian process to every metric and asks for what promises the greatest improvement.
 
     One objective: log expected improvement (Ament et al. 2023); several: that of the hypervolume, in closed form
-    (`LogExpectedHypervolumeImprovement`). Constraints multiply it by the probability that they hold (Gardner et al.
-    2014); while nothing meets them, that probability is sought. Batches by the kriging believer. A metric that
+    (`LogExpectedHypervolumeImprovement`) or by samples (`noisy_improvement`). Constraints multiply it by the
+    probability that they hold (Gardner et al. 2014); while nothing meets them, that probability is sought. Batches by
+    the kriging believer, those of samples by pending points. A metric that
     equals a cost in closed form is computed, not modelled. A failed evaluation stands in the models with the
     worst value told.
 
@@ -74,8 +79,15 @@ class BayesianSearch:
     """
 
     def __init__(self, problem: Problem, options: BayesOptions) -> None:
-        options.require_use("acquisition", len(problem.objectives) == 1, "with several objectives: it is log_ei")
-        options.require_use("acquisition", not problem.constraints, "with constraints: it is constrained log_ei")
+        several = len(problem.objectives) > 1
+        kinds = ("log_ehvi", "qlognehvi") if several else ("log_ei", "ei") if not problem.constraints else ("log_ei",)
+        if options.acquisition not in (None, *kinds):
+            limited = " and constraints" if problem.constraints else ""
+            raise UserError(
+                f"options: acquisition must be {' or '.join(kinds)} with {'several' if several else 'one'} "
+                f"objective{'s' if several else ''}{limited}, got {options.acquisition!r}"
+            )
+        self._acquired, self._by_samples = options.acquisition or kinds[0], options.acquisition == "qlognehvi"
         self._problem, self._options = problem, options
         self._candidates, self._known = Candidates(problem), ClosedForms(problem)
         self._layout = Layout(problem.space)
@@ -221,21 +233,23 @@ class BayesianSearch:
         return max(values) if self._problem.objectives.get(name, "min") == "min" else min(values)
 
     def _pool_model(self, pool: list[Architecture], scale: tuple[Tensor, Tensor]) -> PoolModel:
-        """The posterior of the pool, then means of the best told; standardised, objectives so that greater is better.
+        """The posterior of the pool, then means of the best told (with samples: their joint posterior); standardised,
+        objectives so that greater is better.
 
         Outputs are the objectives, then the constrained metrics, an objective with a bound being there twice.
         """
-        codes, computed = self._layout.codes(pool), self._known.values(pool)
+        archs = [*pool, *(e.arch for e in self._elite)] if self._by_samples else pool
+        codes, computed = self._layout.codes(archs), self._known.values(archs)
         parts = {}
         for k, name in enumerate(self._metrics):
             if name in self._known.names:
                 mean = torch.from_numpy(computed[:, self._known.names.index(name)])
-                covariance = torch.zeros(len(pool), len(pool), dtype=torch.float64)
+                covariance = torch.zeros(len(archs), len(archs), dtype=torch.float64)
             else:
                 model = self._models[name]
                 mean, covariance = model.joint(model.kernel.embed(codes))
-            mean = torch.cat([mean, self._reached[name]])
-            floor = FLOOR * torch.eye(len(pool), dtype=torch.float64)
+            mean = mean if self._by_samples else torch.cat([mean, self._reached[name]])
+            floor = FLOOR * torch.eye(len(archs), dtype=torch.float64)
             parts[name] = ((mean - scale[0][k]) / scale[1][k], covariance / scale[1][k] ** 2 + floor)
         goals = self._problem.objectives
         means = [parts[name][0] * (-1.0 if way == "min" else 1.0) for name, way in goals.items()]
@@ -259,14 +273,18 @@ class BayesianSearch:
             best = observed[feasible, 0].max()
             if limits:
                 return LogConstrainedExpectedImprovement(model, best, 0, limits)  # type: ignore[no-any-return]
-            kind = LogExpectedImprovement if self._options.acquisition == "log_ei" else ExpectedImprovement
+            kind = LogExpectedImprovement if self._acquired == "log_ei" else ExpectedImprovement
             return kind(model, best)  # type: ignore[no-any-return]
         goals = len(self._problem.objectives)
         low, high = observed[feasible, :goals].amin(0), observed[feasible, :goals].amax(0)
+        reference = low - 0.1 * (high - low).clamp_min(0.1)
+        if self._by_samples:
+            seed = torch_seed(self._problem.seed, "acquisition", len(self._told)) % 2**31
+            return noisy_improvement(model, reference, [size + i for i in feasible], self._bounds, pending, seed)
         likely = [i for i in pending if _inside(model.mean[i], self._bounds)]
         volume = LogExpectedHypervolumeImprovement(
             model,
-            low - 0.1 * (high - low).clamp_min(0.1),
+            reference,
             torch.cat([observed[feasible, :goals], model.mean[likely, :goals]]),
         )
         if not limits:
@@ -284,7 +302,7 @@ class BayesianSearch:
             with torch.no_grad():
                 best = free.pop(int(value(torch.tensor(free, dtype=torch.float64)[:, None, None]).argmax()))
             chosen.append(best)
-            model = model.believe(best)
+            model = model if self._by_samples else model.believe(best)
         return [pool[i] for i in chosen]
 
 

@@ -12,7 +12,7 @@ from scipy.stats import norm, wilcoxon
 from toy_problem import BUDGET, ONE, SPACE, TWO, measure, members, params, val_loss
 
 from llmnas.cost import Budget
-from llmnas.pareto import Evaluation, front
+from llmnas.pareto import Evaluation, front, hypervolume
 from llmnas.search import Problem, search
 from llmnas.search.arch_kernel import Layout
 from llmnas.search.bayes import BayesianSearch, BayesOptions
@@ -158,6 +158,32 @@ def test_a_cost_in_closed_form_is_computed_until_something_contradicts_it():
     known.check([Evaluation(draw(1)[0], {"val_loss": 1.0, "params": 3.0})])
     assert known.names == []
     assert known.values(draw(2)).shape == (2, 0)
+
+
+def test_samples_agree_with_the_closed_form_of_the_hypervolume():
+    exact, sampled = strategy(TWO), strategy(TWO, acquisition="qlognehvi")
+    pool, _, model = fitted(exact)
+    closed = scores(exact, model, len(pool))
+    _, _, joint = fitted(sampled)
+    assert joint.covariance.shape[1] == len(pool) + len(sampled._elite)  # of the best told as well
+    drawn = scores(sampled, joint, len(pool))
+    likely = closed > np.log(1e-3)
+    assert likely.sum() >= 5
+    np.testing.assert_allclose(np.exp(drawn[likely]), np.exp(closed[likely]), rtol=0.1, atol=0.03)  # of 16 samples
+    best = int(drawn.argmax())
+    assert scores(sampled, joint, len(pool), pending=[best])[best] < drawn[best] - 1  # another of it adds little
+
+
+@pytest.mark.parametrize("constraints", [{}, {"val_loss": 3.0}])
+def test_a_search_by_samples_is_repeatable_and_stays_ahead_of_random(constraints):
+    options = {"acquisition": "qlognehvi", "pool": 64}
+    arguments = {"objectives": TWO, "budget": BUDGET, "evaluations": 40, "batch": 4, "constraints": constraints}
+    first, again = (search(SPACE, measure, "bayes", options=options, **arguments) for _ in range(2))
+    assert [e.arch for e in first.evaluations] == [e.arch for e in again.evaluations]
+    drawn = search(SPACE, measure, "random", **arguments)
+    worst = {name: max(e.metrics[name] for e in (*first.evaluations, *drawn.evaluations)) for name in TWO}
+    ours, theirs = (hypervolume(a.front(), TWO, worst) for a in (first, drawn))
+    assert ours > theirs
 
 
 def test_the_models_see_the_front_and_what_is_nearest_to_it():

@@ -252,7 +252,7 @@ def test_an_impossible_budget_is_named(name):
         ("evolution", {"start": 3}, "evolution has no 'start'; allowed: population, tournament"),
         ("nsga2", {"tournament": 3}, "nsga2 has no 'tournament'; allowed: population, crossover"),
         ("evolution", {"population": 8, "tournament": 9}, "a tournament of 9 needs a population of as many, got 8"),
-        ("bayes", {"acquisition": "ei"}, "acquisition does nothing with several objectives"),
+        ("bayes", {"acquisition": "ei"}, "must be log_ehvi or qlognehvi with several objectives, got 'ei'"),
         ("local", {"start": 0}, "options of local: start: .* greater than or equal to 1, got 0"),
         ("ofa", {"predictor": "ensemble", "points": 40}, "points does nothing with predictor ensemble"),
         ("reinforce", {"epochs": 1, "clip": 0.1}, "clip does nothing with one epoch"),
@@ -263,7 +263,7 @@ def test_an_option_that_the_strategy_does_not_use_is_an_error(name, options, mes
         search(SPACE, measure, name, options=options)
 
 
-def test_acquisition_does_nothing_with_constraints_and_is_refused():
+def test_an_acquisition_without_constraints_is_refused_where_there_are_some():
     asked = {"objectives": ONE, "constraints": {"params": 50_000}, "options": {"acquisition": "ei"}}
-    with pytest.raises(UserError, match="acquisition does nothing with constraints"):
+    with pytest.raises(UserError, match="acquisition must be log_ei with one objective and constraints, got 'ei'"):
         search(SPACE, measure, "bayes", **asked)
