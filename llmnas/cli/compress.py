@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from llmnas.cli.app import Resume, RunDir, Sets, app, console, open_run, require_fresh
-from llmnas.config import make_config
 from llmnas.report.terminal import show
 
 
@@ -34,12 +33,11 @@ def compress(
     resume: Resume = False,
 ) -> None:
     """Make a pretrained model smaller: warm start, short supernet training, search, healing, export."""
-    from llmnas.pipeline.compress import Request, check_before, compress_table, compress_values
+    from llmnas.pipeline.compress import Request, check_before, compress_config, compress_table
     from llmnas.pipeline.init import parse_count
 
     count = None if max_params is None else parse_count(max_params)
-    values = compress_values(Request(model, corpus, count, latency_ms, per_layer, baselines))
-    config = make_config(values, set_ or [], "compress")
+    config = compress_config(Request(model, corpus, count, latency_ms, per_layer, baselines), set_ or [])
     target = run_dir or Path("runs") / config.name
     require_fresh(target / "config.yaml", resume)
     check_before(config)

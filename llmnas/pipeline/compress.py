@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llmnas.config import Config
-from llmnas.cost import Budget, BudgetSampler, count_params
+from llmnas.config import Config, make_config
+from llmnas.cost import BudgetSampler, count_params
 from llmnas.data import open_corpus, read_model_tokenizer
 from llmnas.errors import UserError
 from llmnas.evaluate.measure import measure_latency, this_device
@@ -32,7 +32,6 @@ from llmnas.pipeline.decide import chosen
 from llmnas.pipeline.retrain import verdict
 from llmnas.report.html import Table
 from llmnas.rng import generator
-from llmnas.space import SearchSpace
 from llmnas.supernet import Transformer, load_weights
 from llmnas.train.warmstart import read_shape
 
@@ -89,7 +88,7 @@ def compress_values(request: Request) -> dict[str, Any]:
         },
     }  # fmt: skip
     if request.max_params is not None:
-        values["budget"] |= _band(SearchSpace.from_dict(values["space"]), request.max_params)
+        values["budget"]["max_params"] = request.max_params
     else:
         values["search"]["objectives"] = {"val_loss": "min", "decode_latency_ms": "min"}
         values["search"]["constraints"] = {"decode_latency_ms": request.latency_ms}
@@ -97,15 +96,23 @@ def compress_values(request: Request) -> dict[str, Any]:
     return values
 
 
-def _band(space: SearchSpace, most: int) -> dict[str, int]:
-    """The limits on parameters: the supernet is trained for the sizes that are asked for, and for no smaller ones."""
-    least = math.ceil(_LEAST_SHARE * most)
-    narrow = Budget(max_params=most, min_params=least)
+def compress_config(request: Request, sets: list[str]) -> Config:
+    """The config of a compression after `--set`.
+
+    Networks far below the limit on parameters take no part, where there are others and `--set` says nothing else: the
+    supernet is trained for the sizes that are asked for.
+    """
+    values = compress_values(request)
+    config = make_config(values, sets, "compress")
+    most = config.budget.max_params
+    if most is None or any(text.partition("=")[0] in {"budget", "budget.min_params"} for text in sets):
+        return config
+    narrow = replace(config.budget, min_params=math.ceil(_LEAST_SHARE * most))
     try:
-        feasible = BudgetSampler(space, narrow).feasible(generator(0, "compress"))
+        feasible = BudgetSampler(config.space, narrow).feasible(generator(0, "compress"))
     except UserError:  # `check_before` says what the space reaches
         feasible = False
-    return {"max_params": most, "min_params": least} if feasible else {"max_params": most}
+    return make_config(values, [*sets, f"budget.min_params={narrow.min_params}"], "compress") if feasible else config
 
 
 def space_values(model: Path, *, per_layer: bool) -> dict[str, Any]:
@@ -205,6 +212,6 @@ def compress_table(context: Context) -> Table:
         f"Validation text of {config.data.source}. Healed: {tokens:,} tokens each, the model{first} as teacher; the "
         f"found one starts from the supernet, which saw {spent:,} tokens before, the others from the model."
     )
-    equal = [f"{c['against']}: {verdict(c)}" for c in result["comparisons"] if c["of"] == "found_cut"]
+    equal = [f"{c['against']}: {verdict(c)}" for c in result["comparisons"] if c.get("of") == "found_cut"]
     note += f" From equal starts, found_cut against {'; against '.join(equal)}." if equal else ""
     return Table("Compressed", ("network", "parameters", "of the model", "val loss (nats)", "perplexity"), rows, note)

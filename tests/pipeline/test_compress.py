@@ -14,11 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llmnas.config import make_config
 from llmnas.cost import Budget, count_params
 from llmnas.pareto import Archive
-from llmnas.pipeline.compress import Request, _band, compress_values, space_values
+from llmnas.pipeline.compress import Request, compress_config, compress_values, space_values
 from llmnas.pipeline.pruned import beginnings, pruned
 from llmnas.runs import RunFolder
 from llmnas.space import Architecture, SearchSpace
-from llmnas.space.restrict import restricted
 
 WHOLE = 852_608
 QUICK = {
@@ -159,21 +158,23 @@ def test_the_config_is_one_that_the_other_verbs_take(folder):
     config = make_config(values, ["train.steps=7"], "compress")
     assert config.train.steps == 7
     assert config.search.constraints == {"decode_latency_ms": 2.0}
-    config = make_config(compress_values(Request(folder, "sotu", max_params=600_000, baselines=True)), [], "compress")
+    config = compress_config(Request(folder, "sotu", max_params=600_000, baselines=True), [])
     assert (config.budget.min_params, config.budget.max_params) == (540_000, 600_000)
     assert make_config(config.model_dump(mode="json"), [], "again") == config
 
 
 def test_networks_far_below_the_budget_take_no_part_unless_there_are_no_others(folder):
-    whole = SearchSpace.from_dict(space_values(folder, per_layer=False))
-    smallest = count_params(whole.smallest(), whole.base).total
-    assert _band(whole, 600_000) == {"max_params": 600_000, "min_params": 540_000}
-    only = {"depth": (2, 4), "hidden_size": (128,), "ffn_size": (341,), "kv_heads": (2,), "queries_per_group": (2,)}
-    coarse = restricted(whole, only)
-    sizes = {count_params(arch, whole.base).total for arch in (coarse.smallest(), coarse.largest())}
-    assert sizes == {491_904, WHOLE}
-    assert _band(coarse, 600_000) == {"max_params": 600_000}
-    assert _band(whole, smallest - 1) == {"max_params": smallest - 1}
+    def limits(*sets, most=600_000):
+        budget = compress_config(Request(folder, "sotu", max_params=most), sets).budget
+        return budget.min_params, budget.max_params
+
+    assert limits() == (540_000, 600_000)
+    assert limits("budget.max_params=500000") == (450_000, 500_000)
+    assert limits("budget.min_params=null") == (None, 600_000)
+    assert limits("budget.min_params=300000") == (300_000, 600_000)
+    coarse = ["space.hidden_size=[128]", "space.ffn_size=341", "space.kv_heads=2", "space.queries_per_group=2"]
+    assert limits("space.depth.choices=[2, 4]", *coarse) == (None, 600_000)  # 491,904 parameters, and the whole
+    assert limits(most=1000) == (None, 1000)
 
 
 def test_a_search_begins_with_cuts_by_importance(folder):
