@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from llmnas.cost import count_params
 from llmnas.errors import UserError
 from llmnas.evaluate.evaluator import Evaluator
 from llmnas.evaluate.halving import Halving, rungs
@@ -141,12 +142,19 @@ def _measuring(context: Context, preemption: Preemption) -> tuple[Evaluator, Tea
 
 
 def known(context: Context) -> list[Architecture]:
-    """What a search begins with: what differentiable search has decoded, and cuts of a pretrained model."""
+    """What a search begins with: what differentiable search has decoded, and cuts of a pretrained model.
+
+    These are at most a quarter of the evaluations: under a budget the largest, where nothing but a measured metric
+    limits them some of every size.
+    """
     config, found = context.config, decoded(context)
     if config.train.init_from is not None:
         cuts = beginnings(config.space, config.budget, layer_scores(context))
-        most = max(1, config.search.evaluations // 4)  # the strategy is to have its say
-        found += [cuts[i] for i in np.linspace(0, len(cuts) - 1, min(most, len(cuts))).round().astype(int)]
+        most = min(max(1, config.search.evaluations // 4), len(cuts))
+        if config.budget.limits():
+            found += sorted(cuts, key=lambda cut: -count_params(cut, config.space.base).total)[:most]
+        else:
+            found += [cuts[i] for i in np.linspace(0, len(cuts) - 1, most).round().astype(int)]
     return list(dict.fromkeys(found))
 
 
