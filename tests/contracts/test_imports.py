@@ -44,9 +44,11 @@ MAY_IMPORT = {
 
 # foreign library -> the only files that may import it
 ONLY_IN = {
-    "deepspeed": {"train/engine.py", "train/universal.py"},
+    "deepspeed": {"train/engine.py", "train/no_pickle.py", "train/universal.py"},
     "pymoo": {"search/nsga2.py"},
-    "botorch": {"search/bayes.py", "search/hypervolume.py", "search/pool_model.py", "search/surrogate.py"},
+    "botorch": {
+        f"search/{name}.py" for name in ("bayes", "hypervolume", "pool_model", "sampled_hypervolume", "surrogate")
+    },
     "gpytorch": {"search/arch_kernel.py", "search/pool_model.py", "search/surrogate.py"},
     "moocore": {"pareto.py"},
     "wandb": {"tracking.py"},
@@ -62,7 +64,17 @@ NO_TORCH = {"__init__", "errors", "files", "rng", "space", "cost", "pareto", "co
 NO_TORCH |= {"search", "report", "cli", "process"}
 LIGHT = {"pipeline/exported.py"}  # says what is wrong with a folder before anything heavy is loaded
 # strategies that fit models: loaded by name when a search asks for one (`load_strategy`), never with the room
-FITTED = ("arch_kernel", "surrogate", "hypervolume", "pool_model", "bayes", "reinforce", "predictor", "ofa")
+FITTED = (
+    "arch_kernel",
+    "surrogate",
+    "hypervolume",
+    "sampled_hypervolume",
+    "pool_model",
+    "bayes",
+    "reinforce",
+    "predictor",
+    "ofa",
+)
 MODELS = {f"search/{name}.py" for name in FITTED}
 
 
