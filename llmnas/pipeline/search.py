@@ -11,7 +11,7 @@ import torch
 
 from llmnas.cost import count_params
 from llmnas.errors import UserError
-from llmnas.evaluate.evaluator import Evaluator
+from llmnas.evaluate.evaluator import Evaluator, spread
 from llmnas.evaluate.halving import Halving, rungs
 from llmnas.evaluate.providers import with_providers
 from llmnas.files import read_json, write_json
@@ -29,6 +29,8 @@ from llmnas.search.loop import open_search
 from llmnas.space import Architecture
 from llmnas.train.engine import set_threads, start_processes
 from llmnas.train.preemption import Preemption
+
+_CUTS = 16
 
 
 def search_supernet(context: Context, evaluations: int | None = None) -> Archive:
@@ -144,17 +146,17 @@ def _measuring(context: Context, preemption: Preemption) -> tuple[Evaluator, Tea
 def known(context: Context) -> list[Architecture]:
     """What a search begins with: what differentiable search has decoded, and cuts of a pretrained model.
 
-    These are at most a quarter of the evaluations: under a budget the largest, where nothing but a measured metric
-    limits them some of every size.
+    Of these under a budget the largest, where nothing but a measured metric limits them some of every size. They do not
+    depend on the number of evaluations: a search may be continued with more.
     """
     config, found = context.config, decoded(context)
     if config.train.init_from is not None:
         cuts = beginnings(config.space, config.budget, layer_scores(context))
-        most = min(max(1, config.search.evaluations // 4), len(cuts))
         if config.budget.limits():
-            found += sorted(cuts, key=lambda cut: -count_params(cut, config.space.base).total)[:most]
+            cuts.sort(key=lambda cut: -count_params(cut, config.space.base).total)
         else:
-            found += [cuts[i] for i in np.linspace(0, len(cuts) - 1, most).round().astype(int)]
+            cuts = [cuts[i] for i in spread(len(cuts))]
+        found += cuts[:_CUTS]
     return list(dict.fromkeys(found))
 
 

@@ -94,6 +94,11 @@ def test_a_folder_and_a_budget_give_a_smaller_checkpoint(llmnas, folder, corpus,
     assert llmnas(*arguments, "--max-params", "600k", *quick).code == 2
     assert llmnas(*arguments, "--max-params", "600k", *quick, "--resume").code == 0
     assert [path.stat().st_mtime_ns for path in (run.pretrained, run.initial, run.supernet)] == stamps
+    # a search may go on with more evaluations
+    before = [e.arch for e in Archive.load(run.evaluations).evaluations]
+    more = ("search", run.config, "--run-dir", run.path, "--resume", "--set", "search.evaluations=8")
+    assert llmnas(*more).code == 0
+    assert [e.arch for e in Archive.load(run.evaluations).evaluations][: len(before)] == before
 
 
 @pytest.mark.full
@@ -106,7 +111,8 @@ def test_a_latency_budget(llmnas, folder, corpus, tmp_path):
         if done.code == 0 or "below the smallest network" not in done.complaint:
             break
         low = float(done.complaint.split("space, ")[1].split()[0])
-        done = llmnas(*arguments, "--latency-ms", 1.5 * low, *sets(**{"hardware.seconds": 10}))
+        more = {"hardware.seconds": 10, "search.evaluations": 40}
+        done = llmnas(*arguments, "--latency-ms", 1.5 * low, *sets(**more))
     assert done.code == 0, done.err
     assert "found, healed" in done.out
 
