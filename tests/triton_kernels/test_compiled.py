@@ -101,7 +101,7 @@ FP32 = {"DOT": tl.float32, "PRECISION": "tf32x3"}
 
 @pytest.mark.full
 @pytest.mark.parametrize("target", ["cuda80", "cuda90", "cuda100"])
-@pytest.mark.parametrize("kernel", [*ROWS, *FLOAT_PRODUCTS])
+@pytest.mark.parametrize("kernel", [*ROWS, *sorted(FLOAT_PRODUCTS)])
 def test_wide_rows_and_gradients_in_fp32_do_not_spill_either(kernel, target, monkeypatch):
     """Rows of 8192, which is as far as the backward kernels hold a row in registers, and training in fp32."""
     assert wide_backward.WIDEST == 8192
