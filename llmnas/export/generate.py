@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from llmnas.errors import UserError
 from llmnas.export.modeling_decilm import DeciLMForCausalLM
-from llmnas.export.modeling_llmnas import LlmnasForCausalLM
+from llmnas.export.modeling_llmnas import LlmnasForCausalLM, require_whole
 from llmnas.files import ABOUT_FILE, read_json
 from llmnas.supernet import pack, packable
 
@@ -39,15 +39,11 @@ def load_model(folder: Path) -> Any:
     logging.set_verbosity_error()  # its report of what does not fit is a page long
     try:
         model, loading = kind.from_pretrained(folder, **how)
+        require_whole(loading)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder}: {error}") from None
     finally:
         logging.set_verbosity(verbosity)
-    if loading["mismatched_keys"]:  # transformers would fill these, and those that are missing, at random
-        name, found, wanted = min(loading["mismatched_keys"])
-        raise UserError(f"{folder}: {name} is {list(found)}, must be {list(wanted)}")
-    if loading["missing_keys"]:
-        raise UserError(f"{folder}: {min(loading['missing_keys'])} is missing")
     model.eval()
     if isinstance(model, LlmnasForCausalLM) and not model.subnetworks and packable(model.model):
         model.model = pack(model.model)

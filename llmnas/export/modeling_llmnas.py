@@ -48,6 +48,22 @@ class StoredShape:
         return {"base": asdict(shape.base), "envelope": shape.envelope.to_dict(), "kinds": kinds}
 
 
+def require_whole(loading: Mapping[str, Any]) -> None:
+    """Refuse weights that transformers would fill at random.
+
+    Args:
+        loading: the `output_loading_info` of a `from_pretrained` that ignored mismatched sizes.
+
+    Raises:
+        ValueError: a weight has another shape, or is missing; names the first one.
+    """
+    if loading["mismatched_keys"]:
+        name, found, wanted = min(loading["mismatched_keys"])
+        raise ValueError(f"{name} is {list(found)}, must be {list(wanted)}")
+    if loading["missing_keys"]:
+        raise ValueError(f"{min(loading['missing_keys'])} is missing")
+
+
 class LlmnasConfig(PreTrainedConfig):  # type: ignore[misc]
     """config.json of a checkpoint.
 
@@ -141,11 +157,7 @@ class LlmnasForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         model, loading = super().from_pretrained(
             *args, output_loading_info=True, **(kwargs | {"ignore_mismatched_sizes": True})
         )
-        if loading["mismatched_keys"]:
-            name, found, wanted = min(loading["mismatched_keys"])
-            raise ValueError(f"{name} is {list(found)}, must be {list(wanted)}")
-        if loading["missing_keys"]:
-            raise ValueError(f"{min(loading['missing_keys'])} is missing")
+        require_whole(loading)
         if has_packed(model.model):
             check_values(model.model, f"{cls.base_model_prefix}.")
             model.requires_grad_(False)  # a packed weight passes no gradient on, so nothing below it could learn
