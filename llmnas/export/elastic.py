@@ -88,9 +88,7 @@ def export_elastic(
         save_file(own_weights(supernet), checkpoint / "model.safetensors", metadata={"format": "pt"})
         shutil.copymode(checkpoint / "config.json", checkpoint / "model.safetensors")
         write_code(checkpoint, shipped_files())
-        tokenizer = {}
-        if tokenizer_path is not None:
-            tokenizer = {"tokenizer": write_tokenizer(tokenizer_path, checkpoint, supernet.base.max_seq, eos_id)}
+        tokenizer = write_tokenizer(tokenizer_path, checkpoint, supernet.base.max_seq, eos_id)
         write_json(checkpoint / ABOUT_FILE, _about(supernet, ordered, tokenizer))
         write_text(checkpoint / "README.md", _card(card, supernet, ordered, latency))
         expected = checkpoint.with_name("expected.safetensors")

@@ -10,7 +10,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
@@ -99,17 +98,21 @@ def _companions(tokenizer_path: Path) -> list[Path]:
     return [path for name in COMPANIONS if (path := tokenizer_path.with_name(name)).is_file()]
 
 
-def write_tokenizer(source: Path, folder: Path, max_seq: int, eos_id: int = EOS_ID) -> Literal["ours", "as it came"]:
-    """Copy `tokenizer.json` with what it came with; where it came alone, say how to use it. Returns which.
+def write_tokenizer(source: Path | None, folder: Path, max_seq: int, eos_id: int = EOS_ID) -> dict[str, str]:
+    """Copy `tokenizer.json` with what it came with; where it came alone, say how to use it.
+
+    Returns what `ABOUT_FILE` says of it; nothing without one.
 
     `split_special_tokens`: "<|endoftext|>" in a text is plain characters, as in training.
     """
+    if source is None:
+        return {}
     shutil.copyfile(source, folder / "tokenizer.json")
     companions = _companions(source)
     for path in companions:
         shutil.copyfile(path, folder / path.name)
     if companions:
-        return "as it came"
+        return {"tokenizer": "as it came"}
     end = Tokenizer.from_file(str(source)).id_to_token(eos_id)
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -122,7 +125,7 @@ def write_tokenizer(source: Path, folder: Path, max_seq: int, eos_id: int = EOS_
         "padding_side": "left",
     }
     write_json(folder / "tokenizer_config.json", settings)
-    return "ours"
+    return {"tokenizer": "ours"}
 
 
 def verify_fresh(checkpoint: Path, expected: Path, folder: Path) -> float:

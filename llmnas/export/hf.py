@@ -118,9 +118,7 @@ def write_checkpoint(
     weights_path = folder / "model.safetensors"
     save_file(weights, weights_path, metadata={"format": "pt"})
     shutil.copymode(config_path, weights_path)  # safetensors lets nobody but the owner read it
-    tokenizer = {}
-    if tokenizer_path is not None:
-        tokenizer = {"tokenizer": write_tokenizer(tokenizer_path, folder, base.max_seq, eos_id)}
+    tokenizer = write_tokenizer(tokenizer_path, folder, base.max_seq, eos_id)
     stored = Stored(
         class_name=layout.class_name,
         shape=shape,

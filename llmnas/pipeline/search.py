@@ -27,7 +27,7 @@ from llmnas.runs import RunFolder
 from llmnas.search import search
 from llmnas.search.loop import open_search
 from llmnas.space import Architecture
-from llmnas.train.engine import set_threads, start_processes
+from llmnas.train.engine import Processes, set_threads, start_processes
 from llmnas.train.preemption import Preemption
 
 _CUTS = 16
@@ -47,14 +47,21 @@ def search_supernet(context: Context, evaluations: int | None = None) -> Archive
         RunError: another process of the launch is gone.
         Preempted: SIGTERM came; all finished evaluations are stored.
     """
+    most = context.config.search.evaluations if evaluations is None else evaluations
     with Preemption() as preemption:
-        return _search(context, context.config.search.evaluations if evaluations is None else evaluations, preemption)
+        return _search(context, most, _processes(context), preemption)
 
 
-def _search(context: Context, most: int, preemption: Preemption) -> Archive:
+def _processes(context: Context) -> Processes:
+    """Those of the launch, each with its threads set."""
+    processes = start_processes()
+    set_threads(context.config.train, processes)
+    return processes
+
+
+def _search(context: Context, most: int, processes: Processes, preemption: Preemption) -> Archive:
     config, run, tracker = context.config, context.run, context.tracker
     options = config.search
-    set_threads(config.train, start_processes())
     asked: dict[str, Any] = {
         "space": config.space, "strategy": options.strategy, "objectives": dict(options.objectives),
         "budget": config.budget, "constraints": dict(options.constraints), "seed": config.seed,
@@ -63,7 +70,7 @@ def _search(context: Context, most: int, preemption: Preemption) -> Archive:
     }  # fmt: skip
     if run.evaluations.exists():  # refuse another search's before minutes of measuring
         open_search(**asked)[1].close()
-    evaluator, team = _measuring(context, preemption)
+    evaluator, team = _measuring(context, processes, preemption)
     pace, started = Pace(team.size), time.process_time()
     sample, halving = len(evaluator.chosen), options.halving
 
@@ -120,14 +127,13 @@ def help_search(context: Context) -> None:
         Preempted: SIGTERM came to a process of the launch.
     """
     with Preemption() as preemption:
-        _, team = _measuring(context, preemption)
+        _, team = _measuring(context, _processes(context), preemption)
         team.serve()
 
 
-def _measuring(context: Context, preemption: Preemption) -> tuple[Evaluator, Team]:
-    """This process's evaluator, and all processes of the launch. Collective."""
-    config, processes = context.config, start_processes()
-    set_threads(config.train, processes)
+def _measuring(context: Context, processes: Processes, preemption: Preemption) -> tuple[Evaluator, Team]:
+    """This process's evaluator, and the team of all processes of the launch. Collective."""
+    config = context.config
     device = torch.device("cuda", processes.local_rank) if torch.cuda.is_available() else torch.device("cpu")
     evaluator = context.evaluator(device)
     halving, sample = config.search.halving, len(evaluator.chosen)
