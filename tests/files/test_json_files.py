@@ -1,0 +1,30 @@
+"""JSON that cannot be used is one line that names the file."""
+
+import pytest
+
+from llmnas.errors import UserError
+from llmnas.files import read_json, read_object
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff\xfe", b"{'a': 1}"])
+def test_damaged_json_is_named(tmp_path, content):
+    path = tmp_path / "value.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="damaged JSON") as error:
+        read_json(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_and_a_number_of_too_many_digits_are_no_json(tmp_path):
+    with pytest.raises(UserError, match="is a folder, not a JSON file"):
+        read_object(tmp_path)
+    path = tmp_path / "settings.json"
+    path.write_text('{"a": 1' + "0" * 5000 + "}")
+    with pytest.raises(UserError, match="not JSON"):
+        read_object(path)
+
+
+def test_missing_json_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"none\.json: no such file"):
+        read_json(tmp_path / "none.json")
