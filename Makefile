@@ -2,15 +2,23 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv check test test-full demo bench clean
+.PHONY: help venv lock check test test-full demo bench clean
 
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/pip install --quiet --quiet --disable-pip-version-check
 INSTALLED := .venv/.installed
 
+# uv where it is found, else a copy in .venv.
+UV = $(or $(shell command -v uv),$(BIN)/uv)
+UV_INSTALL = $(UV) pip install --quiet --python $(BIN)/python
+# Local wheels that pip is told of; uv reads no pip configuration.
+WHEELS = $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null))
+# Which build of torch (uv's --torch-backend): CPU without a GPU, that of the driver with one, none beside local wheels.
+TORCH_BACKEND ?= $(if $(WHEELS),,$(if $(GPU),auto,cpu))
+
+GPU := $(shell nvidia-smi -L 2>/dev/null)
 # DeepSpeed guesses its accelerator from what is installed; without a GPU it is told.
-ifeq ($(shell nvidia-smi -L 2>/dev/null),)
+ifeq ($(GPU),)
 export DS_ACCELERATOR ?= cpu
 endif
 
@@ -25,23 +33,33 @@ PYTEST := $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 help:
 	@echo "make demo       install, then run the quickstart: text in, searched and exported model out"
 	@echo "make venv       install everything into .venv (once; again when the requirements change)"
+	@echo "make lock       resolve requirements/cpu.txt anew"
 	@echo "make check      format, lint, types"
 	@echo "make test       the tests"
 	@echo "make test-full  the tests with their long versions"
 	@echo "make bench      measure the supernet's speed side by side"
 	@echo "make clean      delete caches and build output (.venv and runs/ stay)"
 
+export define LOCK_HEADER
+# The versions that are tested together: `make lock` writes them, `make lock UPGRADE=--upgrade` with newer ones. Pins for
+# Linux and macOS, Python 3.11 to 3.13; CUDA's own packages are left out, a CUDA build of torch pins and brings them.
+endef
+
 venv: $(INSTALLED)
 
-# torch first and alone: the pinned build must be there before anything else asks for "some torch".
-$(INSTALLED): pyproject.toml requirements/cpu.txt requirements/data.txt
-	@echo "installing into .venv (a few minutes, about 3 GB)"
-	@$(PYTHON) -m venv .venv
-	@$(PIP) "$$(grep '^torch==' requirements/cpu.txt)"
-	@$(PIP) -r requirements/cpu.txt
-	@$(PIP) --no-deps -r requirements/data.txt
-	@$(PIP) --no-deps --no-build-isolation --editable .
+$(INSTALLED): pyproject.toml requirements/cpu.txt
+	@$(PYTHON) -c 'import sys; sys.version_info < (3, 11) and sys.exit("Python 3.11 or later: make venv PYTHON=python3.12")'
+	@echo "installing into .venv (about 3 GB)"
+	@test -x $(BIN)/python || if command -v uv >/dev/null; then uv venv --quiet --seed --python $(PYTHON) .venv; else $(PYTHON) -m venv .venv; fi
+	@test -x "$(UV)" || $(BIN)/pip install --quiet --disable-pip-version-check uv
+	@$(UV_INSTALL) $(WHEELS:%=--find-links %) $(TORCH_BACKEND:%=--torch-backend %) --requirements requirements/cpu.txt
+	@$(UV_INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@
+
+lock:
+	bash requirements/public.sh pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate $(UPGRADE) \
+	  --extra dev --output-file requirements/cpu.txt pyproject.toml
+	pins=$$(grep -vE '^(nvidia|cuda)-' requirements/cpu.txt); printf '%s\n' "$$LOCK_HEADER" "$$pins" > requirements/cpu.txt
 
 check: venv
 	$(BIN)/ruff format --check .
