@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from llmnas.config import Config, load_config
+from llmnas.distributed.lock import locked
 from llmnas.errors import UserError
 from llmnas.runs import RunFolder
 from llmnas.tracking import Tracker
@@ -71,28 +72,37 @@ def open_context(
     objectives: list[str] | None = None,
     *,
     claim: bool = True,
+    lock: bool = True,
 ) -> Iterator[Context]:
-    """The run that a verb works on; `claim` binds its folder to the config."""
+    """The run that a verb works on; `claim` binds its folder to the config, `lock` keeps other processes out of it."""
     from llmnas.pipeline.metrics import own_metric, with_own
 
     own = [own_metric(text) for text in objectives or []]
     config = with_own(load_config(config_path, sets or []), own)
-    with open_run(config, run_dir, {name: function for name, _, function in own}, claim=claim) as context:
+    with open_run(config, run_dir, {name: function for name, _, function in own}, claim=claim, lock=lock) as context:
         yield context
 
 
 @contextlib.contextmanager
 def open_run(
-    config: Config, run_dir: Path | None, own: Mapping[str, OwnMetric] = MappingProxyType({}), *, claim: bool = True
+    config: Config,
+    run_dir: Path | None,
+    own: Mapping[str, OwnMetric] = MappingProxyType({}),
+    *,
+    claim: bool = True,
+    lock: bool = True,
 ) -> Iterator[Context]:
-    """The run of a config; `claim` binds its folder to it, `own` are metrics of the user's."""
+    """The run of a config; `claim` binds its folder to it, `lock` keeps others out, `own` are metrics of the user's."""
     from llmnas.pipeline.context import Context
 
     # trials of one W&B sweep share a config name, not a folder
     trial = os.environ.get("WANDB_RUN_ID", "") if "WANDB_SWEEP_ID" in os.environ else ""
     run = RunFolder(run_dir or Path("runs") / config.name / trial)
     values = config.model_dump(mode="json")
-    with Tracker(run.path, config.tracking.wandb, config.tracking.project, values) as tracker:
+    with contextlib.ExitStack() as stack:
+        if lock and FIRST_RANK:  # the other processes of a launch are led by the first
+            stack.enter_context(locked(run.path))
+        tracker = stack.enter_context(Tracker(run.path, config.tracking.wandb, config.tracking.project, values))
         context = Context(config, run, tracker, own)
         if claim and FIRST_RANK:
             context.claim()

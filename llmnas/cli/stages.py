@@ -201,7 +201,7 @@ def report(
     if port is not None and not serve:
         raise UserError("--port: only with --serve")
     if serve:
-        with open_context(config, run_dir, set_, claim=False) as context:
+        with open_context(config, run_dir, set_, claim=False, lock=False) as context:
             from llmnas.pipeline.report import follow
 
             server = follow(context, 8765 if port is None else port)

@@ -15,10 +15,10 @@ from typing import IO, Any, Literal, Protocol, Self
 
 import numpy as np
 from pydantic import BaseModel as Model
-from pydantic import ConfigDict, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from llmnas.errors import UserError, explain
-from llmnas.files import atomic_open, read_json, sha256, write_json
+from llmnas.files import BLOCK, Digest, atomic_open, read_json, require_written, write_json
 
 AGAIN = "delete data/ and run prepare again"
 SHARD_TOKENS = 1 << 31
@@ -46,6 +46,14 @@ class Shard(Model):
     tokens: PositiveInt
     file_bytes: PositiveInt
     sha256: str
+    blocks: tuple[str, ...] = Field(default=(), strict=False)  # SHA-256 of every `BLOCK`; files made earlier have none
+
+    @model_validator(mode="after")
+    def _every_block(self) -> Self:
+        wanted = -(-self.file_bytes // BLOCK)
+        if self.blocks and len(self.blocks) != wanted:
+            raise ValueError(f"{len(self.blocks)} hashes of blocks, {self.file_bytes} bytes have {wanted}")
+        return self
 
 
 class TokenInfo(Model):
@@ -73,7 +81,7 @@ class TokenInfo(Model):
 
 @dataclass(frozen=True)
 class TokenFile:
-    """Verified files of tokens: documents one after the other, each followed by the end of text."""
+    """Files of tokens, compared where they are read: documents one after the other, each followed by the end of text."""
 
     path: Path
     info: TokenInfo
@@ -82,14 +90,21 @@ class TokenFile:
     def tokens(self) -> Tokens:
         """All tokens, `[T]` uint16 or uint32, read-only memory maps."""
         maps = [
-            np.memmap(_shard(self.path, number), dtype=_LAYOUT[self.info.dtype], mode="r")
-            for number in range(len(self.info.shards))
+            CheckedMap(_shard(self.path, number), _LAYOUT[self.info.dtype], shard.blocks)
+            for number, shard in enumerate(self.info.shards)
         ]
         return maps[0] if len(maps) == 1 else Joined(maps)
 
+    def verify(self) -> None:
+        """Read every shard whole; raises as `open` does, of any byte."""
+        for number, shard in enumerate(self.info.shards):
+            require_written(_shard(self.path, number), shard.file_bytes, shard.sha256, AGAIN)
+
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Open what `write_tokens` wrote, after comparing every shard's size and SHA-256 with what was written.
+        """Open what `write_tokens` wrote, after comparing every shard's size with what was written.
+
+        Content is compared where it is read (`CheckedMap`); a shard made before blocks had hashes is read whole here.
 
         Raises:
             UserError: a missing, truncated or changed file; it names the file.
@@ -108,15 +123,55 @@ class TokenFile:
             size = file.stat().st_size
             if size != shard.file_bytes:
                 raise UserError(f"{file}: damaged: {size} bytes instead of {shard.file_bytes}; {AGAIN}")
-            if sha256(file) != shard.sha256:
-                raise UserError(f"{file}: damaged: its content is not what was written (SHA-256 differs); {AGAIN}")
+            if not shard.blocks:
+                require_written(file, shard.file_bytes, shard.sha256, AGAIN)
         return cls(path, info)
 
 
-class Joined:
-    """Arrays one after the other, indexed as one, without a copy of any."""
+class CheckedMap:
+    """A memory-mapped file of which every block is compared with its hash before it is first read.
 
-    def __init__(self, parts: Sequence[np.ndarray]) -> None:
+    Args:
+        path: the file.
+        dtype: of its tokens.
+        blocks: SHA-256 of every `BLOCK` bytes; none where the file has been compared already.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype[Any], blocks: Sequence[str]) -> None:
+        self.path, self.dtype = path, dtype
+        self._map = np.memmap(path, dtype=dtype, mode="r")
+        self._bytes = memoryview(self._map).cast("B")
+        self._blocks = blocks
+        self._open = np.ones(len(blocks), dtype=bool)  # not compared yet
+
+    def __len__(self) -> int:
+        """Tokens of the file."""
+        return len(self._map)
+
+    def __getitem__(self, places: np.ndarray) -> np.ndarray:
+        """Ids at `places` (any shape, 0 .. T - 1), in that shape; `UserError` where a block is not what was written."""
+        if self._open.any():
+            touched = places.ravel() * self.dtype.itemsize // BLOCK
+            for block in np.unique(touched[self._open[touched]]):
+                self._compare(int(block))
+        found: np.ndarray = self._map[places]
+        return found
+
+    def _compare(self, block: int) -> None:
+        first = block * BLOCK
+        data = self._bytes[first : first + BLOCK]
+        if hashlib.sha256(data).hexdigest() != self._blocks[block]:
+            raise UserError(
+                f"{self.path}: damaged: bytes {first:,} to {first + len(data):,} are not what was written "
+                f"(SHA-256 differs); {AGAIN}"
+            )
+        self._open[block] = False
+
+
+class Joined:
+    """Token files one after the other, indexed as one, without a copy of any."""
+
+    def __init__(self, parts: Sequence[CheckedMap]) -> None:
         self.parts = tuple(parts)
         self.starts = np.cumsum([0, *(len(part) for part in parts)])
 
@@ -153,7 +208,7 @@ class TokenWriter:
         self._path, self._vocab_size, self._eos_id, self._shard_tokens = path, vocab_size, eos_id, shard_tokens
         self.files = contextlib.ExitStack()
         self._stream: IO[bytes] | None = None
-        self._digest = hashlib.sha256()
+        self._digest = Digest(blocks=True)
         self._in_shard = 0
 
     def add(self, ids: Sequence[int]) -> None:
@@ -181,8 +236,9 @@ class TokenWriter:
         if self._stream is None:
             return
         size = self._in_shard * _LAYOUT[self.dtype].itemsize
-        self.shards.append(Shard(tokens=self._in_shard, file_bytes=size, sha256=self._digest.hexdigest()))
-        self._stream, self._digest, self._in_shard = None, hashlib.sha256(), 0
+        digest, blocks = self._digest.hexdigest(), self._digest.blocks()
+        self.shards.append(Shard(tokens=self._in_shard, file_bytes=size, sha256=digest, blocks=blocks))
+        self._stream, self._digest, self._in_shard = None, Digest(blocks=True), 0
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ FILES = sorted({*PACKAGE.rglob("*.py"), *(PACKAGE / "triton_kernels").glob("*.py
 
 EVERYWHERE = {"errors", "files"}
 BELOW_PIPELINE = {"space", "rng", "data", "cost", "config", "runs", "tracking", "pareto", "nn", "supernet", "train"}
+BELOW_PIPELINE |= {"distributed"}
 BELOW_PIPELINE |= {"evaluate", "search", "export", "serve", "report"}
 
 # room -> what it may import: a room, or one module of a room
@@ -27,6 +28,7 @@ MAY_IMPORT = {
     "nn": {"space", "triton_kernels"},
     "triton_kernels": set(),
     "data": {"rng"},
+    "distributed": set(),
     "supernet": {"nn", "space"},
     "config": {"space", "cost", "train.settings"},  # the knobs of training, without torch
     "runs": set(),
@@ -39,7 +41,7 @@ MAY_IMPORT = {
     "report": {"pareto", "space"},
     "pipeline": BELOW_PIPELINE,
     "process": set(),
-    "cli": {"pipeline", "config", "runs", "tracking", "process", "report.terminal"},
+    "cli": {"pipeline", "config", "runs", "tracking", "process", "distributed", "report.terminal"},
 }
 
 # foreign library -> the only files that may import it
@@ -61,7 +63,7 @@ ONLY_IN = {
 
 # rooms that work without torch: configs, spaces, costs and searches are plain values
 NO_TORCH = {"__init__", "errors", "files", "rng", "space", "cost", "pareto", "config", "runs", "tracking"}
-NO_TORCH |= {"search", "report", "cli", "process"}
+NO_TORCH |= {"distributed", "search", "report", "cli", "process"}
 LIGHT = {"pipeline/exported.py"}  # says what is wrong with a folder before anything heavy is loaded
 # strategies that fit models: loaded by name when a search asks for one (`load_strategy`), never with the room
 FITTED = (

@@ -1,5 +1,6 @@
 """Token files are whole or absent, and the stream of sequences is a pure function of (seed, n)."""
 
+import hashlib
 import json
 import signal
 import subprocess
@@ -11,11 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmnas.data import Sequences, TokenFile, token_writer, write_tokens
+from llmnas.data import Sequences, TokenFile, token_writer, tokens, write_tokens
 from llmnas.errors import UserError
-from llmnas.files import sha256
+from llmnas.files import hashing, sha256
 
 DOCUMENTS = [[5, 6, 7], [], [8, 0, 511]]
+
+
+def all_of(file):
+    return file.tokens[np.arange(len(file.tokens))]
 
 
 @pytest.fixture
@@ -25,8 +30,7 @@ def file(tmp_path):
 
 def test_documents_are_written_with_their_ends(file):
     assert TokenFile.open(file.path) == file
-    assert isinstance(file.tokens, np.memmap)
-    assert file.tokens.tolist() == [5, 6, 7, 0, 0, 8, 0, 511, 0]
+    assert all_of(file).tolist() == [5, 6, 7, 0, 0, 8, 0, 511, 0]
     assert file.path.read_bytes()[:4] == b"\x05\x00\x06\x00"
     assert json.loads(file.path.with_suffix(".json").read_text()) == {
         "dtype": "uint16",
@@ -35,7 +39,7 @@ def test_documents_are_written_with_their_ends(file):
         "text_bytes": 40,
         "vocab_size": 512,
         "eos_id": 0,
-        "shards": [{"tokens": 9, "file_bytes": 18, "sha256": sha256(file.path)}],
+        "shards": [{"tokens": 9, "file_bytes": 18, "sha256": sha256(file.path), "blocks": [sha256(file.path)]}],
     }
     assert sorted(path.name for path in file.path.parent.iterdir()) == ["train.bin", "train.json"]
 
@@ -44,8 +48,8 @@ def test_documents_are_written_with_their_ends(file):
 def test_width_holds_every_id(tmp_path, vocab_size, dtype):
     write_tokens(tmp_path / "a.bin", [[1, vocab_size - 1]], vocab_size, 0, 1)
     file = TokenFile.open(tmp_path / "a.bin")
-    assert file.tokens.tolist() == [1, vocab_size - 1, 0]
-    assert file.info.dtype == file.tokens.dtype.name == dtype
+    assert all_of(file).tolist() == [1, vocab_size - 1, 0]
+    assert file.info.dtype == all_of(file).dtype.name == dtype
 
 
 @pytest.mark.parametrize("ids", [[512], [-1], [3, 70_000]])
@@ -53,6 +57,10 @@ def test_ids_outside_the_vocabulary_are_refused(tmp_path, ids):
     with pytest.raises(ValueError, match="document 1: a token id outside the vocabulary of 512"):
         write_tokens(tmp_path / "a.bin", [[1], ids], 512, 0, 1)
     assert list(tmp_path.iterdir()) == []
+
+
+def sha256_of(data):
+    return hashlib.sha256(data).hexdigest()
 
 
 def flip(data, at):
@@ -71,9 +79,43 @@ def flip(data, at):
 def test_damage_is_found_and_the_way_out_said(file, damage, message):
     file.path.write_bytes(damage(file.path.read_bytes()))
     with pytest.raises(UserError, match=message) as error:
-        TokenFile.open(file.path)
+        all_of(TokenFile.open(file.path))
     assert str(error.value).startswith(f"{file.path}: ")
     assert str(error.value).endswith("delete data/ and run prepare again")
+
+
+def test_a_block_is_compared_where_it_is_first_read(tmp_path, monkeypatch):
+    """Three blocks of 32 bytes; a flipped bit is noticed by whoever reads its block, and by nobody else."""
+    monkeypatch.setattr(tokens, "BLOCK", 32)
+    monkeypatch.setattr(hashing, "BLOCK", 32)
+    file = write_tokens(tmp_path / "a.bin", [list(range(1, 40))], 512, 0, 1)
+    whole = file.path.read_bytes()
+    assert file.info.shards[0].blocks == tuple(sha256_of(whole[i : i + 32]) for i in (0, 32, 64))
+    file.path.write_bytes(flip(whole, 35))
+    read = TokenFile.open(file.path).tokens
+    assert read[np.array([[0, 15], [32, 39]])].tolist() == [[1, 16], [33, 0]]
+    with pytest.raises(UserError, match=r"a\.bin: damaged: bytes 32 to 64 are not what was written"):
+        read[np.array([15, 16])]
+    with pytest.raises(UserError, match="SHA-256 differs"):
+        TokenFile.open(file.path).verify()
+    file.path.write_bytes(whole)
+    read = TokenFile.open(file.path).tokens
+    compared = []
+    monkeypatch.setattr(read, "_compare", lambda block: compared.append(block) or read._open.__setitem__(block, False))
+    for places in ([0], [39, 20], [20, 0, 39]):
+        read[np.array(places)]
+    assert compared == [0, 1, 2]
+
+
+def test_tokens_without_hashes_of_blocks_are_read_whole_once(file):
+    sidecar = file.path.with_suffix(".json")
+    values = json.loads(sidecar.read_text())
+    del values["shards"][0]["blocks"]
+    sidecar.write_text(json.dumps(values))
+    assert all_of(TokenFile.open(file.path)).tolist() == all_of(file).tolist()
+    file.path.write_bytes(flip(file.path.read_bytes(), 3))
+    with pytest.raises(UserError, match="SHA-256 differs"):
+        TokenFile.open(file.path)
 
 
 @pytest.mark.parametrize(
@@ -258,4 +300,4 @@ def test_a_damaged_shard_is_named(tmp_path, damage, message):
     sharded(tmp_path / "a.bin", [[1, 2, 3]] * 9, 8)
     damage(tmp_path / "a.2.bin")
     with pytest.raises(UserError, match=message):
-        TokenFile.open(tmp_path / "a.bin")
+        all_of(TokenFile.open(tmp_path / "a.bin"))

@@ -1,0 +1,1 @@
+"""Processes that share files: who works in a run folder, and whether the others still live."""
