@@ -81,7 +81,7 @@ class TokenInfo(Model):
 
 @dataclass(frozen=True)
 class TokenFile:
-    """Files of tokens, compared where they are read: documents one after the other, each followed by the end of text."""
+    """Files of tokens, compared where they are read: documents one after the other, each with its end of text."""
 
     path: Path
     info: TokenInfo
