@@ -140,7 +140,7 @@ class CheckedMap:
     def __init__(self, path: Path, dtype: np.dtype[Any], blocks: Sequence[str]) -> None:
         self.path, self.dtype = path, dtype
         self._map = np.memmap(path, dtype=dtype, mode="r")
-        self._bytes = memoryview(self._map).cast("B")
+        self._bytes = self._map.view(np.uint8).data
         self._blocks = blocks
         self._open = np.ones(len(blocks), dtype=bool)  # not compared yet
 
