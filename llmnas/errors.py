@@ -31,9 +31,18 @@ def explain(where: str, error: ValidationError, model: type[BaseModel] | None = 
     elif first["type"] == "missing":
         message = "missing key"
     elif first["type"] not in {"value_error", "literal_error"}:
-        message = f"{message}, got {first['input']!r}"
+        message = f"{message}, got {_short(first['input'])}"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return UserError(f"{where}: {f'{key}: ' if key else ''}{message}{more}")
+
+
+def _short(value: Any) -> str:
+    """The value as Python writes it, or its beginning: a file may hold anything."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of too many digits
+        return f"a huge {type(value).__name__}"
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _keys(kind: Any, place: tuple[int | str, ...]) -> list[str]:

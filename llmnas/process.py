@@ -13,6 +13,7 @@ from typing import Any
 from typer.exceptions import TyperException
 
 from llmnas.errors import Preempted, RunError, UserError
+from llmnas.files import one_line
 
 _IDLE_TALK = ("torchao", "torch.utils._pytree")
 """Loggers that warn of GPU files of theirs and of each other whenever transformers is imported: no news to a user."""
@@ -53,7 +54,7 @@ def run_process(command: Callable[[list[str]], Any]) -> int:
 def complain(message: object) -> None:
     """One line on stderr; under a launcher it says which rank speaks."""
     rank = f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-    print(f"llmnas: {rank}{message}", file=sys.stderr, flush=True)
+    print(f"llmnas: {rank}{one_line(message)}", file=sys.stderr, flush=True)
 
 
 def sweep_arguments(arguments: list[str]) -> list[str]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -22,9 +22,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from llmnas.errors import UserError
-from llmnas.files import naming, write_text
+from llmnas.files import naming, one_line, parse_json, read_bytes, read_text, write_text
 
 WandbMode = Literal["off", "offline", "online"]
+MOST_METRICS = 1 << 28  # bytes that are read of metrics.jsonl
 
 
 class Tracker:
@@ -37,7 +38,7 @@ class Tracker:
         self._console = Console(file=sys.stderr)
         self._bar = Progress(
             TextColumn("{task.description:<12}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[note]}"), TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", markup=False), TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
             console=self._console, transient=True,
         )  # fmt: skip
         self._tasks: dict[str, TaskID] = {}
@@ -97,7 +98,7 @@ class Tracker:
             if done < total:
                 if stage not in self._tasks:
                     self._tasks[stage] = self._bar.add_task(stage, total=total, note="", rate="")
-                self._bar.update(self._tasks[stage], completed=done, note=note, rate=_per_second(rate))
+                self._bar.update(self._tasks[stage], completed=done, note=one_line(note), rate=_per_second(rate))
                 return
             if stage in self._tasks:
                 self._bar.remove_task(self._tasks.pop(stage))
@@ -107,7 +108,7 @@ class Tracker:
         facts = [f"{stage}: {done}/{total}", note, _per_second(rate)]
         if done < total:
             facts.append(f"{_duration((total - done) / rate)} left" if rate else "")
-        self._bar.console.print(", ".join(filter(None, facts)), highlight=False, markup=False, soft_wrap=True)
+        self._bar.console.print(one_line(", ".join(filter(None, facts))), highlight=False, markup=False, soft_wrap=True)
 
 
 def _per_second(rate: float) -> str:
@@ -126,8 +127,10 @@ def _duration(seconds: float) -> str:
 def _open_for_records(path: Path) -> IO[str]:
     """Open for appending; a line that a kill cut off is ended, so that it cannot swallow the next record."""
     stream = path.open("a+b")
-    if stream.tell() and not path.read_bytes().endswith(b"\n"):
-        stream.write(b"\n")
+    if stream.tell():
+        stream.seek(-1, os.SEEK_END)
+        if stream.read() != b"\n":
+            stream.write(b"\n")
     return io.TextIOWrapper(stream, encoding="utf-8")
 
 
@@ -143,7 +146,7 @@ def _start_wandb(folder: Path, mode: WandbMode, project: str, config: dict[str, 
     id_file = folder / "wandb.id"
     if not id_file.exists():  # under a sweep's agent the run has its id already
         write_text(id_file, os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
-    run_id = id_file.read_text()
+    run_id = _run_id(id_file)
     settings = wandb.Settings(console="off", silent=True)
     try:
         return wandb.init(
@@ -153,6 +156,14 @@ def _start_wandb(folder: Path, mode: WandbMode, project: str, config: dict[str, 
     except wandb.errors.UsageError as error:
         why = str(error).split(".")[0]
         raise UserError(f"tracking.wandb: online: {why}; run `wandb login`, or take offline or off") from None
+
+
+def _run_id(path: Path) -> str:
+    """The id of this folder's W&B run; `UserError` where the file holds something else."""
+    found = read_text(path, 1000)
+    if not re.fullmatch(r"[\w.-]{1,128}", found):
+        raise UserError(f"{path}: damaged: not the id of a W&B run; delete it to begin a new one")
+    return found
 
 
 def code_version(folder: Path | None = None) -> str:
@@ -171,10 +182,21 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     A line cut off by a kill, or damaged, is left out.
     """
     found: dict[tuple[str, int, str], dict[str, Any]] = {}
-    if path.exists():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):
-                record = json.loads(line)
-                kind = "train" if "train_loss" in record or "skipped_steps" in record else "eval"
-                found[record["stage"], record["step"], kind] = record
+    for line in read_bytes(path, MOST_METRICS).split(b"\n") if path.exists() else ():
+        record = _record(line)
+        if record is not None:
+            kind = "train" if "train_loss" in record or "skipped_steps" in record else "eval"
+            found[record["stage"], record["step"], kind] = record
     return [found[key] for key in sorted(found)]
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """What a line of metrics.jsonl says, None where it is no record: finite or not, every value is a number."""
+    try:
+        record = parse_json(line)
+    except ValueError:
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("stage"), str) or type(record.get("step")) is not int:
+        return None
+    numbers = {name: value for name, value in record.items() if type(value) in (int, float)}
+    return {**numbers, "stage": record["stage"]}

@@ -15,6 +15,7 @@ from rich.console import Console
 from llmnas.config import Config, load_config
 from llmnas.distributed.lock import locked
 from llmnas.errors import UserError
+from llmnas.files import one_line
 from llmnas.runs import RunFolder
 from llmnas.tracking import Tracker
 
@@ -36,6 +37,13 @@ app = typer.Typer(
 )
 FIRST_RANK = os.environ.get("RANK", "0") == "0"
 console = Console(quiet=not FIRST_RANK)  # under a launcher one process speaks for all
+
+
+def say(*lines: str) -> None:
+    """Print lines as they are: names of files are no markup, and end no line."""
+    for line in lines:
+        console.print(one_line(line), soft_wrap=True, highlight=False, markup=False)
+
 
 _OF_ALL_RANKS = ("train", "search")
 """Verbs whose work the processes of a launch share; in all others every process would write the same files."""

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from llmnas.cli.app import app, console
+from llmnas.cli.app import app, console, say
 from llmnas.config import Device
 
 
@@ -32,7 +32,7 @@ def init(
     from llmnas.pipeline.init import parse_count, write_config
 
     written = write_config(path, corpus, parse_count(max_params), force=force, device=device, latency_ms=latency_ms)
-    console.print(f"{written.summary}\nconfig: {path}\nnext: llmnas run {path}", soft_wrap=True, highlight=False)
+    say(*written.summary.split("\n"), f"config: {path}", f"next: llmnas run {path}")
 
 
 @app.command()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llmnas.cli.app import Resume, RunDir, Sets, app, console, open_run, require_fresh
+from llmnas.cli.app import Resume, RunDir, Sets, app, console, open_run, require_fresh, say
 from llmnas.report.terminal import show
 
 
@@ -48,9 +48,5 @@ def compress(
         table = compress_table(context)
     show(console, table)
     if result.exported:
-        console.print(f"exported as {result.exported.class_name}, logits differ by {result.exported.difference:.1e}")
-    console.print(
-        f"config: {context.run.config}\nreport: {result.report}\nexport: {result.export}",
-        soft_wrap=True,
-        highlight=False,
-    )
+        say(f"exported as {result.exported.class_name}, logits differ by {result.exported.difference:.1e}")
+    say(f"config: {context.run.config}", f"report: {result.report}", f"export: {result.export}")

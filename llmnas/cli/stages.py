@@ -21,6 +21,7 @@ from llmnas.cli.app import (
     console,
     open_context,
     require_fresh,
+    say,
 )  # fmt: skip
 from llmnas.errors import UserError
 from llmnas.report.terminal import show
@@ -39,8 +40,8 @@ def run(
     for table in result.tables:
         show(console, table)
     if result.exported:
-        console.print(f"exported as {result.exported.class_name}, logits differ by {result.exported.difference:.1e}")
-    console.print(f"report: {result.report}\nexport: {result.export}", soft_wrap=True, highlight=False)
+        say(f"exported as {result.exported.class_name}, logits differ by {result.exported.difference:.1e}")
+    say(f"report: {result.report}", f"export: {result.export}")
 
 
 @app.command()
@@ -51,7 +52,7 @@ def prepare(config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, resum
 
         require_fresh(context.run.tokens("validation"), resume)
         stage(context)
-        console.print(f"tokens: {context.run.tokens('train').parent}", soft_wrap=True, highlight=False)
+        say(f"tokens: {context.run.tokens('train').parent}")
 
 
 @app.command()
@@ -83,7 +84,7 @@ def train(
         require_fresh(context.run.checkpoints.parent, resume)
         outcome = train_supernet(context, prepare_first=prepare_first)
         done = "complete already" if outcome is None else f"{outcome.tokens:,} tokens in {outcome.seconds:.0f} s"
-        console.print(f"supernet: {context.run.supernet} ({done})", soft_wrap=True, highlight=False)
+        say(f"supernet: {context.run.supernet} ({done})")
 
 
 def _train_darts(
@@ -98,7 +99,7 @@ def _train_darts(
         require_fresh(context.run.checkpoints.parent, resume)
         table = darts_table(search_by_gradients(context, prepare_first=prepare_first))
     show(console, table)
-    console.print(f"archive: {context.run.evaluations}", soft_wrap=True, highlight=False)
+    say(f"archive: {context.run.evaluations}")
 
 
 @app.command()
@@ -168,20 +169,18 @@ def export(
             from llmnas.pipeline.elastic import export as elastic_stage
 
             made = elastic_stage(context, force=force or resume)
-            console.print(
-                f"export: {made.folder} ({len(made.subnetworks)} sub-networks)", soft_wrap=True, highlight=False
-            )
+            say(f"export: {made.folder} ({len(made.subnetworks)} sub-networks)")
             return
         if format_ == "gguf":
             from llmnas.pipeline.export import export_as_gguf
 
             path, name = export_as_gguf(context, force=force or resume, ternary=ternary)
-            console.print(f"export: {path} (GGUF, {name})", soft_wrap=True, highlight=False)
+            say(f"export: {path} (GGUF, {name})")
             return
         from llmnas.pipeline.export import export as stage
 
         result = stage(context, force=force or resume, blocks=format_ == "block_configs")
-    console.print(f"export: {result.folder} ({result.class_name})", soft_wrap=True, highlight=False)
+    say(f"export: {result.folder} ({result.class_name})")
 
 
 @app.command()
@@ -205,9 +204,7 @@ def report(
             from llmnas.pipeline.report import follow
 
             server = follow(context, 8765 if port is None else port)
-        console.print(
-            f"following {context.run.path} at {server.address} (Ctrl-C ends)", soft_wrap=True, highlight=False
-        )
+        say(f"following {context.run.path} at {server.address} (Ctrl-C ends)")
         sys.stdout.flush()  # into a pipe, it would come when the server ends
         with contextlib.suppress(KeyboardInterrupt), server:
             server.serve_forever()
@@ -217,4 +214,4 @@ def report(
 
         require_fresh(context.run.report, resume)
         path, _ = stage(context)
-    console.print(f"report: {path}", soft_wrap=True, highlight=False)
+    say(f"report: {path}")

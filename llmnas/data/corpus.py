@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -90,11 +91,40 @@ def _files_of(source: str) -> tuple[Path, list[Path]]:
     path = Path(source)
     if not source or not path.exists():
         raise UserError(f"{source or '(empty path)'}: no such file or folder; {ALLOWED}")
-    if not path.is_dir():
+    if not path.is_dir():  # a link that the user names is meant
         if not is_text(path):
             raise UserError(f"{source}: cannot read this kind of file; {ALLOWED}")
         return path.parent, [path]
-    files = [file for file in path.rglob("*") if is_text(file) and not file.is_dir()]
+    files = [file for file in _below(path) if is_text(file)]
     if not files:
         raise UserError(f"{source}: an empty corpus (no {KINDS} file below this folder)")
     return path, files
+
+
+def _below(root: Path) -> Iterator[Path]:
+    """Every file below a folder; a link is followed where it stays in the corpus.
+
+    A linked folder inside is not walked again: its files have names of their own.
+
+    Raises:
+        UserError: a link that leads out, or a folder that cannot be read.
+    """
+
+    def unreadable(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})")
+
+    home = root.resolve()
+    for folder, folders, names in os.walk(root, onerror=unreadable):
+        for name in [*folders, *names]:
+            path = Path(folder, name)
+            if path.is_symlink() and (name in folders or is_text(path)) and not _stays(path, home):
+                raise UserError(
+                    f"{path}: a link to {os.path.realpath(path)}, outside the corpus; copy it there, or remove the link"
+                )
+        yield from (Path(folder, name) for name in names)
+
+
+def _stays(link: Path, home: Path) -> bool:
+    """Whether a link ends in the corpus; in a snapshot of the Hugging Face cache also among the files it shares."""
+    shared = [above.parent / "blobs" for above in (home, *home.parents) if above.name == "snapshots"]
+    return any(Path(os.path.realpath(link)).is_relative_to(folder) for folder in (home, *shared))

@@ -1,8 +1,11 @@
 """The door to files: `writing` makes them whole or absent, the other modules read what lies on disk."""
 
 from llmnas.files.hashing import BLOCK, Digest, Written, require_written, sha256
-from llmnas.files.json_files import read_json, read_object
+from llmnas.files.json_files import as_kind, parse_json, read_as, read_json, read_object
 from llmnas.files.names import ABOUT_FILE, COMPANIONS
+from llmnas.files.opening import inside, open_regular, read_bytes, read_most, read_text, regular
+from llmnas.files.packed import open_unpacked
+from llmnas.files.shown import one_line
 from llmnas.files.writing import Seal, atomic_open, hashed_open, naming, sync_dir, write_bytes, write_json, write_text
 from llmnas.files.yaml_files import parse_yaml, read_yaml
 
@@ -13,13 +16,24 @@ __all__ = [
     "Digest",
     "Seal",
     "Written",
+    "as_kind",
     "atomic_open",
     "hashed_open",
+    "inside",
     "naming",
+    "one_line",
+    "open_regular",
+    "open_unpacked",
+    "parse_json",
     "parse_yaml",
+    "read_as",
+    "read_bytes",
     "read_json",
+    "read_most",
     "read_object",
+    "read_text",
     "read_yaml",
+    "regular",
     "require_written",
     "sha256",
     "sync_dir",

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import random
 import subprocess
 import sys
@@ -91,7 +92,7 @@ def test_paths_without_a_corpus_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"no \.txt, \.md, \.jsonl, .* file below"):
         read_corpus(str(tmp_path))
     (tmp_path / "gone.txt").symlink_to(tmp_path / "target")
-    with pytest.raises(UserError, match=r"gone\.txt: cannot be read \(No such file"):
+    with pytest.raises(UserError, match=r"gone\.txt: no such file"):
         read_corpus(str(tmp_path))
 
 
@@ -188,3 +189,83 @@ def test_reading_holds_one_document_at_a_time(tmp_path):
     finally:
         tracemalloc.stop()
     assert peak < 8_000_000
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz", "a.jsonl.zst", "a.parquet"])
+def test_a_pipe_and_a_device_are_no_text_and_nothing_waits(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match="is a named pipe, not a file"):
+        read_corpus(str(tmp_path))
+    (tmp_path / name).unlink()
+    device = tmp_path / f"x{name}"
+    device.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="is a device, not a file"):
+        read_corpus(str(device))
+
+
+def test_links_are_followed_inside_the_corpus_only(tmp_path):
+    corpus = tmp_path / "corpus"
+    (corpus / "sub").mkdir(parents=True)
+    (corpus / "sub" / "a.txt").write_text("inside")
+    (tmp_path / "secret.txt").write_text("outside")
+    (corpus / "b.txt").symlink_to("sub/a.txt")
+    (corpus / "again").symlink_to("sub")
+    assert [d.id for d in read_corpus(str(corpus))] == ["b.txt", "sub/a.txt"]
+    (corpus / "note.csv").symlink_to(tmp_path / "secret.txt")  # not read, so not followed
+    assert len(read_corpus(str(corpus))) == 2
+    for link, target in [("c.txt", "secret.txt"), ("folder", "")]:
+        (corpus / link).symlink_to(tmp_path / target)
+        with pytest.raises(UserError, match=f"{link}: a link to .*, outside the corpus"):
+            read_corpus(str(corpus))
+        (corpus / link).unlink()
+    named = tmp_path / "named.txt"
+    named.symlink_to("secret.txt")  # what the user names is meant
+    assert read_corpus(str(named)) == [Document("named.txt", "outside")]
+
+
+def test_a_snapshot_of_the_hub_cache_is_a_corpus(tmp_path):
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "77").write_text("shared")
+    snapshot = tmp_path / "snapshots" / "1f"
+    snapshot.mkdir(parents=True)
+    (snapshot / "a.txt").symlink_to("../../blobs/77")
+    assert read_corpus(str(snapshot)) == [Document("a.txt", "shared")]
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.txt.zst", "a.jsonl.gz", "a.jsonl.zst"])
+def test_a_file_that_unpacks_to_hundreds_of_times_its_size_is_refused_in_little_memory(tmp_path, name):
+    piece = b" " * (1 << 20)
+    path = tmp_path / name
+    with gzip.open(path, "wb", 9) if name.endswith("gz") else zstandard.open(path, "wb") as stream:
+        for _ in range(160):
+            stream.write(piece)
+    assert path.stat().st_size < 200_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match="unpacks to more than 67,108,864 bytes, 200 times its size"):
+            read_corpus(str(path))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 300_000_000
+
+
+def test_a_document_longer_than_any_that_can_be_encoded_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("llmnas.data.reading.MOST_DOCUMENT", 10)
+    for name, text, place in [("a.txt", "x" * 11, ""), ("a.jsonl", '\n{"text": "x"}', "line 2: ")]:
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match=rf"{name}: {place}a document of more than"):
+            read_corpus(str(tmp_path / name))
+
+
+def test_a_dictionary_of_parquet_is_not_written_out(tmp_path):
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    texts = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 100_000, pyarrow.int32()), ["y" * 100_000])
+    write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet")
+    assert (tmp_path / "a.parquet").stat().st_size < 100_000  # 10 GB of text
+    with pytest.raises(UserError, match="its texts unpack to 200 times its size"):
+        sum(len(document.text) for document in open_corpus(str(tmp_path)))

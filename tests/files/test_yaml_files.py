@@ -67,3 +67,32 @@ def test_yaml_that_breaks_the_constructor_is_a_user_error_too(tmp_path, text):
 def test_yaml_that_is_not_a_file_is_named(tmp_path):
     assert "no such file" in refused(tmp_path / "none.yaml")
     assert "is a folder" in refused(tmp_path)
+
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)
+)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (BOMB, "more than 100,000 values, with its aliases written out"),
+        ("a: &a [*a]\n", "an alias stands within what it names"),
+        ("a: &a {b: *a}\n", "an alias stands within what it names"),
+        ("a: " + "[" * 60 + "]" * 60, "nested deeper than 50"),
+        ("a: " + "{b: " * 300 + "}" * 300, "nested"),
+        ("- " * 3000, "nested too deep"),
+        ("? " * 3000, "nested too deep"),
+        ("a: " + "x" * (1 << 18), "more than 262,144 bytes"),
+    ],
+    ids=["bomb", "list in itself", "mapping in itself", "51 deep", "300 deep", "dashes", "keys", "long"],
+)
+def test_yaml_that_no_person_writes_is_refused_at_once(tmp_path, text, reason):
+    assert reason in refused(yaml_file(tmp_path, text))
+
+
+def test_aliases_are_read(tmp_path):
+    path = yaml_file(tmp_path, "a: &a {x: 1, y: [2]}\nb: *a\nc: [*a]\n")
+    assert read_yaml(path) == {"a": {"x": 1, "y": [2]}, "b": {"x": 1, "y": [2]}, "c": [{"x": 1, "y": [2]}]}
