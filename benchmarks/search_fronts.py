@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from llmnas.archive import read_archive
 from llmnas.config import load_config
 from llmnas.files import read_json, write_json
-from llmnas.pareto import Evaluation, Objectives, front, hypervolume, read_archive
+from llmnas.pareto import Evaluation, Objectives, front, hypervolume
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.stores import Evaluate, remembered, store_of
 from llmnas.pipeline.table import read_table

@@ -14,8 +14,8 @@ import argparse
 import time
 from pathlib import Path
 
+from llmnas.archive import Archive
 from llmnas.config import load_config
-from llmnas.pareto import Archive
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.stores import remembered, store_of
 from llmnas.pipeline.table import write_table

@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 from interleave import environment
 
+from llmnas.archive import Archive
 from llmnas.cost import Workload, count_params
 from llmnas.evaluate.evaluator import Evaluator
 from llmnas.files import read_json, write_json
-from llmnas.pareto import Archive, Evaluation
+from llmnas.pareto import Evaluation
 from llmnas.report.plots import Band, comparison_png
 from llmnas.search import STRATEGIES, Problem, load_strategy, search
 from llmnas.search.compare import compare

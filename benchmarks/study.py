@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from llmnas.archive import Archive
 from llmnas.files import read_json, read_yaml
-from llmnas.pareto import Archive
 from llmnas.report.plots import study_png
 from llmnas.runs import RunFolder
 from llmnas.tracking import read_metrics

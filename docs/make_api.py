@@ -9,7 +9,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-MODULES = ("llmnas", "llmnas.space", "llmnas.cost", "llmnas.search", "llmnas.pareto", "llmnas.supernet", "llmnas.data")
+MODULES = (
+    "llmnas",
+    "llmnas.space",
+    "llmnas.cost",
+    "llmnas.search",
+    "llmnas.pareto",
+    "llmnas.archive",
+    "llmnas.supernet",
+    "llmnas.data",
+)
 PAGE = Path(__file__).parent / "api.md"
 HEAD = """# Python API
 

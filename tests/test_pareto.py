@@ -1,16 +1,22 @@
-import contextlib
 import itertools
-import json
 import math
-import sqlite3
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmnas.errors import RunError, UserError
-from llmnas.pareto import Archive, Evaluation, check_constraints, dominates, front, hypervolume, violations
+from llmnas.errors import UserError
+from llmnas.pareto import (
+    Evaluation,
+    all_needed,
+    check_constraints,
+    check_objectives,
+    dominates,
+    front,
+    hypervolume,
+    violations,
+    why_empty,
+)  # fmt: skip
 from llmnas.space import Architecture, LayerSpec
 
 TWO = {"loss": "min", "speed": "max"}
@@ -116,153 +122,34 @@ def test_malformed_constraints_are_refused(bound):
         check_constraints({"latency": bound})
 
 
-@pytest.fixture
-def path(tmp_path) -> Path:
-    return tmp_path / "deep" / "evaluations.sqlite"
+def test_metrics_that_all_count_are_failed_by_one_that_is_not_finite():
+    assert all_needed({"a": 1.0, "b": 2.0}) == {"a": 1.0, "b": 2.0}
+    assert all_needed({"a": math.nan, "b": -math.inf, "c": 1.0}).reason == "a is nan, b is -inf"
 
 
-def filled(path: Path | str) -> Archive:
-    archive = Archive(path, TWO, {"other": (None, 6.0)}, {"seed": 3, "options": {"start": 4, "off": None}})
-    archive.append(ARCHS[:10], RESULTS[:10])
-    archive.append(ARCHS[10:], RESULTS[10:])
-    return archive
+def test_a_front_that_is_not_empty_needs_no_explanation():
+    assert why_empty([evaluation(1, 2), evaluation(failure="a is nan")], {"b": 2}) == ""
+    assert why_empty([], {}) == "Nothing was evaluated."
 
 
-def test_everything_comes_back_after_reopening(path):
-    memory, disk = filled(":memory:"), filled(path)
-    disk.close()
-    for archive in (memory, disk, Archive.load(path)):
-        assert len(archive) == len(ARCHS)
-        assert [e.arch for e in archive.evaluations] == ARCHS
-        assert [e.metrics for e in archive.evaluations] == RESULTS
-        assert [e.index for e in archive.evaluations] == list(range(len(ARCHS)))
-        assert archive.get(ARCHS[7]) == archive.evaluations[7]
-        assert archive.get(Architecture(999, ARCHS[0].layers)) is None
-        assert archive.front() == front(archive.evaluations, TWO, {"other": 6.0})
-        assert archive.hypervolume({"loss": 9.0, "speed": -1.0}) == 9 * 6 + 8 * 1  # (0, 5) and (1, 6)
-    with sqlite3.connect(path) as db:
-        assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+def test_an_empty_front_of_failures_is_explained_by_the_commonest_reason():
+    reasons = ["a is nan", "RuntimeError: no memory", "RuntimeError: no memory"]
+    found = why_empty([evaluation(failure=reason) for reason in reasons], {})
+    assert found == "All 3 evaluations failed, 2 of them because RuntimeError: no memory."
 
 
-def test_metrics_that_are_not_finite_are_failures(path):
-    archive = Archive(path, {"loss": "min"})
-    archive.append(
-        ARCHS[:4], [{"loss": x, "speed": y} for x, y in [(math.nan, 1), (-math.inf, 1), (5, math.inf), (7, 1)]]
+def test_an_empty_front_outside_of_constraints_is_explained_by_the_nearest():
+    outside = [evaluation(12, 1), evaluation(30, 5), evaluation(11, 0.5), evaluation(failure="a is nan")]
+    assert why_empty(outside, {"a": 10, "b": (1, None)}) == (
+        f"None of the 3 evaluations that succeeded (of 4) meets all constraints; nearest is {ARCHS[0].id}: "
+        "a = 12 is 2 above 10."
     )
-    archive.close()
-    first, second, third, fourth = Archive.load(path).evaluations
-    assert (first.failure, first.metrics) == ("loss is nan", {"speed": 1.0})
-    assert second.failure == "loss is -inf"
-    assert (third.failure, third.metrics) == ("speed is inf", {"loss": 5.0})
-    assert Archive.load(path).front() == [fourth]
+    assert why_empty(outside[2:], {"a": 10, "b": (1, None)}).endswith("a = 11 is 1 above 10, b = 0.5 is 0.5 below 1.")
 
 
-@pytest.mark.parametrize(
-    ("results", "message"),
-    [
-        (RESULTS[:1], "returned 1 results for 2 architectures"),
-        ([{"loss": 1.0, "speed": 2.0}, {"loss": 1.0, "fast": 2.0}], r"no 'speed'; it returned \['fast', 'loss'\]"),
-        ([{"loss": 1.0, "speed": 2.0}, {"loss": 1.0, "speed": "fast"}], "from metric to number"),
-    ],
-)
-def test_a_wrong_batch_is_refused_whole(path, results, message):
-    archive = Archive(path, TWO)
-    with pytest.raises(UserError, match=message):
-        archive.append(ARCHS[:2], results)
-    assert len(archive) == len(Archive.load(path)) == 0
-
-
-def test_a_batch_that_cannot_be_stored_leaves_nothing(path):
-    archive = filled(path)
-    with pytest.raises(RunError, match=r"evaluations.sqlite: .* stored twice"):
-        archive.append([Architecture(999, ARCHS[0].layers), ARCHS[3]], RESULTS[:2])
-    assert archive.evaluations == Archive.load(path).evaluations
-    assert len(archive) == len(ARCHS)
-
-
-def test_a_full_disk_is_a_failed_run(path):
-    archive = filled(path)
-    archive._db.execute("PRAGMA max_page_count = 1")  # what SQLite does when it can grow no further
-    wide = {f"metric {i}": 0.5 for i in range(5000)}
-    with pytest.raises(RunError, match=r"cannot store evaluations .*full"):
-        archive.append([Architecture(999, ARCHS[0].layers)], [RESULTS[0] | wide])
-    assert archive.evaluations == Archive.load(path).evaluations
-
-
-def test_a_second_writer_is_stopped_without_damage(path):
-    ours, theirs = Archive(path, TWO), Archive(path, TWO)
-    ours.append(ARCHS[:3], RESULTS[:3])
-    with pytest.raises(RunError, match="another process writes"):
-        theirs.append(ARCHS[5:6], RESULTS[5:6])
-    assert Archive.load(path).evaluations == ours.evaluations
-
-
-def test_another_search_is_refused_with_every_difference(path):
-    filled(path).close()
-    asked = {"seed": 4, "options": {"start": 4}, "budget": {"max_params": 9}}
-    with pytest.raises(UserError) as error:
-        Archive(path, TWO, {"other": 6.0}, asked)
-    assert "(seed: 3 -> 4, budget.max_params: None -> 9)" in str(error.value)
-    assert len(Archive(path, TWO, {"other": 6.0}, {"seed": 3, "options": {"start": 4}})) == len(ARCHS)
-
-
-def test_an_archive_without_evaluations_belongs_to_nobody(path):
-    Archive(path, TWO, identity={"seed": 1}).close()
-    Archive(path, {"loss": "min"}, identity={"seed": 2}).close()
-    assert Archive.load(path).objectives == {"loss": "min"}
-
-
-def damage_header(path: Path) -> None:
-    path.write_bytes(b"not a database, whatever its name" * 200)
-
-
-def damage_pages(path: Path) -> None:
-    content = path.read_bytes()
-    path.write_bytes(content[:4096] + b"\x5a" * (len(content) - 4096))
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def lose_a_row(path: Path) -> None:
-    with contextlib.closing(sqlite3.connect(path)) as db, db:  # closed now, not when it is collected
-        db.execute("DELETE FROM evaluations WHERE idx = 4")
-
-
-def spoil_an_architecture(path: Path) -> None:
-    with contextlib.closing(sqlite3.connect(path)) as db, db:  # closed now, not when it is collected
-        db.execute("UPDATE evaluations SET arch = ? WHERE idx = 4", (json.dumps([1]),))
-
-
-def other_database(path: Path) -> None:
-    path.unlink()
-    with contextlib.closing(sqlite3.connect(path)) as db, db:  # closed now, not when it is collected
-        db.execute("CREATE TABLE runs (name TEXT)")
-
-
-def folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [damage_header, damage_pages, truncate, lose_a_row, spoil_an_architecture, other_database, folder],
-    ids=lambda f: f.__name__,
-)
-def test_a_damaged_file_is_named(path, damage):
-    filled(path).close()
-    damage(path)
-    before = path.read_bytes() if path.is_file() else b""
-    with pytest.raises(UserError, match=r"evaluations.sqlite: (no such|not a readable archive|a SQLite file, but not)"):
-        Archive(path, TWO, {"other": 6.0}, {"seed": 3, "options": {"start": 4}})
-    with pytest.raises(UserError, match=r"evaluations.sqlite: "):
-        Archive.load(path)
-    assert not path.is_file() or path.read_bytes() == before
-
-
-def test_a_missing_file_cannot_be_loaded(path):
-    with pytest.raises(UserError, match="no such file"):
-        Archive.load(path)
-    assert not path.exists()
+@pytest.mark.parametrize("wrong", ["val_loss", ["val_loss"], ("val_loss", "params"), None, 3])
+def test_objectives_and_constraints_that_are_no_mapping_are_one_line(wrong):
+    with pytest.raises(UserError, match=r'objectives: .*write them as \{"val_loss": "min"\}'):
+        check_objectives(wrong)
+    with pytest.raises(UserError, match=r'constraints: .*write them as \{"latency_ms": 20\}'):
+        check_constraints(wrong)

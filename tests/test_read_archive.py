@@ -4,8 +4,8 @@ import sqlite3
 
 import pytest
 
+from llmnas.archive import Archive, read_archive
 from llmnas.errors import UserError
-from llmnas.pareto import Archive, read_archive
 from llmnas.space import Architecture, LayerSpec
 
 OBJECTIVES = {"val_loss": "min", "params": "max"}
@@ -43,7 +43,7 @@ def test_changes_nothing(path):
 
 
 def test_a_file_that_is_no_archive_is_a_users_error(path):
-    with pytest.raises(UserError, match="not a readable archive"):
+    with pytest.raises(UserError, match="no such file"):
         read_archive(path)
     assert not path.exists()  # and none was made
     path.write_bytes(b"not a database" * 100)

@@ -15,7 +15,17 @@ import numpy as np
 
 from llmnas.evaluate.evaluator import Part
 from llmnas.evaluate.quality import QUALITY
-from llmnas.pareto import DROPPED, Constraints, Evaluation, Objectives, front, minimised, violations
+from llmnas.pareto import (
+    Constraints,
+    Evaluation,
+    Failed,
+    Objectives,
+    Result,
+    all_needed,
+    front,
+    minimised,
+    violations,
+)
 from llmnas.space import Architecture
 
 HALVED = "halved_val_loss"
@@ -70,9 +80,9 @@ def _crowding(points: np.ndarray) -> np.ndarray:
 class Halving:
     """Evaluates batches; callable as `search` wants it. With one rung every candidate is run on all windows.
 
-    A candidate that is dropped has NaN for its quality and the metric `DROPPED`, the windows it was run on: the archive
-    stores it as failed, so it is on no front, and is never asked for again. Survivors have the numbers, bit for
-    bit, that they would have without halving.
+    A candidate that is dropped is `Failed`, with its costs, `HALVED`, and the windows it was run on: it is on no
+    front, and is never asked for again. Survivors have the numbers, bit for bit, that they would have without
+    halving; one of which some number is not finite is `Failed` too.
 
     Args:
         run: losses of parts.
@@ -96,10 +106,11 @@ class Halving:
     windows: int = field(default=0, init=False)
     dropped: int = field(default=0, init=False)
 
-    def __call__(self, archs: Sequence[Architecture]) -> list[Row]:
+    def __call__(self, archs: Sequence[Architecture]) -> list[Result]:
         """Metrics of every architecture."""
         others = self.others(archs)
         rows: list[Row] = [{} for _ in archs]
+        dropped: dict[int, Failed] = {}
         losses = [np.empty(0) for _ in archs]
         alive, first = list(range(len(archs))), 0
         for last in self.rungs:
@@ -109,18 +120,24 @@ class Halving:
                 losses[i] = np.concatenate([losses[i], more])
                 rows[i] = {**self.metrics(archs[i], losses[i]), **others[i]}
             if last < self.rungs[-1]:
-                alive = self._survivors(archs, rows, alive, last)
+                going_on, sound = self._survivors(archs, rows, alive)
+                dropped |= {i: _dropped(rows[i], last) for i in sound if i not in going_on}
+                alive = sorted(going_on)
             first = last
-        return rows
+        self.dropped += len(dropped)
+        return [dropped[i] if i in dropped else all_needed(row) for i, row in enumerate(rows)]
 
-    def _survivors(self, archs: Sequence[Architecture], rows: list[Row], alive: list[int], last: int) -> list[int]:
-        """Those that go on; the rows of the others are marked, but for failed ones, which stay as they are."""
+    def _survivors(
+        self, archs: Sequence[Architecture], rows: list[Row], alive: list[int]
+    ) -> tuple[set[int], list[int]]:
+        """(those that go on, those that could: what is asked for of the others is not finite)."""
         named = (*self.objectives, *self.constraints)
         sound = [i for i in alive if all(math.isfinite(rows[i][name]) for name in named)]
         order = ranked([Evaluation(archs[i], rows[i], None, i) for i in sound], self.objectives, self.constraints)
-        on = set(order[: max(1, math.ceil(self.keep * len(sound)))])
-        for i in sound:
-            if i not in on:
-                rows[i] |= {HALVED: rows[i]["val_loss"], DROPPED: float(last)} | dict.fromkeys(_MEASURED, math.nan)
-        self.dropped += len(sound) - len(on)
-        return sorted(on)
+        return set(order[: max(1, math.ceil(self.keep * len(sound)))]), sound
+
+
+def _dropped(row: Row, windows: int) -> Failed:
+    """What is left of a candidate that was run on so many windows: its costs, and an estimate of its loss."""
+    costs = {name: value for name, value in row.items() if name not in _MEASURED}
+    return Failed(f"dropped after {windows} windows", costs | {HALVED: row["val_loss"]}, windows)

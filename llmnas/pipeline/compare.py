@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from llmnas.archive import Archive
 from llmnas.config import Config
 from llmnas.cost import costs
 from llmnas.errors import UserError
 from llmnas.evaluate.providers import Provider, with_providers
 from llmnas.files import sha256, write_json
-from llmnas.pareto import Archive, Evaluation
+from llmnas.pareto import Evaluation
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.metrics import providers
 from llmnas.pipeline.stores import Evaluate, evaluation_identity, remembered, store_of

@@ -20,13 +20,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from llmnas.archive import Archive
 from llmnas.config import Config, make_config
 from llmnas.cost import BudgetSampler, count_params
 from llmnas.data import open_corpus, read_model_tokenizer
 from llmnas.errors import UserError
 from llmnas.evaluate.measure import measure_latency, this_device
 from llmnas.files import read_json
-from llmnas.pareto import Archive
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.decide import chosen
 from llmnas.pipeline.retrain import verdict

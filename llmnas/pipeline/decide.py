@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from llmnas.archive import Archive
 from llmnas.errors import UserError
 from llmnas.evaluate.compare import Comparison, Losses, Race, race
 from llmnas.evaluate.quality import QUALITY
 from llmnas.files import read_json, write_json
-from llmnas.pareto import Archive, Evaluation, violations
+from llmnas.pareto import Evaluation, violations
 from llmnas.pipeline.context import Context
 from llmnas.rng import generator
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from llmnas.archive import read_archive
 from llmnas.errors import UserError
 from llmnas.evaluate.evaluator import Evaluator
 from llmnas.export import Card
 from llmnas.export.elastic import ElasticReport, export_elastic
 from llmnas.export.generate import generate, load_model, read_prompt
 from llmnas.export.subnetworks import Subnetwork, check_limits
-from llmnas.pareto import Direction, front, read_archive
+from llmnas.pareto import Direction, front
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.exported import ELASTIC
 from llmnas.rng import torch_seed

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
+from llmnas.archive import Archive
 from llmnas.data import Sequences
 from llmnas.errors import UserError
 from llmnas.evaluate.evaluator import Evaluator
 from llmnas.evaluate.providers import with_providers
 from llmnas.files import write_json
-from llmnas.pareto import PROPOSED, Archive
+from llmnas.pareto import all_needed
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.metrics import providers
 from llmnas.pipeline.search import write_front
@@ -60,7 +61,7 @@ def analyse_experts(context: Context) -> dict[str, Any]:
             stored = archive.get(arch)
             metrics = stored.metrics if stored else dict(measure([arch])[0])
             if stored is None:
-                archive.append([arch], [{**metrics, PROPOSED: 1.0}])
+                archive.append([arch], [all_needed(metrics)], proposed=True)
             proposals.append({
                 "parent": label, "level": level, "id": arch.id, "architecture": arch.to_dict(), "new": stored is None,
                 "metrics": metrics, "parent_metrics": before, "shuffled": _shuffled(context, arch, evaluator),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from llmnas.evaluate.providers import Evaluate
+from llmnas.pareto import Result
 from llmnas.space import Architecture
 
 SPEED = ("candidates_per_hour", "strategy_share", "processes", "dropped", "windows_share")
@@ -28,10 +28,12 @@ class Pace:
     between: float = 0.0
     _ended: float | None = None
 
-    def timed(self, evaluate: Evaluate) -> Evaluate:
+    def timed(
+        self, evaluate: Callable[[Sequence[Architecture]], Sequence[Result]]
+    ) -> Callable[[Sequence[Architecture]], Sequence[Result]]:
         """`evaluate` with its time noted."""
 
-        def noted(archs: Sequence[Architecture]) -> Sequence[Mapping[str, float]]:
+        def noted(archs: Sequence[Architecture]) -> Sequence[Result]:
             begun = time.monotonic()
             if self._ended is not None:
                 self.between += begun - self._ended

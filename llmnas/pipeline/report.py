@@ -6,10 +6,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from llmnas.archive import read_archive
 from llmnas.cost import count_params
 from llmnas.errors import UserError
 from llmnas.files import read_json
-from llmnas.pareto import Constraints, Evaluation, Objectives, front, read_archive
+from llmnas.pareto import Constraints, Evaluation, Objectives, front
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.tables import search_tables, stage_tables
 from llmnas.report.findings import Findings, Table

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from llmnas.archive import Archive
 from llmnas.config import Config
 from llmnas.cost import BudgetSampler, hand_designed
 from llmnas.errors import UserError
 from llmnas.evaluate.rank import paired_difference
 from llmnas.files import write_json
-from llmnas.pareto import Archive
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.decide import chosen
 from llmnas.pipeline.pruned import layer_scores, pruned

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from llmnas.archive import Archive
 from llmnas.cost import count_params
 from llmnas.errors import UserError
 from llmnas.evaluate.evaluator import Evaluator, spread
 from llmnas.evaluate.halving import Halving, rungs
 from llmnas.evaluate.providers import with_providers
 from llmnas.files import read_json, write_json
-from llmnas.pareto import Archive, Evaluation
+from llmnas.pareto import Evaluation
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.decide import WINDOWS, contenders, decide
 from llmnas.pipeline.metrics import providers
@@ -65,7 +66,7 @@ def _search(context: Context, most: int, processes: Processes, preemption: Preem
     asked: dict[str, Any] = {
         "space": config.space, "strategy": options.strategy, "objectives": dict(options.objectives),
         "budget": config.budget, "constraints": dict(options.constraints), "seed": config.seed,
-        "archive_path": run.evaluations, "options": dict(options.options), "batch": options.batch,
+        "archive_path": run.evaluations, "options": dict(options.options),
         "first": known(context), "evaluation": measured_how(config),
     }  # fmt: skip
     if run.evaluations.exists():  # refuse another search's before minutes of measuring
@@ -74,8 +75,12 @@ def _search(context: Context, most: int, processes: Processes, preemption: Preem
     pace, started = Pace(team.size), time.process_time()
     sample, halving = len(evaluator.chosen), options.halving
 
+    seen, best = 0, math.inf
+
     def progress(archive: Archive) -> None:
-        best = min((e.metrics["val_loss"] for e in archive.evaluations if e.failure is None), default=math.inf)
+        nonlocal seen, best
+        new, seen = archive.since(seen), len(archive)
+        best = min([best, *(e.metrics["val_loss"] for e in new if e.failure is None)])
         tracker.progress("search", len(archive), most, f"{options.strategy}, best loss {best:.3f}")
 
     with team:
@@ -86,7 +91,9 @@ def _search(context: Context, most: int, processes: Processes, preemption: Preem
             dict(options.objectives), dict(options.constraints),
             rungs(sample, halving.first, halving.keep) if halving else [sample], halving.keep if halving else 1.0,
         )  # fmt: skip
-        archive = search(evaluate=pace.timed(measure), evaluations=most, on_progress=progress, **asked)
+        archive = search(
+            evaluate=pace.timed(measure), evaluations=most, on_progress=progress, batch=options.batch, **asked
+        )
     team.forget()
     front = write_front(run, archive)
     before = run.recorded("search")

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llmnas.archive import Archive
 from llmnas.config import Config, SearchConfig
-from llmnas.pareto import Archive, Constraints, Objectives
+from llmnas.pareto import Constraints, Objectives, all_needed
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.metrics import measured_on
 from llmnas.space import Architecture
@@ -62,7 +63,7 @@ def remembered(
     def answer(archs: Sequence[Architecture]) -> list[dict[str, float]]:
         new = [arch for arch in dict.fromkeys(archs) if store.get(arch) is None]
         if new:
-            store.append(new, list(evaluate(new)))
+            store.append(new, [all_needed(row) for row in evaluate(new)])
         rows = [store.get(arch) for arch in archs]
         return [dict.fromkeys(wanted, math.nan) | row.metrics for row in rows if row is not None]
 

@@ -15,16 +15,17 @@ from pathlib import Path
 
 import numpy as np
 
+from llmnas.archive import Archive
 from llmnas.errors import UserError
 from llmnas.files import atomic_open
-from llmnas.pareto import Archive, Evaluation
+from llmnas.pareto import Evaluation
 from llmnas.space import SearchSpace, cardinalities, decode, encode
 
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 def write_table(path: Path, space: SearchSpace, evaluations: Sequence[Evaluation], metrics: Sequence[str]) -> None:
-    """Write those that succeeded as CSV; the same evaluations give the same bytes.
+    """Write those that succeeded and have these metrics as CSV; the same evaluations give the same bytes.
 
     Raises:
         UserError: a decision of the space has more than 36 choices.
@@ -36,7 +37,7 @@ def write_table(path: Path, space: SearchSpace, evaluations: Sequence[Evaluation
     writer = csv.writer(text)
     writer.writerow(["code", *metrics])
     for e in evaluations:
-        if e.failure is None:
+        if e.failure is None and all(name in e.metrics for name in metrics):
             code = "".join(_DIGITS[digit] for digit in encode(space, e.arch)[free])
             writer.writerow([code, *(f"{e.metrics[name]:.9g}" for name in metrics)])
     with atomic_open(path) as stream:

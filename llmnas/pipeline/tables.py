@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from llmnas.files import read_json
-from llmnas.pareto import DROPPED, Evaluation
+from llmnas.pareto import Evaluation
 from llmnas.pipeline.retrain import verdict
 from llmnas.report.findings import Table
 from llmnas.runs import RunFolder
@@ -30,7 +30,7 @@ def search_tables(
 
 def failures(evaluations: Sequence[Evaluation]) -> str:
     """How many evaluations failed, and the most frequent reason, as a sentence; empty where none did."""
-    reasons = Counter(e.failure for e in evaluations if e.failure is not None and DROPPED not in e.metrics)
+    reasons = Counter(e.failure for e in evaluations if e.failure is not None and e.dropped_after is None)
     if not reasons:
         return ""
     reason, count = reasons.most_common(1)[0]

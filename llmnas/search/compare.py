@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import wilcoxon
 
+from llmnas.archive import Archive
 from llmnas.errors import UserError
-from llmnas.pareto import Archive, Constraints, Evaluation, Objectives, front, hypervolume, violations
+from llmnas.pareto import Constraints, Evaluation, Objectives, front, hypervolume, violations
 from llmnas.rng import generator
 
 _RESAMPLES = 2000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from llmnas.archive import Archive
 from llmnas.cost import Budget
 from llmnas.errors import UserError, explain
-from llmnas.pareto import PROPOSED, Archive, Constraints, Evaluation, Objectives
+from llmnas.pareto import Constraints, Evaluation, Objectives, Result
+from llmnas.search.arguments import require_kinds, whole_number
+from llmnas.search.evaluating import Catch, Evaluate, results_of
 from llmnas.search.strategy import Options, Problem, Strategy
 from llmnas.space import Architecture, SearchSpace
-
-Evaluate = Callable[[Sequence[Architecture]], Sequence[Mapping[str, float]]]
 
 
 class Entry(NamedTuple):
@@ -62,6 +63,7 @@ def search(
     first: Sequence[Architecture] = (),
     on_progress: Callable[[Archive], None] | None = None,
     evaluation: Mapping[str, Any] = {},
+    catch: Catch = (),
 ) -> Archive:
     """Search `space` for the Pareto front of `objectives`.
 
@@ -71,9 +73,14 @@ def search(
     search ends with the same evaluations as an uninterrupted one, and at most the batch that was
     being evaluated is evaluated again.
 
+    `batch` may differ when a search is resumed: what is stored is replayed with the batches that it was made with, so
+    it stays exact, and from there on the strategy is asked for as many as are wanted now. The same batches give the
+    same search; with others the strategy knows more or less when it is asked, so what follows differs.
+
     Args:
-        evaluate: measures a few architectures (at most `batch`), one mapping from metric to
-            number each. NaN or infinity is a failed evaluation: stored, never on the front.
+        evaluate: measures a few architectures (at most `batch`), one mapping from metric to number each, or
+            `Failed`. An objective or constrained metric that is NaN or infinite is a failed evaluation: stored,
+            never on the front. Any other one that is not finite is left out.
         strategy: a key of `STRATEGIES`.
         budget: limits on closed-form costs; no architecture outside of it is ever evaluated.
         constraints: limits on measured metrics: an upper bound, or (low, high) with None for an
@@ -85,25 +92,30 @@ def search(
         first: members of the space within the budget to evaluate before the strategy is asked, and what it begins with.
         on_progress: called with the archive after every stored batch.
         evaluation: plain values that say how `evaluate` measures; an archive of other ones is refused.
+        catch: exceptions of `evaluate` that end one evaluation instead of the search, a type or several: those of a
+            batch that raised one are evaluated again one by one, and what raises then is stored as failed, with the
+            exception as its reason. Any other exception passes through, and what was stored before it is kept.
 
     Raises:
         UserError: a wrong argument, a budget that nothing meets, a damaged archive or that of another
-            search, or results of `evaluate` without an objective. What `evaluate` raises passes through.
+            search, or results of `evaluate` without an objective.
     """
-    for name, value, least in (("evaluations", evaluations, 1), ("batch", batch, 1), ("seed", seed, 0)):
-        if type(value) is not int:
-            raise UserError(f"{name} must be a whole number, got {value!r}")
-        if value < least:
-            raise UserError(f"{name} must be at least {least}, got {value}")
+    evaluations, batch, seed = (
+        whole_number(name, value, least)
+        for name, value, least in (("evaluations", evaluations, 1), ("batch", batch, 1), ("seed", seed, 0))
+    )
+    measured = results_of(evaluate, catch)
     searcher, archive = open_search(
         space, strategy, objectives, budget, constraints, seed, archive_path=archive_path, options=options,
-        batch=batch, first=first, evaluation=evaluation,
+        first=first, evaluation=evaluation,
     )  # fmt: skip
     try:
-        _run(searcher, evaluate, archive, evaluations, batch, first, on_progress)
+        _run(searcher, measured, archive, evaluations, batch, first, on_progress)
     except BaseException:
         archive.close()
         raise
+    if why := archive.why_empty():
+        _LOG.warning("the front is empty. %s", why)
     return archive
 
 
@@ -117,11 +129,11 @@ def open_search(
     *,
     archive_path: str | Path | None,
     options: Mapping[str, Any],
-    batch: int,
     first: Sequence[Architecture],
     evaluation: Mapping[str, Any],
 ) -> tuple[Strategy, Archive]:
     """(the strategy before its first `ask`, the archive) of a `search` with the same arguments; raises as it does."""
+    require_kinds(space, strategy, budget, options, first, evaluation)
     problem = Problem.of(space, objectives, constraints, budget, seed, first)
     chosen, searcher = start_strategy(strategy, options, problem)
     identity = {
@@ -129,7 +141,6 @@ def open_search(
         "strategy": strategy,
         "options": chosen.model_dump(mode="json"),
         "seed": seed,
-        "batch": batch,
         "budget": asdict(budget) if budget else None,
         "first": [arch.id for arch in first] or None,
         "evaluation": evaluation or None,
@@ -184,34 +195,34 @@ def start_strategy(strategy: str, options: Mapping[str, Any], problem: Problem) 
 
 def _run(
     searcher: Strategy,
-    evaluate: Evaluate,
+    evaluate: Callable[[Sequence[Architecture]], list[Result]],
     archive: Archive,
     evaluations: int,
     batch: int,
     first: Sequence[Architecture],
     on_progress: Callable[[Archive], None] | None,
 ) -> None:
+    """Ask, evaluate, store, tell. A turn takes time for its own batch, not for what the archive holds already."""
     # distinct architectures in the order first asked, as in the archive
     order: dict[Architecture, None] = dict.fromkeys(first)
     barren = 0
 
-    def measure(archs: list[Architecture]) -> None:
+    def measure(archs: list[Architecture], asked: int) -> None:
         """Evaluate those that are new, up to the limit: only this stops there, never the asking, so that a longer
         search begins with this one."""
-        new = [arch for arch in archs if archive.get(arch) is None][: evaluations - _own(archive)]
+        new = [arch for arch in archs if archive.get(arch) is None][: evaluations - archive.asked]
         if new:
-            results: Any = evaluate(new)
-            if not isinstance(results, Iterable):
-                raise UserError(f"evaluate: must return a mapping for each architecture in a list, got {results!r}")
-            archive.append(new, list(results))
+            archive.append(new, evaluate(new), batch=asked)
             if on_progress is not None:
                 on_progress(archive)
 
     _require_replay(archive, list(order), 0)
     for i in range(0, len(order), batch):
-        measure(list(order)[i : i + batch])
-    while _own(archive) < evaluations:
-        asked = searcher.ask(batch)
+        measure(list(order)[i : i + batch], batch)
+    while archive.asked < evaluations:
+        # what is replayed is asked for as it was, whatever the batch is now
+        size = archive.batch_at(len(order)) or batch
+        asked = searcher.ask(size)
         fresh = [arch for arch in dict.fromkeys(asked) if arch not in order and not _proposed(archive.get(arch))]
         _require_replay(archive, fresh, len(order))
         order.update(dict.fromkeys(fresh))
@@ -223,25 +234,19 @@ def _run(
                 evaluations,
             )
             return
-        measure(fresh)
-        if _own(archive) < evaluations:
+        measure(fresh, size)
+        if archive.asked < evaluations:
             searcher.tell([found for arch in asked if (found := archive.get(arch)) is not None])
 
 
 def _proposed(evaluation: Evaluation | None) -> bool:
     """Whether the archive has it although no search asked for it."""
-    return evaluation is not None and PROPOSED in evaluation.metrics
-
-
-def _own(archive: Archive) -> int:
-    """How many evaluations the search itself asked for."""
-    return sum(not _proposed(evaluation) for evaluation in archive.evaluations)
+    return evaluation is not None and evaluation.proposed
 
 
 def _require_replay(archive: Archive, fresh: list[Architecture], start: int) -> None:
     """The architectures first asked for from position `start` on must be those stored there."""
-    own = [evaluation for evaluation in archive.evaluations if not _proposed(evaluation)]
-    for arch, stored in zip(fresh, own[start:], strict=False):
+    for arch, stored in zip(fresh, archive.asked_from(start, len(fresh)), strict=False):
         if arch != stored.arch:
             raise UserError(
                 f"{archive.path}: evaluation {stored.index} is of {stored.arch.id}, but this version of llmnas and its "

@@ -8,8 +8,9 @@ import pytest
 import search_fronts
 import tiny
 
+from llmnas.archive import Archive, read_archive
 from llmnas.config import load_config
-from llmnas.pareto import Archive, Evaluation, front, hypervolume, read_archive
+from llmnas.pareto import Evaluation, front, hypervolume
 from llmnas.pipeline.compare import strategies_table
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.table import write_table

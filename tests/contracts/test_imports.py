@@ -13,7 +13,7 @@ FILES = sorted({*PACKAGE.rglob("*.py"), *(PACKAGE / "triton_kernels").glob("*.py
 
 EVERYWHERE = {"errors", "files"}
 BELOW_PIPELINE = {"space", "rng", "data", "cost", "config", "runs", "tracking", "pareto", "nn", "supernet", "train"}
-BELOW_PIPELINE |= {"distributed"}
+BELOW_PIPELINE |= {"archive", "distributed"}
 BELOW_PIPELINE |= {"evaluate", "search", "export", "serve", "report"}
 
 # room -> what it may import: a room, or one module of a room
@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "space": set(),
     "cost": {"space"},
     "pareto": {"space"},
+    "archive": {"pareto", "space"},
     "nn": {"space", "triton_kernels"},
     "triton_kernels": set(),
     "data": {"rng"},
@@ -35,7 +36,7 @@ MAY_IMPORT = {
     "tracking": set(),
     "train": {"supernet", "nn", "cost", "space", "data", "rng"},
     "evaluate": {"supernet", "cost", "space", "data", "pareto", "rng"},
-    "search": {"space", "cost", "pareto", "rng"},
+    "search": {"space", "cost", "pareto", "archive", "rng"},
     "export": {"supernet", "space", "nn", "cost"},
     "serve": {"supernet", "space", "nn", "cost", "export.modeling_llmnas", "export.subnetworks"},
     "report": {"pareto", "space"},
@@ -63,7 +64,7 @@ ONLY_IN = {
 
 # rooms that work without torch: configs, spaces, costs and searches are plain values
 NO_TORCH = {"__init__", "errors", "files", "rng", "space", "cost", "pareto", "config", "runs", "tracking"}
-NO_TORCH |= {"distributed", "search", "report", "cli", "process"}
+NO_TORCH |= {"archive", "distributed", "search", "report", "cli", "process"}
 LIGHT = {"pipeline/exported.py"}  # says what is wrong with a folder before anything heavy is loaded
 # strategies that fit models: loaded by name when a search asks for one (`load_strategy`), never with the room
 FITTED = (

@@ -9,11 +9,12 @@ from pymoo.operators.survival.rank_and_crowding.metrics import calc_crowding_dis
 from test_evaluator import WINDOWS, WORKLOAD
 from test_quality import SPACE
 
+from llmnas.archive import Archive
 from llmnas.config import Config
 from llmnas.errors import UserError
 from llmnas.evaluate.evaluator import Evaluator, Part, spread
 from llmnas.evaluate.halving import HALVED, Halving, _crowding, ranked, rungs
-from llmnas.pareto import DROPPED, Archive, Evaluation
+from llmnas.pareto import Evaluation, Failed
 from llmnas.rng import generator
 from llmnas.search import search
 from llmnas.supernet import Transformer
@@ -73,9 +74,9 @@ def test_survivors_are_the_best_of_every_rung_with_the_numbers_of_exhaustive_eva
         if i in alive:
             assert row == full[i]  # to the last bit
         else:
-            assert (row[DROPPED], row[HALVED]) == dropped[i]
-            assert math.isnan(row["val_loss"])
-            assert row["params"] == full[i]["params"]
+            assert (row.dropped_after, row.metrics[HALVED]) == dropped[i]
+            assert "val_loss" not in row.metrics
+            assert row.metrics["params"] == full[i]["params"]
     assert tried.windows == 8 * 8 + 4 * 8 + 2 * 16 == 128  # of 256
     assert tried.dropped == 6
 
@@ -103,7 +104,8 @@ def test_a_failed_candidate_is_failed_not_dropped(evaluator):
     archs = drawn(4)
     broken = lambda archs: [{"latency_ms": math.nan if i == 2 else 1.0} for i in range(len(archs))]  # noqa: E731
     rows = halving(evaluator, {"val_loss": "min", "latency_ms": "min"}, others=broken)(archs)
-    assert DROPPED not in rows[2]
+    assert isinstance(rows[2], Failed)
+    assert rows[2].dropped_after is None
     with closing(Archive(":memory:", LOSS | {"latency_ms": "min"})) as archive:
         found = archive.append(archs, rows)
     assert found[2].failure == "latency_ms is nan"

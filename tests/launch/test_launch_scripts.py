@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from llmnas.pareto import read_archive
+from llmnas.archive import read_archive
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))

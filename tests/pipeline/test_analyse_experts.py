@@ -5,7 +5,7 @@ import json
 import pytest
 import tiny
 
-from llmnas.pareto import PROPOSED, Archive
+from llmnas.archive import Archive
 from llmnas.pipeline.experts import experts_tables
 from llmnas.space import Architecture, SearchSpace
 
@@ -53,12 +53,10 @@ def test_proposals_are_evaluated_and_added_and_the_search_goes_on(searched, llmn
         arch = Architecture.from_dict(proposal["architecture"])
         assert space.contains(arch)
         assert proposal["id"] in done.out
-        assert (PROPOSED in archive.get(arch).metrics) == any(
-            p["new"] for p in result["proposals"] if p["id"] == proposal["id"]
-        )
+        assert archive.get(arch).proposed == any(p["new"] for p in result["proposals"] if p["id"] == proposal["id"])
         assert proposal["front"] == (arch in [e.arch for e in archive.front()])
     assert {e["id"] for e in json.loads((run / "pareto.json").read_text())} == {e.arch.id for e in archive.front()}
-    proposed = sum(PROPOSED in e.metrics for e in archive.evaluations)
+    proposed = sum(e.proposed for e in archive.evaluations)
     archive.close()
     assert before == 12 + proposed
     again = llmnas("analyse", "experts", config, "--run-dir", run)

@@ -11,9 +11,9 @@ from real_models import write_glass
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from llmnas.archive import Archive
 from llmnas.config import make_config
 from llmnas.cost import Budget, count_params
-from llmnas.pareto import Archive
 from llmnas.pipeline.compress import Request, compress_config, compress_values, space_values
 from llmnas.pipeline.pruned import beginnings, pruned
 from llmnas.runs import RunFolder

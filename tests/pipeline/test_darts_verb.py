@@ -7,7 +7,7 @@ import pytest
 import tiny
 import yaml
 
-from llmnas.pareto import read_archive
+from llmnas.archive import read_archive
 
 SECTION = {"trace_every": 2, "alpha_lr": 0.1, "only": {"depth": [2]}}
 

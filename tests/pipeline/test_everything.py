@@ -10,11 +10,11 @@ import pytest
 import yaml
 from scipy import stats
 
+from llmnas.archive import Archive
 from llmnas.config import load_config
 from llmnas.cost import count_params
 from llmnas.data import EOS_ID, Sequences, TokenFile, read_corpus
 from llmnas.evaluate.quality import window_losses
-from llmnas.pareto import Archive
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.stand_alone import load_alone
 from llmnas.runs import RunFolder

@@ -8,12 +8,12 @@ import pytest
 import tiny
 import yaml
 
+from llmnas.archive import Archive
 from llmnas.cli.examine import target_setting
 from llmnas.config import load_config, make_config
 from llmnas.cost import BudgetSampler, count_params
 from llmnas.errors import UserError
 from llmnas.evaluate.evaluator import Evaluator
-from llmnas.pareto import Archive
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.extract import _earlier, _require_reachable, _trained
 from llmnas.pipeline.metrics import measured_on

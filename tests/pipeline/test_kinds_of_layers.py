@@ -5,7 +5,7 @@ import json
 import pytest
 import tiny
 
-from llmnas.pareto import Archive
+from llmnas.archive import Archive
 from llmnas.runs import RunFolder
 
 SPACE = {

@@ -13,7 +13,7 @@ import time
 import pytest
 import tiny
 
-from llmnas.pareto import Archive
+from llmnas.archive import Archive
 from llmnas.tracking import read_metrics
 
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 from test_search_metrics import config, search_by
 
+from llmnas.archive import Archive
 from llmnas.config import HardwareConfig
 from llmnas.cost import Workload
 from llmnas.cost.roofline import GPUS, roofline_ms
 from llmnas.errors import UserError
 from llmnas.evaluate.power import Meter, NoMeter
-from llmnas.pareto import Archive
 from llmnas.pipeline.compare import compare_strategies
 from llmnas.pipeline.metrics import providers
 from llmnas.pipeline.search import search_supernet

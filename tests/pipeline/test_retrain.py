@@ -10,11 +10,11 @@ from pydantic import ValidationError
 from scipy import stats
 from study_run import VALUES, changed, opened, searched
 
+from llmnas.archive import Archive
 from llmnas.config import Config
 from llmnas.cost import count_params
 from llmnas.errors import UserError
 from llmnas.files import read_json, write_json
-from llmnas.pareto import Archive
 from llmnas.pipeline.correlate import correlate
 from llmnas.pipeline.decide import contenders
 from llmnas.pipeline.export import export, export_as_gguf

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import yaml
 
+from llmnas.archive import Archive
 from llmnas.config import METRICS, Config, load_config
 from llmnas.cost import Workload
 from llmnas.cost.roofline import GPUS, roofline_ms
 from llmnas.errors import UserError
 from llmnas.evaluate.power import NoMeter
 from llmnas.files import read_json
-from llmnas.pareto import DROPPED, Archive, Evaluation
+from llmnas.pareto import Evaluation
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.decide import chosen, contenders, price
 from llmnas.pipeline.metrics import check_metrics, own_metric, providers, with_own
@@ -291,8 +292,8 @@ def test_the_choice_is_written_down_with_its_reasons(searched):
     assert len(choice.rows) == len(decision["statements"])
     assert "failed" not in front.note
     reasons = ["width is nan", "val_loss is nan", "width is nan", "dropped after 8 windows", None]
-    metrics = {"dropped after 8 windows": {DROPPED: 8.0}}
-    told = [Evaluation(found.arch, metrics.get(why, {}), why, i) for i, why in enumerate(reasons)]
+    windows = {"dropped after 8 windows": 8}
+    told = [Evaluation(found.arch, {}, why, i, dropped_after=windows.get(why)) for i, why in enumerate(reasons)]
     assert failures(told) == " 3 of them failed, 2 because width is nan."
 
 

@@ -17,11 +17,11 @@ import pytest
 import tiny
 
 from llmnas import cli
+from llmnas.archive import read_archive
 from llmnas.config import load_config
 from llmnas.cost import count_params
 from llmnas.errors import UserError
 from llmnas.evaluate.evaluator import Evaluator, Part
-from llmnas.pareto import read_archive
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.search import search_supernet
 from llmnas.pipeline.tables import speed

@@ -7,9 +7,9 @@ from report_data import CORRELATION, EVALUATIONS, LADDER, TWO, left_by_stages
 from test_html import Page
 from test_serve import CONFIG, full
 
+from llmnas.archive import Archive
 from llmnas.config import load_config
 from llmnas.errors import UserError
-from llmnas.pareto import Archive
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.report import Gatherer, follow, report
 from llmnas.runs import RunFolder

@@ -14,8 +14,8 @@ from urllib.parse import quote
 import pytest
 from report_data import EVALUATIONS, LADDER, TWO, findings, left_by_stages
 
+from llmnas.archive import Archive
 from llmnas.errors import UserError
-from llmnas.pareto import Archive
 from llmnas.report.serve import ReportServer, news
 from llmnas.runs import RunFolder
 

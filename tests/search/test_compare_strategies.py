@@ -13,11 +13,11 @@ from PIL import Image
 from scipy.stats import wilcoxon
 from toy_problem import REFERENCE, SPACE, TWO, measure, params, val_loss
 
+from llmnas.archive import Archive
 from llmnas.config import Config, load_config
 from llmnas.config.sections import HalvingConfig
 from llmnas.cost import count_params
 from llmnas.errors import UserError
-from llmnas.pareto import Archive
 from llmnas.pipeline.compare import compare_strategies, strategies_table
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.stores import remembered

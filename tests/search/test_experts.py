@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmnas.pareto import PROPOSED, Archive
+from llmnas.archive import Archive
 from llmnas.search import search
 from llmnas.search.experts import LEVELS, LayerFindings, Level, choices_a_token, needed, propose
 from llmnas.space import SearchSpace
@@ -79,7 +79,7 @@ def test_a_search_goes_on_as_if_nothing_had_been_proposed(tmp_path):
     def run(path, evaluations):
         archive = search(space, evaluate, "random", {"cost": "min", "loss": "min"}, None, {}, evaluations, 0,
                          archive_path=path)  # fmt: skip
-        found = [e.arch for e in archive.evaluations if PROPOSED not in e.metrics]
+        found = [e.arch for e in archive.evaluations if not e.proposed]
         archive.close()
         return found
 
@@ -88,7 +88,7 @@ def test_a_search_goes_on_as_if_nothing_had_been_proposed(tmp_path):
     archive = Archive.load(tmp_path / "proposed.sqlite")
     foreign, later = space.smallest(), straight[20]
     assert foreign not in straight
-    archive.append([foreign, later], [{**evaluate([arch])[0], PROPOSED: 1.0} for arch in (foreign, later)])
+    archive.append([foreign, later], evaluate([foreign, later]), proposed=True)
     archive.close()
     calls.clear()
     assert run(tmp_path / "proposed.sqlite", 29) == [arch for arch in straight if arch != later]

@@ -3,9 +3,9 @@
 import pytest
 from toy_problem import BUDGET, LIGHT, SPACE, measure
 
+from llmnas.archive import Archive
 from llmnas.cost import sample
 from llmnas.errors import UserError
-from llmnas.pareto import Archive
 from llmnas.rng import generator
 from llmnas.search import search
 from llmnas.search.loop import start_strategy

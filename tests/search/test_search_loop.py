@@ -12,9 +12,10 @@ import pytest
 import toy_problem
 from toy_problem import BUDGET, KILLED_RUN, LIGHT, ONE, SPACE, TWO, measure
 
+from llmnas.archive import Archive
 from llmnas.cost import Budget
 from llmnas.errors import UserError
-from llmnas.pareto import Archive, Evaluation
+from llmnas.pareto import Evaluation
 from llmnas.search import STRATEGIES, Options, search  # noqa: F401 (Options: found by name)
 from llmnas.search.loop import Entry
 from llmnas.space import Architecture
@@ -124,7 +125,6 @@ def test_what_was_stored_before_an_exception_is_kept(tmp_path):
     [
         ({"seed": 1}, "seed: 0 -> 1"),
         ({"strategy": "local"}, "strategy: random -> local"),
-        ({"batch": 4}, "batch: 8 -> 4"),
         ({"objectives": {"val_loss": "min", "params": "max"}}, "objectives.params: min -> max"),
         ({"objectives": ONE}, "objectives.params: min -> None"),
         ({"constraints": {"params": 9}}, "constraints.params: None -> [None, 9.0]"),

@@ -9,8 +9,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 from llmnas.cost import Budget, count_params
-from llmnas.search import search
+from llmnas.search import STRATEGIES, search
 from llmnas.space import Architecture, LayerSpec, SearchSpace, encode
 
 SPACE = SearchSpace.from_dict(
@@ -36,6 +38,8 @@ LIGHT = {
     "mip": {"scoring": 0.9},
 }
 """Options of the strategies that fit models, for tests of what does not depend on how well they search."""
+EACH = [pytest.param(name, marks=[pytest.mark.full] if name in {"bayes", "ofa"} else []) for name in STRATEGIES]
+"""Every strategy; those that take seconds in the long version of the tests."""
 KILLED_RUN = {"budget": BUDGET, "evaluations": 60, "seed": 3, "batch": 4}
 
 

@@ -1,0 +1,393 @@
+"""The archive on disk that holds every evaluation of one search."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from llmnas.errors import RunError, UserError
+from llmnas.files import sync_dir
+from llmnas.pareto import (
+    Constraints,
+    Direction,
+    Evaluation,
+    Failed,
+    Objectives,
+    Result,
+    check_constraints,
+    check_objectives,
+    front,
+    hypervolume,
+    why_empty,
+)
+from llmnas.space import Architecture
+
+_LAYOUT = 1
+"""`PRAGMA user_version` of a file. Layout 0 kept the marks among the metrics and the batch in the identity."""
+_PATIENCE = 5.0
+"""Seconds that a lock of another process is waited for."""
+_MARKS = {"proposed": "INTEGER NOT NULL DEFAULT 0", "dropped_after_windows": "INTEGER", "batch": "INTEGER"}
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS search (id INTEGER PRIMARY KEY CHECK (id = 0), identity TEXT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS evaluations"
+    " (idx INTEGER PRIMARY KEY, arch TEXT NOT NULL UNIQUE, metrics TEXT NOT NULL, failure TEXT)",
+)
+_INSERT = (
+    "INSERT INTO evaluations (idx, arch, metrics, failure, proposed, dropped_after_windows, batch)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?)"
+)
+_SELECT = (
+    "SELECT idx, arch, metrics, failure, proposed, dropped_after_windows, batch FROM evaluations"
+    " WHERE idx >= ? ORDER BY idx"
+)
+_SELECT_FIRST_LAYOUT = "SELECT idx, arch, metrics, failure, 0, NULL, NULL FROM evaluations WHERE idx >= ? ORDER BY idx"
+
+
+class Archive:
+    """Every evaluation of one search, in order, each architecture once.
+
+    A SQLite file in WAL mode with full synchronisation: when `append` returns, its rows survive
+    kill -9 and a power cut; a batch is stored whole or not at all. One process writes. A file of the layout
+    before this one is brought to this one when it is opened.
+
+    Args:
+        path: the file, made where there is none; ":memory:" keeps everything in memory.
+        identity: plain values that say which search this is (space, strategy, seed and so on).
+            An existing file must have been made with the same identity, objectives and constraints.
+
+    Raises:
+        UserError: the file is damaged, is no archive, belongs to another search, or cannot be opened.
+        RunError: another process has locked it.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        objectives: Objectives,
+        constraints: Constraints | None = None,
+        identity: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.path = str(path)
+        self.objectives = check_objectives(objectives)
+        self.constraints = check_constraints(constraints or {})
+        identity = {
+            **(identity or {}),
+            "objectives": self.objectives,
+            "constraints": {
+                name: [end if math.isfinite(end) else None for end in ends] for name, ends in self.constraints.items()
+            },
+        }
+        text = json.dumps(identity, default=_plain)
+        self._rows: list[Evaluation] = []
+        self._all: tuple[Evaluation, ...] | None = ()
+        self._own: list[Evaluation] = []
+        self._batches: list[int | None] = []
+        self._by_arch: dict[Architecture, Evaluation] = {}
+        with _named(self.path):
+            if self.path != ":memory:":
+                Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(self.path, timeout=_PATIENCE, isolation_level=None)
+            try:
+                self._open(text)
+            except BaseException:
+                self._db.close()
+                raise
+
+    @classmethod
+    def load(cls, path: str | Path, evaluation: Mapping[str, Any] | None = None) -> Self:
+        """Open an archive with its own objectives and constraints; another `evaluation` than it has is refused."""
+        if not Path(path).is_file():
+            raise UserError(f"{path}: no such file")
+        with _named(str(path)), contextlib.closing(sqlite3.connect(path, timeout=_PATIENCE)) as db:
+            row = db.execute("SELECT identity FROM search").fetchone()
+            if row is None:
+                raise UserError(f"{path}: an archive without a search")
+            stored = json.loads(row[0])
+        stored |= {} if evaluation is None else {"evaluation": evaluation}
+        return cls(path, stored.pop("objectives"), stored.pop("constraints"), stored)
+
+    def _open(self, identity: str) -> None:
+        tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if tables and not {"search", "evaluations"} <= tables:
+            raise UserError(f"{self.path}: a SQLite file, but not an archive of evaluations")
+        _require_known_layout(self._db, self.path)
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        (health,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
+        if health != "ok":
+            raise sqlite3.DatabaseError(health)
+        with self._transaction():
+            for statement in _SCHEMA:
+                self._db.execute(statement)
+            # A search that ended before its first evaluation (a mistake in its options, say) owns nothing.
+            if self._db.execute("SELECT 1 FROM evaluations LIMIT 1").fetchone() is None:
+                self._db.execute("INSERT OR REPLACE INTO search VALUES (0, ?)", (identity,))
+            (stored,) = self._db.execute("SELECT identity FROM search").fetchone()
+            self._require_same(json.loads(stored), json.loads(identity))
+            if _is_of_first_layout(self._db):
+                _add_marks(self._db, json.loads(stored))
+        if self.path != ":memory:":
+            sync_dir(Path(self.path).parent)
+        for evaluation, batch in _read(self._db):
+            if evaluation.index != len(self):
+                raise sqlite3.DatabaseError(f"evaluation {len(self)} is missing")
+            self._keep(evaluation, batch)
+
+    def _require_same(self, stored: dict[str, Any], asked: dict[str, Any]) -> None:
+        old, new = _flat(stored), _flat(asked if "evaluation" in stored else {**asked, "evaluation": None})
+        # how many were asked for at once belonged to the identity in the first layout
+        changed = [key for key in {**old, **new} if key != "batch" and old.get(key) != new.get(key)]
+        if changed:
+            difference = ", ".join(f"{key}: {old.get(key)} -> {new.get(key)}" for key in changed)
+            raise UserError(
+                f"{self.path}: belongs to another search ({difference}); take another path or ask for the stored one"
+            )
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield
+
+    def _keep(self, evaluation: Evaluation, batch: int | None) -> None:
+        self._rows.append(evaluation)
+        self._all = None
+        self._by_arch[evaluation.arch] = evaluation
+        if not evaluation.proposed:
+            self._own.append(evaluation)
+            self._batches.append(batch)
+
+    def append(
+        self,
+        archs: Sequence[Architecture],
+        results: Sequence[Result],
+        *,
+        proposed: bool = False,
+        batch: int | None = None,
+    ) -> list[Evaluation]:
+        """Store what was measured of architectures that are not in the archive yet, in one transaction.
+
+        A result whose objective or constrained metric is NaN or infinite is stored as a failed evaluation; of all
+        others only metrics that are finite are stored.
+
+        Args:
+            proposed: no search asked for them; see `Evaluation`.
+            batch: how many architectures the strategy was asked for at once when it asked for these.
+
+        Raises:
+            UserError: another number of results than architectures, a metric that is no number, or a result
+                without an objective or a constrained metric. Nothing is stored then.
+            RunError: the rows cannot be stored (full disk, or another process writes to this archive).
+        """
+        if len(results) != len(archs):
+            raise UserError(f"evaluate: returned {len(results)} results for {len(archs)} architectures")
+        pairs = zip(archs, results, strict=True)
+        new = [self._judge(arch, result, len(self) + i, proposed) for i, (arch, result) in enumerate(pairs)]
+        rows = [
+            (e.index, e.arch.to_json(), json.dumps(e.metrics), e.failure, int(e.proposed), e.dropped_after, batch)
+            for e in new
+        ]
+        with _named(self.path):
+            try:
+                with self._transaction():
+                    self._db.executemany(_INSERT, rows)
+            except sqlite3.IntegrityError as error:
+                raise RunError(
+                    f"{self.path}: another process writes to this archive, or it is stored twice ({error})"
+                ) from None
+        for evaluation in new:
+            self._keep(evaluation, batch)
+        return new
+
+    def _judge(self, arch: Architecture, result: Result, index: int, proposed: bool) -> Evaluation:
+        metrics = _numbers(result.metrics if isinstance(result, Failed) else result)
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        if isinstance(result, Failed):
+            return Evaluation(arch, finite, result.reason, index, proposed, result.dropped_after)
+        wanted = (*self.objectives, *self.constraints)
+        missing = [name for name in wanted if name not in metrics]
+        if missing:
+            raise UserError(f"evaluate: returned no {missing[0]!r}; it returned {sorted(metrics)}")
+        wrong = [f"{name} is {metrics[name]}" for name in dict.fromkeys(wanted) if name not in finite]
+        return Evaluation(arch, finite, ", ".join(wrong) or None, index, proposed)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def evaluations(self) -> tuple[Evaluation, ...]:
+        """All evaluations, in the order they were made."""
+        if self._all is None:
+            self._all = tuple(self._rows)
+        return self._all
+
+    def since(self, index: int) -> list[Evaluation]:
+        """The evaluations from this one on; takes time for these alone, not for all."""
+        return self._rows[index:]
+
+    @property
+    def asked(self) -> int:
+        """How many evaluations the search itself asked for: those that are not `proposed`."""
+        return len(self._own)
+
+    def asked_from(self, position: int, count: int) -> list[Evaluation]:
+        """At most `count` of the evaluations that the search itself asked for, from position `position` among them."""
+        return self._own[position : position + count]
+
+    def batch_at(self, position: int) -> int | None:
+        """How many architectures were asked for at once when the search asked for its evaluation `position`.
+
+        None where there is none yet, or where that was not noted.
+        """
+        return self._batches[position] if position < len(self._batches) else None
+
+    def get(self, arch: Architecture) -> Evaluation | None:
+        """The evaluation of this architecture, None where it was not evaluated."""
+        return self._by_arch.get(arch)
+
+    def front(self) -> list[Evaluation]:
+        """The Pareto front within the constraints; see `front`."""
+        return front(self._rows, self.objectives, self.constraints)
+
+    def why_empty(self) -> str:
+        """Why nothing is on the front; see `why_empty`."""
+        return why_empty(self._rows, self.constraints)
+
+    def hypervolume(self, reference: Mapping[str, float]) -> float:
+        """The hypervolume of the front; see `hypervolume`."""
+        return hypervolume(self.front(), self.objectives, reference)
+
+    def close(self) -> None:
+        """Close the file; what was read stays readable."""
+        self._db.close()
+
+
+def read_archive(
+    path: str | Path, after: int = 0
+) -> tuple[dict[str, Direction], dict[str, list[float | None]], list[Evaluation]]:
+    """(objectives, constraints, evaluations from number `after` on) of an archive that a search may be writing now.
+
+    Opens the file read-only, changes nothing and blocks nobody. Raises as `Archive` does.
+    """
+    if not Path(path).exists():
+        raise UserError(f"{path}: no such file")
+    with _named(str(path)):
+        address = f"{Path(path).resolve(strict=True).as_uri()}?mode=ro"
+        with contextlib.closing(sqlite3.connect(address, timeout=_PATIENCE, uri=True)) as db:
+            (stored,) = db.execute("SELECT identity FROM search").fetchone() or ("{}",)
+            _require_known_layout(db, path)
+            found = [evaluation for evaluation, _ in _read(db, after)]
+        search = json.loads(stored)
+    return search.get("objectives", {}), search.get("constraints", {}), found
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys. None is left out: an option that is added later, and off, changes nothing."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            flat |= _flat(item, f"{prefix}{key}.")
+        elif item is not None:
+            flat[f"{prefix}{key}"] = item
+    return flat
+
+
+def _plain(value: Any) -> Any:
+    """A number or array of NumPy as JSON's; a `UserError` for what JSON cannot say."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise UserError(f"evaluation: {value!r} is no plain value; say it with text, numbers, lists and mappings")
+
+
+def _numbers(result: Mapping[str, float]) -> dict[str, float]:
+    """Metrics as Python's floats, whatever kind of number they are."""
+    try:
+        if all(isinstance(name, str) and not isinstance(value, str | bytes) for name, value in result.items()):
+            return {name: float(value) for name, value in result.items()}
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        pass
+    raise UserError(f"evaluate: must return a mapping from metric to number, got {result!r}")
+
+
+def _is_of_first_layout(db: sqlite3.Connection) -> bool:
+    return "proposed" not in {row[1] for row in db.execute("PRAGMA table_info(evaluations)")}
+
+
+def _require_known_layout(db: sqlite3.Connection, path: str | Path) -> None:
+    (layout,) = db.execute("PRAGMA user_version").fetchone()
+    if layout > _LAYOUT:
+        raise UserError(f"{path}: written by a newer version of llmnas (layout {layout}); update llmnas to read it")
+
+
+def _read(db: sqlite3.Connection, after: int = 0) -> Iterator[tuple[Evaluation, int | None]]:
+    """(evaluation, batch) from number `after` on, of either layout."""
+    first = _is_of_first_layout(db)
+    rows = db.execute(_SELECT_FIRST_LAYOUT if first else _SELECT, (after,))
+    for index, arch, metrics, failure, proposed, dropped, batch in rows:
+        values = json.loads(metrics)
+        if first:
+            proposed, dropped = _take_marks(values)
+        yield Evaluation(Architecture.from_json(arch), values, failure, index, bool(proposed), dropped), batch
+
+
+def _take_marks(metrics: dict[str, float]) -> tuple[bool, int | None]:
+    """(proposed, dropped after windows) out of the metrics of the first layout."""
+    dropped = metrics.pop("dropped_after_windows", None)
+    return metrics.pop("proposed", None) is not None, None if dropped is None else int(dropped)
+
+
+def _add_marks(db: sqlite3.Connection, identity: dict[str, Any]) -> None:
+    """Bring a file of the first layout, or a new one, to this one; within a transaction."""
+    for name, kind in _MARKS.items():
+        db.execute(f"ALTER TABLE evaluations ADD COLUMN {name} {kind}")
+    batch = identity.pop("batch", None)
+    for index, text in db.execute("SELECT idx, metrics FROM evaluations").fetchall():
+        metrics = json.loads(text)
+        proposed, dropped = _take_marks(metrics)
+        db.execute(
+            "UPDATE evaluations SET metrics = ?, proposed = ?, dropped_after_windows = ?, batch = ? WHERE idx = ?",
+            (json.dumps(metrics), int(proposed), dropped, None if proposed else batch, index),
+        )
+    db.execute("UPDATE search SET identity = ?", (json.dumps(identity),))
+    db.execute(f"PRAGMA user_version = {_LAYOUT}")
+
+
+_LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+_UNWRITTEN = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
+_REFUSED = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH}
+_DAMAGE = "not a readable archive of evaluations"
+
+
+@contextlib.contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Turn what a damaged, locked or unreachable file, or a full disk, raises into one line that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise _unreachable(path, error, full=error.errno in {errno.ENOSPC, errno.EDQUOT}) from None
+    except sqlite3.ProgrammingError as error:  # the archive was closed
+        raise RunError(f"{path}: {error}") from None
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # none where a check of ours failed
+        if code in _LOCKED:
+            line = f"{path}: locked by another process ({error}); try again when that has ended"
+            raise RunError(line) from None
+        if code in _UNWRITTEN | _REFUSED:
+            raise _unreachable(path, error, full=code in _UNWRITTEN) from None
+        raise UserError(f"{path}: {_DAMAGE} ({error}); move it away to start anew") from None
+    except ValueError as error:
+        raise UserError(f"{path}: {_DAMAGE} ({error}); move it away to start anew") from None
+
+
+def _unreachable(path: str, error: Exception, full: bool) -> Exception:
+    if full:
+        return RunError(f"{path}: cannot be written ({error}); is the disk full?")
+    return UserError(f"{path}: cannot be opened ({error}); choose a path that can be read and written")
