@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmnas import archive as archive_module
-from llmnas.archive import Archive, read_archive
+from llmnas.archive import Archive, layout, read_archive
 from llmnas.errors import RunError, UserError
 from llmnas.pareto import Failed, front
 from llmnas.space import Architecture, LayerSpec
@@ -289,7 +288,7 @@ def test_a_newer_layout_is_refused_by_name(path):
 
 @pytest.mark.parametrize("door", ["open", "load", "append", "read"])
 def test_a_locked_archive_is_called_locked_not_damaged(path, door, monkeypatch):
-    monkeypatch.setattr(archive_module, "_PATIENCE", 0.05)
+    monkeypatch.setattr(layout, "PATIENCE", 0.05)
     archive = filled(path)
     if door != "append":
         archive.close()

@@ -97,7 +97,7 @@ class Lines:
 def test_a_turn_of_the_loop_costs_the_same_however_much_is_stored(tmp_path, monkeypatch):
     """In lines run, SQL statements and copies of the archive; random search, which itself looks at nothing."""
     monkeypatch.setattr(Archive, "evaluations", property(lambda self: pytest.fail("a copy of the whole archive")))
-    lines, statements, at = Lines("search/loop.py", "llmnas/archive.py", "search/evaluating.py"), Counter(), []
+    lines, statements, at = Lines("search/loop.py", "archive/store.py", "search/evaluating.py"), Counter(), []
 
     def note(archive):
         if not at:

@@ -1,9 +1,8 @@
-"""The archive on disk that holds every evaluation of one search."""
+"""Opening, filling and reading an archive."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import math
 import sqlite3
@@ -13,6 +12,9 @@ from typing import Any, Self
 
 import numpy as np
 
+from llmnas.archive import layout
+from llmnas.archive.layout import INSERT, SCHEMA, add_marks, is_of_first_layout, require_known_layout, rows_of
+from llmnas.archive.naming import named
 from llmnas.errors import RunError, UserError
 from llmnas.files import sync_dir
 from llmnas.pareto import (
@@ -29,26 +31,6 @@ from llmnas.pareto import (
     why_empty,
 )
 from llmnas.space import Architecture
-
-_LAYOUT = 1
-"""`PRAGMA user_version` of a file. Layout 0 kept the marks among the metrics and the batch in the identity."""
-_PATIENCE = 5.0
-"""Seconds that a lock of another process is waited for."""
-_MARKS = {"proposed": "INTEGER NOT NULL DEFAULT 0", "dropped_after_windows": "INTEGER", "batch": "INTEGER"}
-_SCHEMA = (
-    "CREATE TABLE IF NOT EXISTS search (id INTEGER PRIMARY KEY CHECK (id = 0), identity TEXT NOT NULL)",
-    "CREATE TABLE IF NOT EXISTS evaluations"
-    " (idx INTEGER PRIMARY KEY, arch TEXT NOT NULL UNIQUE, metrics TEXT NOT NULL, failure TEXT)",
-)
-_INSERT = (
-    "INSERT INTO evaluations (idx, arch, metrics, failure, proposed, dropped_after_windows, batch)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?)"
-)
-_SELECT = (
-    "SELECT idx, arch, metrics, failure, proposed, dropped_after_windows, batch FROM evaluations"
-    " WHERE idx >= ? ORDER BY idx"
-)
-_SELECT_FIRST_LAYOUT = "SELECT idx, arch, metrics, failure, 0, NULL, NULL FROM evaluations WHERE idx >= ? ORDER BY idx"
 
 
 class Archive:
@@ -91,10 +73,10 @@ class Archive:
         self._own: list[Evaluation] = []
         self._batches: list[int | None] = []
         self._by_arch: dict[Architecture, Evaluation] = {}
-        with _named(self.path):
+        with named(self.path):
             if self.path != ":memory:":
                 Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self.path, timeout=_PATIENCE, isolation_level=None)
+            self._db = sqlite3.connect(self.path, timeout=layout.PATIENCE, isolation_level=None)
             try:
                 self._open(text)
             except BaseException:
@@ -106,7 +88,7 @@ class Archive:
         """Open an archive with its own objectives and constraints; another `evaluation` than it has is refused."""
         if not Path(path).is_file():
             raise UserError(f"{path}: no such file")
-        with _named(str(path)), contextlib.closing(sqlite3.connect(path, timeout=_PATIENCE)) as db:
+        with named(str(path)), contextlib.closing(sqlite3.connect(path, timeout=layout.PATIENCE)) as db:
             row = db.execute("SELECT identity FROM search").fetchone()
             if row is None:
                 raise UserError(f"{path}: an archive without a search")
@@ -118,25 +100,25 @@ class Archive:
         tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         if tables and not {"search", "evaluations"} <= tables:
             raise UserError(f"{self.path}: a SQLite file, but not an archive of evaluations")
-        _require_known_layout(self._db, self.path)
+        require_known_layout(self._db, self.path)
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
         (health,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
         if health != "ok":
             raise sqlite3.DatabaseError(health)
         with self._transaction():
-            for statement in _SCHEMA:
+            for statement in SCHEMA:
                 self._db.execute(statement)
             # A search that ended before its first evaluation (a mistake in its options, say) owns nothing.
             if self._db.execute("SELECT 1 FROM evaluations LIMIT 1").fetchone() is None:
                 self._db.execute("INSERT OR REPLACE INTO search VALUES (0, ?)", (identity,))
             (stored,) = self._db.execute("SELECT identity FROM search").fetchone()
             self._require_same(json.loads(stored), json.loads(identity))
-            if _is_of_first_layout(self._db):
-                _add_marks(self._db, json.loads(stored))
+            if is_of_first_layout(self._db):
+                add_marks(self._db, json.loads(stored))
         if self.path != ":memory:":
             sync_dir(Path(self.path).parent)
-        for evaluation, batch in _read(self._db):
+        for evaluation, batch in rows_of(self._db):
             if evaluation.index != len(self):
                 raise sqlite3.DatabaseError(f"evaluation {len(self)} is missing")
             self._keep(evaluation, batch)
@@ -195,10 +177,10 @@ class Archive:
             (e.index, e.arch.to_json(), json.dumps(e.metrics), e.failure, int(e.proposed), e.dropped_after, batch)
             for e in new
         ]
-        with _named(self.path):
+        with named(self.path):
             try:
                 with self._transaction():
-                    self._db.executemany(_INSERT, rows)
+                    self._db.executemany(INSERT, rows)
             except sqlite3.IntegrityError as error:
                 raise RunError(
                     f"{self.path}: another process writes to this archive, or it is stored twice ({error})"
@@ -279,12 +261,12 @@ def read_archive(
     """
     if not Path(path).exists():
         raise UserError(f"{path}: no such file")
-    with _named(str(path)):
+    with named(str(path)):
         address = f"{Path(path).resolve(strict=True).as_uri()}?mode=ro"
-        with contextlib.closing(sqlite3.connect(address, timeout=_PATIENCE, uri=True)) as db:
+        with contextlib.closing(sqlite3.connect(address, timeout=layout.PATIENCE, uri=True)) as db:
             (stored,) = db.execute("SELECT identity FROM search").fetchone() or ("{}",)
-            _require_known_layout(db, path)
-            found = [evaluation for evaluation, _ in _read(db, after)]
+            require_known_layout(db, path)
+            found = [evaluation for evaluation, _ in rows_of(db, after)]
         search = json.loads(stored)
     return search.get("objectives", {}), search.get("constraints", {}), found
 
@@ -315,79 +297,3 @@ def _numbers(result: Mapping[str, float]) -> dict[str, float]:
     except (AttributeError, TypeError, ValueError, OverflowError):
         pass
     raise UserError(f"evaluate: must return a mapping from metric to number, got {result!r}")
-
-
-def _is_of_first_layout(db: sqlite3.Connection) -> bool:
-    return "proposed" not in {row[1] for row in db.execute("PRAGMA table_info(evaluations)")}
-
-
-def _require_known_layout(db: sqlite3.Connection, path: str | Path) -> None:
-    (layout,) = db.execute("PRAGMA user_version").fetchone()
-    if layout > _LAYOUT:
-        raise UserError(f"{path}: written by a newer version of llmnas (layout {layout}); update llmnas to read it")
-
-
-def _read(db: sqlite3.Connection, after: int = 0) -> Iterator[tuple[Evaluation, int | None]]:
-    """(evaluation, batch) from number `after` on, of either layout."""
-    first = _is_of_first_layout(db)
-    rows = db.execute(_SELECT_FIRST_LAYOUT if first else _SELECT, (after,))
-    for index, arch, metrics, failure, proposed, dropped, batch in rows:
-        values = json.loads(metrics)
-        if first:
-            proposed, dropped = _take_marks(values)
-        yield Evaluation(Architecture.from_json(arch), values, failure, index, bool(proposed), dropped), batch
-
-
-def _take_marks(metrics: dict[str, float]) -> tuple[bool, int | None]:
-    """(proposed, dropped after windows) out of the metrics of the first layout."""
-    dropped = metrics.pop("dropped_after_windows", None)
-    return metrics.pop("proposed", None) is not None, None if dropped is None else int(dropped)
-
-
-def _add_marks(db: sqlite3.Connection, identity: dict[str, Any]) -> None:
-    """Bring a file of the first layout, or a new one, to this one; within a transaction."""
-    for name, kind in _MARKS.items():
-        db.execute(f"ALTER TABLE evaluations ADD COLUMN {name} {kind}")
-    batch = identity.pop("batch", None)
-    for index, text in db.execute("SELECT idx, metrics FROM evaluations").fetchall():
-        metrics = json.loads(text)
-        proposed, dropped = _take_marks(metrics)
-        db.execute(
-            "UPDATE evaluations SET metrics = ?, proposed = ?, dropped_after_windows = ?, batch = ? WHERE idx = ?",
-            (json.dumps(metrics), int(proposed), dropped, None if proposed else batch, index),
-        )
-    db.execute("UPDATE search SET identity = ?", (json.dumps(identity),))
-    db.execute(f"PRAGMA user_version = {_LAYOUT}")
-
-
-_LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
-_UNWRITTEN = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
-_REFUSED = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH}
-_DAMAGE = "not a readable archive of evaluations"
-
-
-@contextlib.contextmanager
-def _named(path: str) -> Iterator[None]:
-    """Turn what a damaged, locked or unreachable file, or a full disk, raises into one line that names it."""
-    try:
-        yield
-    except OSError as error:
-        raise _unreachable(path, error, full=error.errno in {errno.ENOSPC, errno.EDQUOT}) from None
-    except sqlite3.ProgrammingError as error:  # the archive was closed
-        raise RunError(f"{path}: {error}") from None
-    except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # none where a check of ours failed
-        if code in _LOCKED:
-            line = f"{path}: locked by another process ({error}); try again when that has ended"
-            raise RunError(line) from None
-        if code in _UNWRITTEN | _REFUSED:
-            raise _unreachable(path, error, full=code in _UNWRITTEN) from None
-        raise UserError(f"{path}: {_DAMAGE} ({error}); move it away to start anew") from None
-    except ValueError as error:
-        raise UserError(f"{path}: {_DAMAGE} ({error}); move it away to start anew") from None
-
-
-def _unreachable(path: str, error: Exception, full: bool) -> Exception:
-    if full:
-        return RunError(f"{path}: cannot be written ({error}); is the disk full?")
-    return UserError(f"{path}: cannot be opened ({error}); choose a path that can be read and written")

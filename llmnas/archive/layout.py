@@ -1,0 +1,78 @@
+"""How an archive lies in its SQLite file: this layout, and the one before it."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from llmnas.errors import UserError
+from llmnas.pareto import Evaluation
+from llmnas.space import Architecture
+
+LAYOUT = 1
+"""`PRAGMA user_version` of a file. Layout 0 kept the marks among the metrics and the batch in the identity."""
+PATIENCE = 5.0
+"""Seconds that a lock of another process is waited for."""
+_MARKS = {"proposed": "INTEGER NOT NULL DEFAULT 0", "dropped_after_windows": "INTEGER", "batch": "INTEGER"}
+SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS search (id INTEGER PRIMARY KEY CHECK (id = 0), identity TEXT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS evaluations"
+    " (idx INTEGER PRIMARY KEY, arch TEXT NOT NULL UNIQUE, metrics TEXT NOT NULL, failure TEXT)",
+)
+INSERT = (
+    "INSERT INTO evaluations (idx, arch, metrics, failure, proposed, dropped_after_windows, batch)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?)"
+)
+_SELECT = (
+    "SELECT idx, arch, metrics, failure, proposed, dropped_after_windows, batch FROM evaluations"
+    " WHERE idx >= ? ORDER BY idx"
+)
+_SELECT_FIRST_LAYOUT = "SELECT idx, arch, metrics, failure, 0, NULL, NULL FROM evaluations WHERE idx >= ? ORDER BY idx"
+
+
+def is_of_first_layout(db: sqlite3.Connection) -> bool:
+    """Whether the evaluations have no columns for marks yet."""
+    return "proposed" not in {row[1] for row in db.execute("PRAGMA table_info(evaluations)")}
+
+
+def require_known_layout(db: sqlite3.Connection, path: str | Path) -> None:
+    """Refuse, as a `UserError`, a file that a newer version wrote."""
+    (layout,) = db.execute("PRAGMA user_version").fetchone()
+    if layout > LAYOUT:
+        raise UserError(f"{path}: written by a newer version of llmnas (layout {layout}); update llmnas to read it")
+
+
+def rows_of(db: sqlite3.Connection, after: int = 0) -> Iterator[tuple[Evaluation, int | None]]:
+    """(evaluation, batch) from number `after` on, of either layout."""
+    first = is_of_first_layout(db)
+    rows = db.execute(_SELECT_FIRST_LAYOUT if first else _SELECT, (after,))
+    for index, arch, metrics, failure, proposed, dropped, batch in rows:
+        values = json.loads(metrics)
+        if first:
+            proposed, dropped = _take_marks(values)
+        yield Evaluation(Architecture.from_json(arch), values, failure, index, bool(proposed), dropped), batch
+
+
+def _take_marks(metrics: dict[str, float]) -> tuple[bool, int | None]:
+    """(proposed, dropped after windows) out of the metrics of the first layout."""
+    dropped = metrics.pop("dropped_after_windows", None)
+    return metrics.pop("proposed", None) is not None, None if dropped is None else int(dropped)
+
+
+def add_marks(db: sqlite3.Connection, identity: dict[str, Any]) -> None:
+    """Bring a file of the first layout, or a new one, to this one; within a transaction."""
+    for name, kind in _MARKS.items():
+        db.execute(f"ALTER TABLE evaluations ADD COLUMN {name} {kind}")
+    batch = identity.pop("batch", None)
+    for index, text in db.execute("SELECT idx, metrics FROM evaluations").fetchall():
+        metrics = json.loads(text)
+        proposed, dropped = _take_marks(metrics)
+        db.execute(
+            "UPDATE evaluations SET metrics = ?, proposed = ?, dropped_after_windows = ?, batch = ? WHERE idx = ?",
+            (json.dumps(metrics), int(proposed), dropped, None if proposed else batch, index),
+        )
+    db.execute("UPDATE search SET identity = ?", (json.dumps(identity),))
+    db.execute(f"PRAGMA user_version = {LAYOUT}")
