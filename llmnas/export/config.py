@@ -17,6 +17,7 @@ CLASS_NAMES = {
     "seed_oss": "SeedOssForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
     "mixtral": "MixtralForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
 }
 
 
@@ -39,6 +40,9 @@ def stock_config(base: BaseModel, arch: Architecture, kind: str, shape: StockSha
     own: dict[str, Any]
     if shape.experts:
         own = _expert_keys(base, arch, shape.experts)
+    elif kind == "smollm3":
+        turning = [int(base.layer_rope is None or i not in base.layer_rope.layers) for i in range(arch.depth)]
+        own = {"attention_bias": base.qkv_bias, "no_rope_layers": turning, "use_sliding_window": False}
     elif kind == "mistral":
         own = {"sliding_window": None}
     elif kind == "seed_oss":
@@ -69,12 +73,32 @@ def common_keys(
         "num_hidden_layers": arch.depth,
         "max_position_embeddings": base.max_seq,
         "rms_norm_eps": base.norm_eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": rope_theta},
+        "rope_parameters": rope_parameters(base, rope_theta),
         "bos_token_id": eos_id,
         "eos_token_id": eos_id,
         # nn.Embedding never trains its padding row, and ours is the end of text: only generation_config has it
         "pad_token_id": None,
     }
+
+
+def rope_parameters(base: BaseModel, theta: float) -> dict[str, Any]:
+    """Rotary positions as transformers writes them; `theta` is the base that the stock model's head size needs."""
+    scaling = base.rope_scaling
+    found: dict[str, Any] = {"rope_type": "default" if scaling is None else scaling.kind, "rope_theta": theta}
+    if scaling is None:
+        return found
+    found["factor"] = scaling.factor
+    if scaling.kind != "linear" and scaling.original_max_seq:
+        found["original_max_position_embeddings"] = scaling.original_max_seq
+    if scaling.kind == "llama3":
+        found |= {"low_freq_factor": scaling.low_freq_factor, "high_freq_factor": scaling.high_freq_factor}
+    if scaling.kind == "yarn":
+        found |= {name: getattr(scaling, name) for name in ("beta_fast", "beta_slow", "truncate")}
+    if scaling.kind in {"yarn", "longrope"}:
+        found["attention_factor"] = scaling.magnitude
+    if scaling.kind == "longrope":  # `max_seq` ends where the long ones would begin
+        found |= {name: list(scaling.pair_factors) for name in ("short_factor", "long_factor")}
+    return found
 
 
 def _expert_keys(base: BaseModel, arch: Architecture, experts: StockExperts) -> dict[str, Any]:

@@ -78,6 +78,8 @@ def contents(model: Transformer) -> Contents:
         UserError: llama.cpp computes no such network, with the reason.
     """
     base, arch = replace(model.base, rope_dim=model.rope_dim), model.envelope
+    if base.rope_scaling or base.layer_rope or base.rope_part != 1:
+        raise UserError("export: GGUF is written for plain rotary positions only, the same in every layer")
     if any(spec.weights == "ternary" for _, spec in arch.kept):
         return _ternary(model, bitnet_shape(base, arch))
     reason = stock_reason(model)

@@ -112,8 +112,11 @@ def write_checkpoint(
     layout.config.save_pretrained(folder)
     write_code(folder, layout.code)
     config = read_json(config_path)
-    if config.get("rope_parameters"):  # transformers 4 and engines built on it read the key at the top
-        write_json(config_path, config | {"rope_theta": config["rope_parameters"]["rope_theta"]})
+    rope = config.get("rope_parameters")
+    if rope:  # transformers 4 and engines built on it read these keys at the top
+        scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+        stretched = {"rope_scaling": scaling} if rope["rope_type"] != "default" else {}
+        write_json(config_path, config | {"rope_theta": rope["rope_theta"]} | stretched)
     GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end).save_pretrained(folder)
     weights_path = folder / "model.safetensors"
     save_file(weights, weights_path, metadata={"format": "pt"})

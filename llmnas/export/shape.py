@@ -14,6 +14,7 @@ from llmnas.errors import UserError
 from llmnas.export.experts import StockExperts, stock_experts
 from llmnas.nn.rope import pair_order
 from llmnas.space import Architecture, BaseModel, LayerSpec
+from llmnas.space.rotary import BY_FREQUENCY
 
 _HEADS = ("kv_heads", "queries_per_group", "head_dim")
 
@@ -65,6 +66,10 @@ def stock_shape(base: BaseModel, arch: Architecture) -> StockShape:
                 f"export: layer {i} has {spec.weights} weights and mixer {spec.mixer}; stock classes in float32 hold "
                 "dense weights with attention or no mixer"
             )
+    if base.rope_part != 1 or (base.layer_rope and base.layer_rope.theta is not None):
+        raise UserError("export: stock classes turn all channels, and all layers that turn alike")
+    if base.layer_rope and (base.qk_norm or any(spec.experts > 1 for _, spec in arch.kept)):
+        raise UserError("export: the stock class with layers without positions has neither QK norm nor experts")
     experts = stock_experts(base, arch)
     specs = [spec for _, spec in arch.kept]
     kv_heads, queries = _head_grid(specs)
@@ -74,6 +79,9 @@ def stock_shape(base: BaseModel, arch: Architecture) -> StockShape:
     # are the frequencies of a smaller stock head with theta' = theta^(stride head_dim / rope_dim): leading
     # pairs (stride 1) and every second, fourth, ... pair need no padding at all.
     used = pair_order(rope_dim // 2, base.rope_order)[: widest // 2]
+    whole = base.rope_scaling is not None and base.rope_scaling.kind not in BY_FREQUENCY
+    if whole:  # what happens to a pair follows from its place among all of them, so they all stay
+        used = pair_order(rope_dim // 2, base.rope_order)
     stride = math.gcd(*used) or 1
     pairs = tuple(i // stride for i in used)
     head_dim = 2 * (max(pairs) + 1)
@@ -117,10 +125,12 @@ def stock_class(base: BaseModel, arch: Architecture) -> str:
 
     Llama wherever it can, since every engine reads it; it insists on hidden_size % q_heads == 0.
     Mistral is the same mathematics without that and without biases, Seed-OSS with them. Qwen3 has the
-    QK norm. (Qwen2 has our biases too, but transformers 5 gives that model type Qwen's own
-    pre-tokenizer whatever `tokenizer.json` says, and engines ignore its head_dim.)
+    QK norm, SmolLM3 has layers without positions. (Qwen2 has our biases too, but transformers 5 gives
+    that model type Qwen's own pre-tokenizer whatever `tokenizer.json` says, and engines ignore its head_dim.)
     """
     shape = stock_shape(base, arch)
+    if base.layer_rope:
+        return "smollm3"
     if shape.experts:
         return shape.experts.kind
     if base.qk_norm:

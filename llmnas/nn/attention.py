@@ -47,14 +47,19 @@ class Attention(nn.Module):
         add_scales(self, kinds, OUT_DIMS)
 
     def forward(
-        self, x: Tokens, spec: LayerSpec, rotation: Tensor, documents: Tensor | None, cache: KeyValues | None = None
+        self,
+        x: Tokens,
+        spec: LayerSpec,
+        rotation: Tensor | None,
+        documents: Tensor | None,
+        cache: KeyValues | None = None,
     ) -> Tensor:
         """Attend causally.
 
         Args:
             x: [B, T, H].
             spec: sizes to use, each at most the stored one.
-            rotation: [T, 1, pairs], see `rope.rotations`.
+            rotation: [T, 1, pairs], see `rope.rotations`; None for a layer without positions.
             documents: [B, S] document number of every token, those in the cache included, or None for one a row.
             cache: tokens read before, which `x` follows; the new ones are added to it.
 
@@ -66,7 +71,12 @@ class Attention(nn.Module):
         return project(self, "o", mixed, spec.weights, sizes, OUT_DIMS["o"])
 
     def heads(
-        self, x: Tokens, spec: LayerSpec, rotation: Tensor, documents: Tensor | None, cache: KeyValues | None = None
+        self,
+        x: Tokens,
+        spec: LayerSpec,
+        rotation: Tensor | None,
+        documents: Tensor | None,
+        cache: KeyValues | None = None,
     ) -> Tokens:
         """[B, T, H] -> what every query head read, as the output projection sees it, [B, T, K * Q * D]."""
         grid, kind = (spec.kv_heads, spec.queries_per_group, spec.head_dim), spec.weights
@@ -79,7 +89,8 @@ class Attention(nn.Module):
         k, v = (part.view(*tokens, spec.kv_heads, spec.head_dim) for part in (k, v))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = rms_norm(q, self.q_norm, self.eps), rms_norm(k, self.k_norm, self.eps)
-        q, k = rotate(q, rotation), rotate(k, rotation)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:
             k, v = cache.append(k, v)
         mixed = attend(q, k, v, documents).flatten(2)

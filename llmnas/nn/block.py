@@ -33,7 +33,12 @@ class Block(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, spec: LayerSpec, rotation: Tensor, documents: Tensor | None, cache: LayerCache | None = None
+        self,
+        x: Tensor,
+        spec: LayerSpec,
+        rotation: Tensor | None,
+        documents: Tensor | None,
+        cache: LayerCache | None = None,
     ) -> tuple[Tensor, Routing | None]:
         """x: [batch, seq, hidden] -> the same shape, and what a router did; see `Attention.forward` for the rest."""
         if self.mixer_norm is not None and spec.mixer != "none":
@@ -44,7 +49,7 @@ class Block(nn.Module):
         return x + self.ffn(normed(x, self.ffn_norm, self.eps, spec.weights), spec), None
 
     def _mix(
-        self, x: Tokens, spec: LayerSpec, rotation: Tensor, documents: Tensor | None, cache: LayerCache | None
+        self, x: Tokens, spec: LayerSpec, rotation: Tensor | None, documents: Tensor | None, cache: LayerCache | None
     ) -> Tensor:
         mixed: Tensor
         if spec.mixer == "mlgru" and self.mlgru is not None:

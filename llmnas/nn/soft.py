@@ -70,7 +70,7 @@ def soft_rms_norm(x: Tensor, gain: Tensor, mask: Tensor, eps: float) -> Tensor:
     return x * (mask * gain) * torch.rsqrt(mean_square + eps)
 
 
-def soft_block(block: Block, x: Tensor, layer: SoftLayer, hidden: Tensor, rotation: Tensor) -> Tensor:
+def soft_block(block: Block, x: Tensor, layer: SoftLayer, hidden: Tensor, rotation: Tensor | None) -> Tensor:
     """x + keep (block(x) - x), where block mixes over its choices.
 
     Args:
@@ -99,7 +99,7 @@ def soft_block(block: Block, x: Tensor, layer: SoftLayer, hidden: Tensor, rotati
     return x + layer.keep * update
 
 
-def soft_attention(module: Attention, x: Tensor, layer: SoftLayer, kind: Weights, rotation: Tensor) -> Tensor:
+def soft_attention(module: Attention, x: Tensor, layer: SoftLayer, kind: Weights, rotation: Tensor | None) -> Tensor:
     """Grouped-query attention over mixed heads; x: [B, T, H], masked -> [B, T, H]."""
     kv, queries, dim = module.q.shape[:3]
     seen, tokens = read_input(x, kind), x.shape[:-1]
@@ -112,7 +112,9 @@ def soft_attention(module: Attention, x: Tensor, layer: SoftLayer, kind: Weights
         q = soft_rms_norm(q, module.q_norm, layer.head_dim, module.eps)
         k = soft_rms_norm(k, module.k_norm, layer.head_dim, module.eps)
     # `attend` divides by sqrt(D) of the largest head
-    mixed = attend(rotate(q, rotation) * (layer.scores * dim**0.5), rotate(k, rotation), v, None)
+    if rotation is not None:
+        q, k = rotate(q, rotation), rotate(k, rotation)
+    mixed = attend(q * (layer.scores * dim**0.5), k, v, None)
     return _out(module, mixed.flatten(2), x.shape[-1], layer, kind)
 
 

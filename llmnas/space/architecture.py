@@ -15,6 +15,8 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Literal, Protocol, get_args
 
+from llmnas.space.rotary import LayerRope, RopeScaling
+
 RopeOrder = Literal["leading", "spread"]
 Router = Literal["softmax", "sigmoid"]
 # from the cheapest to the most expressive: this order is that of a space's choices
@@ -37,6 +39,9 @@ class BaseModel:
         rope_order: which channel pairs a smaller head_dim keeps. `leading` keeps the
             highest frequencies (exports as a stock model with another theta); `spread`
             keeps pairs evenly spaced over the frequencies (exports padded).
+        rope_scaling: frequencies stretched for longer texts; None for plain ones.
+        rope_part: share of rope_dim that turns, the rest carries no position.
+        layer_rope: layers that turn in another way, or not at all (SmolLM3); None where all turn alike.
         router: how a mixture of experts scores its experts.
         shared_gate: the shared expert is weighed by a sigmoid of its own (Qwen2-MoE).
         norm_top_k: the weights of the chosen experts are divided by their sum (with one
@@ -52,6 +57,9 @@ class BaseModel:
     rope_theta: float = 10000.0
     rope_dim: int | None = None
     rope_order: RopeOrder = "leading"
+    rope_scaling: RopeScaling | None = None
+    rope_part: float = 1.0
+    layer_rope: LayerRope | None = None
     router: Router = "softmax"
     norm_top_k: bool = False
     shared_gate: bool = False
@@ -59,6 +67,10 @@ class BaseModel:
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
+        for name, kind in (("rope_scaling", RopeScaling), ("layer_rope", LayerRope)):
+            value = getattr(self, name)
+            if isinstance(value, dict):  # from JSON
+                object.__setattr__(self, name, kind(**value))
         for name in ("vocab_size", "max_seq", "rope_theta", "norm_eps"):
             value = getattr(self, name)
             if isinstance(value, bool) or not 0 < value < math.inf:
@@ -67,6 +79,8 @@ class BaseModel:
             raise ValueError(f"vocab_size must be less than 2^31, got {self.vocab_size}")
         if self.rope_dim is not None and (self.rope_dim <= 0 or self.rope_dim % 2):
             raise ValueError(f"rope_dim must be positive and even, got {self.rope_dim}")
+        if not 0 < self.rope_part <= 1:
+            raise ValueError(f"rope_part must be more than 0 and at most 1, got {self.rope_part}")
 
 
 @dataclass(frozen=True, slots=True)

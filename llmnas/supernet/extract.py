@@ -15,7 +15,8 @@ from llmnas.supernet.model import Transformer
 
 def stand_alone_shape(base: BaseModel, rope_dim: int, arch: Architecture) -> FixedShape:
     """The shape of `arch` outside of its supernet: skips are gone, rotary frequencies stay."""
-    return FixedShape(replace(base, rope_dim=rope_dim), arch.compact())
+    layer_rope = base.layer_rope and base.layer_rope.among([i for i, _ in arch.kept])
+    return FixedShape(replace(base, rope_dim=rope_dim, layer_rope=layer_rope), arch.compact())
 
 
 def extract(supernet: Transformer, arch: Architecture) -> Transformer:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from llmnas.errors import UserError
 from llmnas.nn.block import Block
 from llmnas.nn.loss import Losses, losses
-from llmnas.nn.rope import frequencies, rotations
+from llmnas.nn.rope import layer_rotations
 from llmnas.nn.soft import SoftLayer, leading_mask, soft_block, soft_rms_norm
 from llmnas.space import DIMENSIONS, SearchSpace
 from llmnas.space.space import even_subset
@@ -153,9 +153,8 @@ class Mixture(nn.Module):
         """tokens, targets: [batch, seq] int64; see `soften` for the mixture."""
         net, base = self.supernet, self.supernet.base
         x = F.embedding(tokens, net.embedding)
-        freqs = frequencies(net.rope_dim, base.rope_theta, base.rope_order)
-        rotation = rotations(freqs, tokens.shape[1], tokens.device)
-        for block, layer in zip(net.layers, soft.layers, strict=True):
-            x = soft_block(cast(Block, block), x, layer, soft.hidden, rotation)
+        turns = layer_rotations(base, net.rope_dim, range(len(net.layers)), tokens.shape[1], tokens.device)
+        for i, (block, layer) in enumerate(zip(net.layers, soft.layers, strict=True)):
+            x = soft_block(cast(Block, block), x, layer, soft.hidden, turns[i])
         hidden = soft_rms_norm(x, net.norm, soft.hidden, base.norm_eps)
         return losses(hidden, net.head_weight(net.envelope), targets)

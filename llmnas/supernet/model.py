@@ -17,7 +17,7 @@ from llmnas.nn.cache import Cache, layer_cache
 from llmnas.nn.loss import BlockLoss, Losses, Teacher, block_distance, losses
 from llmnas.nn.moe import Routing
 from llmnas.nn.norm import rms_norm
-from llmnas.nn.rope import frequencies, rotations
+from llmnas.nn.rope import layer_rotations
 from llmnas.space.architecture import Architecture, Shape, require_fit
 from llmnas.supernet.init import initialise
 
@@ -142,18 +142,18 @@ class Transformer(nn.Module):
         """
         require_fit(self, arch)
         x = F.embedding(tokens, self.embedding[:, : arch.hidden_size])
-        freqs = frequencies(self.rope_dim, self.base.rope_theta, self.base.rope_order)
         read = (cache.length if cache else 0) + tokens.shape[1]
         if documents is not None and documents.shape[1] != read:
             raise ValueError(f"documents are given for {documents.shape[1]} tokens, {read} were read")
-        rotation = rotations(freqs, tokens.shape[1], tokens.device, cache.length if cache else 0)
+        start, kept = cache.length if cache else 0, [i for i, _ in arch.kept]
+        turns = layer_rotations(self.base, self.rope_dim, kept, tokens.shape[1], tokens.device, start)
         routings: dict[int, Routing] = {}
         for i, spec in arch.kept:
             block = self.layers[i]
             if checkpoint_blocks:
-                x, routing = checkpoint(block, x, spec, rotation, documents, use_reentrant=False)
+                x, routing = checkpoint(block, x, spec, turns[i], documents, use_reentrant=False)
             else:
-                x, routing = block(x, spec, rotation, documents, cache.layers[i] if cache else None)
+                x, routing = block(x, spec, turns[i], documents, cache.layers[i] if cache else None)
             if outputs is not None:
                 outputs[i] = x
             if routing is not None:

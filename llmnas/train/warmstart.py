@@ -1,28 +1,33 @@
-"""Starting from a pretrained model: a local Hugging Face folder of the Llama family as the largest network.
+"""Starting from a pretrained model: a local Hugging Face folder as the largest network.
 
 Only `config.json` and safetensors are read: nothing is downloaded, no code of the folder runs, no pickle is opened.
+Which families there are is said in `families`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load
 from torch import Tensor
 
 from llmnas.errors import UserError
-from llmnas.files import read_object
-from llmnas.nn.rope import pair_order
+from llmnas.nn.rope import pair_order, rotated
 from llmnas.space import Architecture, BaseModel, FixedShape, LayerSpec
 from llmnas.space.architecture import RopeOrder
 from llmnas.space.space import MOST_LAYERS
 from llmnas.supernet import Transformer
+from llmnas.train.families import FAMILIES, REFUSED, Family
+from llmnas.train.stock_config import read_stock_config
+from llmnas.train.stock_rope import rope_of
+from llmnas.train.stock_weights import StockWeights
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "seed_oss")
+_FREE = {"vocab_size", "rope_dim", "max_seq", "router", "norm_top_k", "shared_gate"}
+"""What of a base the sizes say already, or only experts have."""
+_OF_THE_FUNCTION = [field.name for field in fields(BaseModel) if field.name not in _FREE]
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -33,78 +38,135 @@ class Pretrained:
         base: with `rope_dim` set, so that a sub-network keeps these frequencies.
         arch: every layer at the same sizes.
         weights: by the names of `Transformer.state_dict`, float32.
+        dtype: what the numbers are stored as.
     """
 
     base: BaseModel
     arch: Architecture
     weights: dict[str, Tensor]
+    dtype: torch.dtype = torch.float32
 
 
-def read_shape(folder: Path, rope_order: RopeOrder = "leading") -> tuple[BaseModel, Architecture]:
-    """What `config.json` says of a model, without its weights.
+@dataclass(frozen=True)
+class StockFolder:
+    """A folder whose descriptions have been read, and no weights but those that decide whether the head is tied."""
 
-    Raises:
-        UserError: no such folder, another family, or a feature that this project's layers do not have.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        what = "holds no config.json" if folder.is_dir() else "no such folder"
-        raise UserError(f"{folder}: {what}; give the Hugging Face folder of a model on this machine")
-    return _shape(read_object(path), path, rope_order)
+    folder: Path
+    config: Any
+    family: Family
+    weights: StockWeights
+    base: BaseModel
+    arch: Architecture
 
 
-def read_pretrained(folder: Path, rope_order: RopeOrder = "leading") -> Pretrained:
-    """Read a dense Llama, Mistral, Qwen2, Qwen3 or Seed-OSS checkpoint.
+def open_pretrained(folder: Path, rope_order: RopeOrder = "leading") -> StockFolder:
+    """Read what `config.json` and the lists of tensors say.
 
     Args:
         folder: with `config.json` and `model.safetensors` (or its shards and their index).
         rope_order: which pairs of channels a smaller head_dim keeps, see `BaseModel`.
 
     Raises:
-        UserError: another family, a feature that this project's layers do not have, or damaged files.
+        UserError: no such folder, another family, or a feature that this project's layers do not have.
     """
-    base, arch = read_shape(folder, rope_order)
-    return Pretrained(base, arch, _translated(_read_weights(folder), base, arch, folder))
+    config = read_stock_config(folder, FAMILIES, REFUSED)
+    family = FAMILIES[config.model_type]
+    base, arch = _shape(config, family, folder / "config.json", rope_order)
+    weights = StockWeights(folder)
+    return StockFolder(folder, config, family, weights, replace(base, tied=base.tied and _tied(weights)), arch)
+
+
+def read_shape(folder: Path, rope_order: RopeOrder = "leading") -> tuple[BaseModel, Architecture]:
+    """What a model is, without its weights; raises as `open_pretrained` does."""
+    opened = open_pretrained(folder, rope_order)
+    return opened.base, opened.arch
+
+
+def read_pretrained(folder: Path, rope_order: RopeOrder = "leading") -> Pretrained:
+    """Read a checkpoint of one of `FAMILIES`.
+
+    Raises:
+        UserError: as `open_pretrained` does, or weights that are missing, left over, damaged or of other shapes.
+    """
+    opened = open_pretrained(folder, rope_order)
+    weights = _translated(opened.weights.read(), opened)
+    return Pretrained(opened.base, opened.arch, weights, opened.weights.dtype)
 
 
 def check_pretrained(folder: Path) -> None:
-    """Refuse what `read_pretrained` would, without reading the weights: files tell their shapes at their beginning.
+    """Refuse what `read_pretrained` would by names and shapes, reading nearly no weights.
 
     Raises:
         UserError: as `read_pretrained` does.
     """
-    base, arch = read_shape(folder)
+    opened = open_pretrained(folder)
+    stock = opened.weights.shapes()
+    # whether these are zero matters
+    stock |= opened.weights.read({name: None for name in stock if name.endswith(_OUTPUT_BIAS)})
     with torch.device("meta"):
-        _translated(_read_weights(folder, shapes_only=True), base, arch, folder)
+        _translated(stock, opened)
 
 
-def _translated(stock: dict[str, Tensor], base: BaseModel, arch: Architecture, folder: Path) -> dict[str, Tensor]:
+def _tied(weights: StockWeights) -> bool:
+    """Whether a model whose config ties the head is tied: transformers keeps a head that is stored and differs."""
+    names = [name for name in (_EMBEDDING, _HEAD) if name in weights.tensors]
+    if len(names) < 2:
+        return True
+    if len({weights.tensors[name].shape for name in names}) > 1:
+        return False
+    embedding, head = weights.read(dict.fromkeys(names)).values()
+    return torch.equal(embedding, head)
+
+
+def _by_layer(stock: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[int, dict[str, Tensor]]]:
+    """The weights outside of layers, and those of each layer by what follows `model.layers.0.`."""
+    whole: dict[str, Tensor] = {}
+    layers: dict[int, dict[str, Tensor]] = {}
+    for name, weight in stock.items():
+        number, _, rest = name.removeprefix("model.layers.").partition(".")
+        if name.startswith("model.layers.") and number.isdecimal():
+            layers.setdefault(int(number), {})[rest] = weight
+        else:
+            whole[name] = weight
+    return whole, layers
+
+
+def _translated(stock: dict[str, Tensor], opened: StockFolder) -> dict[str, Tensor]:
     """The weights of a stock model, all of which are used, by our names."""
+    folder, base, arch = opened.folder, opened.base, opened.arch
     (_, spec), dim = arch.kept[0], arch.kept[0][1].head_dim
-    halves = torch.tensor(pair_order(dim // 2, base.rope_order))
-    # stock models turn channels (i, i + dim / 2) together, ours stand side by side
-    pairs = torch.stack([halves, halves + dim // 2], 1).flatten()
+    half = rotated(dim, base.rope_part) // 2
+    # stock models turn channels (i, i + half) together, ours stand side by side; those that do not turn come last
+    turning = torch.stack([torch.arange(half), torch.arange(half, 2 * half)], 1)
+    together = torch.cat([turning, torch.arange(2 * half, dim).view(-1, 2)])
+    pairs = together[torch.tensor(pair_order(dim // 2, base.rope_order))].flatten()
+    whole, layers = _by_layer(stock)
+    if base.tied and _EMBEDDING not in whole and _HEAD in whole:
+        whole[_EMBEDDING] = whole[_HEAD]
+    opened.family.whole(whole, opened.config)
 
     def take(name: str) -> Tensor:
-        if name not in stock:
+        if name not in whole:
             raise UserError(f"{folder}: the weights have no {name}")
-        return stock.pop(name).float()
+        return whole.pop(name)
 
-    weights = {"embedding": take("model.embed_tokens.weight"), "norm": take("model.norm.weight")}
+    weights = {"embedding": take(_EMBEDDING), "norm": take("model.norm.weight")}
     if not base.tied:
-        weights["head"] = take("lm_head.weight")
-    stock.pop("lm_head.weight", None)
+        weights["head"] = take(_HEAD)
+    whole.pop(_HEAD, None)
     for i in range(arch.depth):
-        layer = {
-            name.removeprefix(f"model.layers.{i}."): take(name)
-            for name in sorted(stock)
-            if name.startswith(f"model.layers.{i}.")
-        }
+        layer = layers.pop(i, {})
+        opened.family.layer(layer, opened.config)
         ours = _layer(layer, spec, pairs, folder, i)
         weights |= {f"layers.{i}.{name}": weight.contiguous() for name, weight in ours.items()}
-    left = [name for name in stock if "rotary" not in name]
+    left = [*whole, *(f"model.layers.{i}.{name}" for i, layer in layers.items() for name in layer)]
     if left:
         raise UserError(f"{folder}: weights that no layer here has: {', '.join(sorted(left)[:3])}")
+    _require_shapes(weights, base, arch, folder)
+    return weights
+
+
+def _require_shapes(weights: dict[str, Tensor], base: BaseModel, arch: Architecture, folder: Path) -> None:
     with torch.device("meta"):
         expected = Transformer(FixedShape(base, arch), seed=None).state_dict()
     for name, weight in weights.items():
@@ -112,7 +174,6 @@ def _translated(stock: dict[str, Tensor], base: BaseModel, arch: Architecture, f
             raise UserError(
                 f"{folder}: {name} is {list(weight.shape)}, config.json asks for {list(expected[name].shape)}"
             )
-    return weights
 
 
 def warm_start(model: Transformer, pretrained: Pretrained) -> None:
@@ -129,7 +190,7 @@ def warm_start(model: Transformer, pretrained: Pretrained) -> None:
             f"the space has {ours['hidden_size']} wide, {model.envelope.depth} layers of {ours['layers'][0]}, "
             f"vocabulary {model.base.vocab_size}"
         )
-    for name in ("tied", "qk_norm", "qkv_bias", "rope_theta", "rope_order", "norm_eps"):
+    for name in _OF_THE_FUNCTION:
         own, other = getattr(model.base, name), getattr(pretrained.base, name)
         if own != other:
             raise UserError(f"warm start: base.{name} must be {other} as in the pretrained model, got {own}")
@@ -139,86 +200,53 @@ def warm_start(model: Transformer, pretrained: Pretrained) -> None:
         raise UserError(f"warm start: the pretrained model has no weights for {', '.join(untrained[:3])}")
 
 
-def _whole(config: dict[str, Any], name: str, least: int = 1, most: int = 2**31 - 1) -> int:
-    value = config.get(name)
+def _whole(config: Any, name: str, least: int = 1, most: int = 2**31 - 1) -> int:
+    value = getattr(config, name, None)
     if type(value) is not int or not least <= value <= most:
         raise ValueError(f"{name} = {value!r}, must be a whole number from {least} to {most}")
     return value
 
 
-def _longest(config: dict[str, Any]) -> int:
+def _longest(config: Any) -> int:
     """The longest sequence: as far as positions go, and where a window slides only as far as it reaches, since within
     so many tokens a model that has one is one without. A single token has no next one to learn from."""
-    positions = _whole({"max_position_embeddings": 2048} | config, "max_position_embeddings", least=2)
-    # the default of transformers' MistralConfig; the Qwen families have theirs behind `use_sliding_window`
-    window = {"sliding_window": 4096} | config
-    if config.get("model_type") != "mistral" or not window["sliding_window"]:
+    positions = _whole(config, "max_position_embeddings", least=2)
+    if not getattr(config, "sliding_window", None) or not getattr(config, "use_sliding_window", True):
         return positions
-    return min(positions, _whole(window, "sliding_window", least=2))
+    return min(positions, _whole(config, "sliding_window", least=2))
 
 
-def _shape(config: dict[str, Any], where: Path, rope_order: RopeOrder) -> tuple[BaseModel, Architecture]:
-    kind = config.get("model_type")
-    if kind not in FAMILIES:
-        raise UserError(f"{where}: model_type is {kind!r}; allowed: {', '.join(FAMILIES)}")
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(rope, dict):
-        raise UserError(f"{where}: not the config of a {kind} model (rope_parameters = {rope!r})")
+def _shape(config: Any, family: Family, where: Path, rope_order: RopeOrder) -> tuple[BaseModel, Architecture]:
     refused = {
-        "hidden_act": config.get("hidden_act", "silu") not in ("silu", "swish"),
-        "rope_scaling": rope.get("rope_type", rope.get("type", "default")) != "default",
-        "mlp_bias": bool(config.get("mlp_bias")),
-        "use_sliding_window": bool(config.get("use_sliding_window")),
+        "hidden_act": config.hidden_act not in ("silu", "swish"),
+        "mlp_bias": bool(getattr(config, "mlp_bias", False)),
     }
     wrong = [name for name, bad in refused.items() if bad]
     if wrong:
-        raise UserError(f"{where}: {wrong[0]} = {config.get(wrong[0], rope)!r} is not supported")
-    given = {name: value for name, value in config.items() if value is not None}
+        raise UserError(f"{where}: {wrong[0]} = {getattr(config, wrong[0])!r} is not supported")
     try:
         heads, hidden_size = _whole(config, "num_attention_heads"), _whole(config, "hidden_size")
-        kv_heads = _whole({"num_key_value_heads": heads} | given, "num_key_value_heads")
-        head_dim = _whole({"head_dim": hidden_size // heads} | given, "head_dim")
+        kv_heads = _whole(config, "num_key_value_heads")
+        head_dim = getattr(config, "head_dim", None) or hidden_size // heads
         spec = LayerSpec(kv_heads, heads // kv_heads, head_dim, _whole(config, "intermediate_size"))
         arch = Architecture(hidden_size, (spec,) * _whole(config, "num_hidden_layers", most=MOST_LAYERS))
+        turns = rope_of(config, head_dim, arch.depth, _longest(config))
         base = BaseModel(
             vocab_size=_whole(config, "vocab_size"),
-            tied=bool(config.get("tie_word_embeddings", False)),
-            qk_norm=kind == "qwen3",
-            qkv_bias=kind == "qwen2" or bool(config.get("attention_bias")),
-            rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
+            tied=config.tie_word_embeddings,
+            qk_norm=family.qk_norm,
+            qkv_bias=family.biased or bool(getattr(config, "attention_bias", False)),
             rope_dim=head_dim,
             rope_order=rope_order,
-            max_seq=_longest(config),
-            norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+            **turns,
+            norm_eps=float(config.rms_norm_eps),
         )
     except (ValueError, TypeError, OverflowError) as error:
-        raise UserError(f"{where}: not the config of a {kind} model ({error})") from None
+        raise UserError(f"{where}: not the config of a {config.model_type} model ({error})") from None
     return base, arch
 
 
-def _read_weights(folder: Path, *, shapes_only: bool = False) -> dict[str, Tensor]:
-    """Every tensor of the files by its name; with `shapes_only` tensors without values."""
-    index = folder / "model.safetensors.index.json"
-    shards = {"": "model.safetensors"}
-    if index.exists():
-        shards = read_object(index).get("weight_map", {})
-        if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
-            raise UserError(f"{index}: no weight_map from names of weights to files beside it")
-    found: dict[str, Tensor] = {}
-    for name in sorted(set(shards.values())):
-        path = folder / name
-        if path.parent != folder or not path.is_file():
-            raise UserError(f"{path}: no such file; weights must be safetensors beside config.json")
-        try:
-            if shapes_only:
-                with safe_open(path, "pt") as file:
-                    for key in file.keys():  # noqa: SIM118 (no mapping)
-                        found[key] = torch.empty(file.get_slice(key).get_shape(), device="meta")
-            else:
-                found |= load(path.read_bytes())
-        except SafetensorError as error:
-            raise UserError(f"{path}: damaged weights ({error})") from None
-    return found
+_OUTPUT_BIAS = "self_attn.o_proj.bias"
 
 
 def _layer(stock: dict[str, Tensor], spec: LayerSpec, pairs: Tensor, folder: Path, number: int) -> dict[str, Tensor]:
@@ -248,8 +276,8 @@ def _layer(stock: dict[str, Tensor], spec: LayerSpec, pairs: Tensor, folder: Pat
         raise UserError(
             f"{folder}: layer {number}: a weight is missing or has another shape than config.json says ({error})"
         ) from None
-    bias = stock.pop("self_attn.o_proj.bias", None)
-    if bias is not None and not bias.is_meta and bias.any():
+    bias = stock.pop(_OUTPUT_BIAS, None)
+    if bias is not None and bias.any():
         raise UserError(f"{folder}: layer {number}: a bias on the output projection is not supported")
     if stock:
         raise UserError(f"{folder}: layer {number}: weights that no layer here has: {', '.join(sorted(stock)[:3])}")

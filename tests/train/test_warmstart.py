@@ -24,6 +24,7 @@ FAMILIES = {
     "qwen3": {"tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
     "qwen2": {},
     "seed_oss": {"attention_bias": True, "attention_out_bias": False},
+    "smollm3": {"no_rope_layers": [1, 0, 1], "use_sliding_window": False, "pad_token_id": None},
 }
 
 
@@ -114,19 +115,20 @@ def change(folder, **values):
     [
         ({"model_type": "gpt2"}, "model_type is 'gpt2'; allowed: llama"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported"),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "rope_scaling"),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "Missing required keys in `rope_parameters`"),
+        ({"rope_parameters": {"rope_type": "axial", "rope_theta": 1e4}}, "rope_type = 'axial' is not supported"),
         ({"mlp_bias": True}, "mlp_bias = True is not supported"),
         ({"num_hidden_layers": 4}, "layer 3: a weight is missing"),
         ({"num_hidden_layers": 2}, "weights that no layer here has: model.layers.2"),
         ({"num_key_value_heads": 3}, "layer 0: a weight is missing or has another shape"),
-        ({"vocab_size": None}, r"not the config of a llama model \(vocab_size = None, must be a whole number from 1"),
+        ({"vocab_size": None}, "not the config of a llama model .*vocab_size"),
         ({"vocab_size": 10**30}, "vocab_size = 10*, must be a whole number"),
-        ({"hidden_act": ["silu"]}, r"hidden_act = \['silu'\] is not supported"),
-        ({"max_position_embeddings": None}, "max_position_embeddings = None, must be a whole number from 2"),
+        ({"hidden_act": ["silu"]}, "not the config of a llama model .*hidden_act"),
+        ({"max_position_embeddings": None}, "not the config of a llama model .*max_position_embeddings"),
         ({"max_position_embeddings": 1}, "max_position_embeddings = 1, must be a whole number from 2"),
         ({"model_type": "mistral", "sliding_window": 1}, "sliding_window = 1, must be a whole number from 2"),
         ({"num_attention_heads": 3}, "layer 0: a weight is missing or has another shape than config.json says"),
-        ({"num_attention_heads": 0}, "num_attention_heads = 0, must be"),
+        ({"num_attention_heads": 0}, "not the config of a llama model"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers = 10*, must be a whole number from 1 to 10000"),
         ({"rms_norm_eps": "small"}, "not the config of a llama model"),
         ({"rope_parameters": {"rope_theta": 10**400}}, "not the config of a llama model"),
@@ -157,6 +159,8 @@ def test_other_models_are_refused(tmp_path, values, message):
 def test_damaged_descriptions_are_named_and_nobody_is_told_to_delete_a_model(tmp_path, name, text, message):
     stock(tmp_path)
     (tmp_path / name).write_text(text)
+    if "index" in name:
+        (tmp_path / "model.safetensors").unlink()  # it would win
     with pytest.raises(UserError, match=message) as error:
         read_pretrained(tmp_path)
     assert "\n" not in str(error.value)
