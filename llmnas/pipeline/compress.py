@@ -26,9 +26,9 @@ from llmnas.cost import BudgetSampler, count_params
 from llmnas.data import open_corpus, read_model_tokenizer
 from llmnas.errors import UserError
 from llmnas.evaluate.measure import measure_latency, this_device
-from llmnas.files import read_json
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.decide import chosen
+from llmnas.pipeline.results import retrained, train_facts
 from llmnas.pipeline.retrain import verdict
 from llmnas.report.html import Table
 from llmnas.rng import generator
@@ -196,7 +196,7 @@ def compress_table(context: Context) -> Table:
         "found, cut out of the model": (int(found.metrics["params"]), float(cut)),
         "found, in the trained supernet": (int(found.metrics["params"]), found.metrics["val_loss"]),
     }
-    result = read_json(run.result("retrain"))
+    result = retrained(run)
     titles = {"found": "found, healed", **_BASELINES}
     for name, runs in result["runs"].items():
         named[titles.get(name, name)] = (runs[0]["params"], sum(r["val_loss"] for r in runs) / len(runs))
@@ -204,9 +204,9 @@ def compress_table(context: Context) -> Table:
         (name, f"{params:,}", f"{params / of_model:.0%}", f"{loss:.4f}", f"{math.exp(loss):.2f}")
         for name, (params, loss) in named.items()
     ]
-    tokens = read_json(run.result("retrain"))["runs"]["found"][0]["tokens"]
-    spent = run.recorded("train").get("tokens", 0)
-    corrected = run.recorded("correction").get("tokens", 0)
+    tokens = result["runs"]["found"][0]["tokens"]
+    spent = train_facts(run, "train").get("tokens", 0)
+    corrected = train_facts(run, "correction").get("tokens", 0)
     first = f", which was trained on {corrected:,} tokens first," if corrected else ""
     note = (
         f"Validation text of {config.data.source}. Healed: {tokens:,} tokens each, the model{first} as teacher; the "

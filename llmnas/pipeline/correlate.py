@@ -16,6 +16,7 @@ from llmnas.evaluate.rank import Agreement, rank_agreement
 from llmnas.evaluate.ranking import banded_agreement, tau_within, top_k_regret
 from llmnas.files import write_json
 from llmnas.pipeline.context import Context
+from llmnas.pipeline.results import search_facts, train_facts
 from llmnas.pipeline.stand_alone import train_alone
 from llmnas.report.plots import correlation_png
 from llmnas.rng import generator
@@ -136,8 +137,8 @@ def correlate(context: Context) -> dict[str, Any]:
         **worth(scores, truth, params),
         "conflicts": conflicts,
         "cpu_seconds": {
-            "supernet": run.recorded("train").get("cpu_seconds"),
-            "search": run.recorded("search").get("cpu_seconds"),
+            "supernet": train_facts(run, "train").get("cpu_seconds"),
+            "search": search_facts(run).get("cpu_seconds"),
             "adapt": [result["cpu_seconds"] for result in adapted],
             "stand_alone": [result["cpu_seconds"] for row in runs for result in row],
         },

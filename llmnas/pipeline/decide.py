@@ -8,9 +8,10 @@ from llmnas.archive import Archive
 from llmnas.errors import UserError
 from llmnas.evaluate.compare import Comparison, Losses, Race, race
 from llmnas.evaluate.quality import QUALITY
-from llmnas.files import read_json, write_json
+from llmnas.files import write_json
 from llmnas.pareto import Evaluation, violations
 from llmnas.pipeline.context import Context
+from llmnas.pipeline.results import decided
 from llmnas.rng import generator
 
 CONTENDERS = 8
@@ -85,5 +86,11 @@ def chosen(context: Context, archive: Archive) -> Evaluation:
             f"{archive.path}: none of {len(archive)} evaluated architectures meets search.constraints "
             f"{archive.constraints}; loosen them, or search longer in another --run-dir"
         )
-    decision = read_json(context.run.require(context.run.decision, "search"))
-    return next(e for e in archive.evaluations if e.arch.id == decision["chosen"])
+    decision = decided(context.run)
+    for evaluation in archive.evaluations:
+        if evaluation.arch.id == decision["chosen"]:
+            return evaluation
+    raise UserError(
+        f"{context.run.decision}: chosen: {decision['chosen']} is none of the evaluated architectures; "
+        "search again with --resume"
+    )

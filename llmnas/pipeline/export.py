@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from llmnas.errors import UserError
 from llmnas.export import Card, ExportReport, export_hf
@@ -11,8 +10,9 @@ from llmnas.export.block_configs import lay_out_blocks
 from llmnas.export.generate import generate
 from llmnas.export.gguf import export_gguf
 from llmnas.export.layout import lay_out
-from llmnas.files import ABOUT_FILE, read_json
+from llmnas.files import ABOUT_FILE, inside
 from llmnas.pipeline.context import Context
+from llmnas.pipeline.results import Trained, export_facts, retrained
 from llmnas.pipeline.stand_alone import load_alone, trained_as
 from llmnas.rng import torch_seed
 from llmnas.space import Architecture
@@ -61,15 +61,14 @@ def export_as_gguf(context: Context, *, force: bool = False, ternary: str | None
     return path, held.arch
 
 
-def _winner(context: Context) -> tuple[Transformer, Architecture, dict[str, Any]]:
+def _winner(context: Context) -> tuple[Transformer, Architecture, Trained]:
     """The found network with the weights of its best retrained seed, and what `retrain` says of that seed.
 
     Raises:
         UserError: nothing is retrained; or it was begun again in another way, and has not ended.
     """
     run = context.run
-    result = read_json(run.require(run.result("retrain"), "retrain"))
-    best: dict[str, Any] = min(result["runs"]["found"], key=lambda r: r["val_loss"])
+    best = min(retrained(run)["runs"]["found"], key=lambda r: r["val_loss"])
     arch = Architecture.from_dict(best["architecture"])
     folder = run.stand_alone("retrain", f"found-{arch.id}", best["seed"])
     if trained_as(folder) != best["identity"]:
@@ -85,9 +84,10 @@ def exported(context: Context) -> bool:
     run = context.run
     if not run.result("retrain").exists():
         return False
-    result, done = read_json(run.result("retrain")), run.recorded("export")
-    best = min(result["runs"]["found"], key=lambda r: r["val_loss"])
-    return bool(done.get("of") == best["identity"] and (run.path / done["folder"] / ABOUT_FILE).is_file())
+    best, done = min(retrained(run)["runs"]["found"], key=lambda r: r["val_loss"]), export_facts(run)
+    if done is None or done.get("of") != best["identity"]:
+        return False
+    return (inside(run.path, done["folder"]) / ABOUT_FILE).is_file()
 
 
 def go_on(checkpoint: Path, prompt: str, *, tokens: int, temperature: float, seed: int) -> str:

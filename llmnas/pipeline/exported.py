@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from llmnas.errors import UserError
-from llmnas.files import ABOUT_FILE, read_json
+from llmnas.files import ABOUT_FILE, inside, read_json
+from llmnas.pipeline.results import export_facts
 from llmnas.runs import RunFolder
 
 ELASTIC = "elastic"
@@ -22,10 +23,11 @@ def exported_folder(folder: Path) -> Path:
     run = RunFolder(folder)
     if not run.manifest.is_file():
         raise UserError(f"{folder}: neither a run folder (no {run.manifest.name}) nor an export (no {ABOUT_FILE})")
-    done = run.stages().get("export")
-    if done is None or not (folder / done["folder"] / ABOUT_FILE).is_file():
+    done = export_facts(run)
+    checkpoint = None if done is None else inside(folder, done["folder"])
+    if checkpoint is None or not (checkpoint / ABOUT_FILE).is_file():
         raise UserError(f"{folder}: nothing exported there yet; run `llmnas export CONFIG --run-dir {folder}` first")
-    return folder / str(done["folder"])
+    return checkpoint
 
 
 def elastic_folder(folder: Path) -> Path:

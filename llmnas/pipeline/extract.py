@@ -16,10 +16,11 @@ from llmnas.cost.budget import COSTS
 from llmnas.cost.latency import BlockTable
 from llmnas.cost.tables import reachable
 from llmnas.errors import UserError
-from llmnas.files import read_json, write_json
+from llmnas.files import read_as, write_json
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.latency import latency_phase, latency_table
 from llmnas.pipeline.metrics import measured_on, providers
+from llmnas.pipeline.results import Extracted
 from llmnas.pipeline.stores import Evaluate, remembered, store_of
 from llmnas.report.html import Table
 from llmnas.rng import generator
@@ -85,7 +86,7 @@ def extract(context: Context) -> dict[str, Any]:
 
 def _earlier(config: Config, path: Path, targets: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
     """The answers of this method to other targets; not latencies of other hardware."""
-    rows: list[dict[str, Any]] = read_json(path)["targets"] if path.exists() else []
+    rows: list[dict[str, Any]] = [dict(row) for row in read_as(path, Extracted)["targets"]] if path.exists() else []
     return [
         row
         for row in rows

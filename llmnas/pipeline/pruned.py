@@ -12,10 +12,11 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
+from pydantic import FiniteFloat
 
 from llmnas.cost import Budget, count_params
 from llmnas.errors import UserError
-from llmnas.files import read_json, write_json
+from llmnas.files import read_as, write_json
 from llmnas.pipeline.context import Context
 from llmnas.space import Architecture, LayerSpec, SearchSpace, Shape, even_subset
 from llmnas.supernet import Transformer, load_weights
@@ -108,7 +109,9 @@ def layer_scores(context: Context) -> list[float]:
     """By how much the loss of the pretrained model grows without each layer, on calibration text; stored."""
     path = context.run.initial.with_name("layers.json")
     if path.exists():
-        found: list[float] = read_json(path)
+        found = read_as(path, list[FiniteFloat])
+        if len(found) != context.config.space.layers:
+            raise UserError(f"{path}: damaged: not a score for each layer; delete it to have it made again")
         return found
     config = context.config
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

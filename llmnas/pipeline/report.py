@@ -9,9 +9,9 @@ from typing import Any
 from llmnas.archive import read_archive
 from llmnas.cost import count_params
 from llmnas.errors import UserError
-from llmnas.files import read_json
 from llmnas.pareto import Constraints, Evaluation, Objectives, front
 from llmnas.pipeline.context import Context
+from llmnas.pipeline.results import correlated, laddered
 from llmnas.pipeline.tables import search_tables, stage_tables
 from llmnas.report.findings import Findings, Table
 from llmnas.report.html import write_report
@@ -95,9 +95,9 @@ def _correlation(run: RunFolder) -> dict[str, Any] | None:
     """What the `correlate` stage found, with the networks' identities."""
     if not run.result("correlate").exists():
         return None
-    found = read_json(run.result("correlate"))
+    found = correlated(run)
     ids = [Architecture.from_dict(arch).id for arch in found["architectures"]]
-    return {"id": ids, **{name: found[name] for name in _CORRELATION}}
+    return {"id": ids, **{name: dict(found)[name] for name in _CORRELATION}}
 
 
 def _ladder(run: RunFolder) -> list[dict[str, Any]]:
@@ -105,8 +105,8 @@ def _ladder(run: RunFolder) -> list[dict[str, Any]]:
     if not run.result("ladder").exists():
         return []
     return [
-        {"layers": len(rung["architecture"]["layers"]), **{name: rung[name] for name in _RUNG}}
-        for rung in read_json(run.result("ladder"))["rungs"]
+        {"layers": len(rung["architecture"]["layers"]), **{name: dict(rung)[name] for name in _RUNG}}
+        for rung in laddered(run)["rungs"]
     ]
 
 

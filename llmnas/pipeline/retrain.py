@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -136,7 +137,7 @@ def _train(
     return train_alone(context, arch, settings, seed, folder, note, start)
 
 
-def verdict(comparison: dict[str, Any]) -> str:
+def verdict(comparison: Mapping[str, Any]) -> str:
     """One honest sentence: the first network minus the other in nats and in perplexity, negative is better."""
     mean = comparison["difference"]
     change = f"{mean:+.4f} nats ({math.expm1(mean):+.1%} perplexity)"

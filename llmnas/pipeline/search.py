@@ -15,13 +15,14 @@ from llmnas.errors import UserError
 from llmnas.evaluate.evaluator import Evaluator, spread
 from llmnas.evaluate.halving import Halving, rungs
 from llmnas.evaluate.providers import with_providers
-from llmnas.files import read_json, write_json
+from llmnas.files import read_as, write_json
 from llmnas.pareto import Evaluation
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.decide import WINDOWS, contenders, decide
 from llmnas.pipeline.metrics import providers
 from llmnas.pipeline.pace import SPEED, Pace
 from llmnas.pipeline.pruned import beginnings, layer_scores
+from llmnas.pipeline.results import Decoded, search_facts
 from llmnas.pipeline.stores import evaluation_identity, measured_how
 from llmnas.pipeline.team import Team, preempted
 from llmnas.runs import RunFolder
@@ -96,7 +97,7 @@ def _search(context: Context, most: int, processes: Processes, preemption: Preem
         )
     team.forget()
     front = write_front(run, archive)
-    before = run.recorded("search")
+    before = search_facts(run)
     cpu_seconds = before.get("cpu_seconds")
     if pace.networks:  # evaluations cost about the same each: those of this start stand for the ones before
         spent = time.process_time() - started + team.helpers_cpu
@@ -117,7 +118,7 @@ def _search(context: Context, most: int, processes: Processes, preemption: Preem
     provenance = {provider.metric: provider.about() for provider in extra}
     if not pace.networks:  # what was measured before knows its noise
         provenance |= before.get("provenance", {})
-    speed = pace.facts() or {name: before[name] for name in SPEED if name in before}
+    speed = pace.facts() or {name: found for name, found in dict[str, Any](before).items() if name in SPEED}
     if halving and pace.networks:
         speed |= {"dropped": measure.dropped, "windows_share": round(measure.windows / pace.networks / sample, 4)}
     windows = len(evaluator.reference)
@@ -178,7 +179,7 @@ def decoded(context: Context) -> list[Architecture]:
     path = context.run.result("darts")
     if not path.exists():
         return []
-    return [Architecture.from_dict(value) for value in read_json(path)["architectures"]]
+    return [Architecture.from_dict(value) for value in read_as(path, Decoded)["architectures"]]
 
 
 def write_front(run: RunFolder, archive: Archive) -> list[Evaluation]:

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from llmnas.cost import count_params
 from llmnas.evaluate.quality import quality, window_losses
-from llmnas.files import read_json, write_json
+from llmnas.files import write_json
 from llmnas.pipeline.context import Context
+from llmnas.pipeline.results import trained
 from llmnas.pipeline.warm import original
 from llmnas.rng import torch_seed
 from llmnas.runs import identity
@@ -53,8 +54,7 @@ def train_alone(
     own = _identity(context, arch, settings, seed, start)
     stored = _result(folder)
     if trained_as(folder) == own:
-        result: dict[str, Any] = read_json(stored)
-        return result
+        return dict(trained(stored))
     model = build(context, arch, seed, start)
     network = model.envelope
     sequences = context.sequences(settings.seq_len, config.seed + 1 + seed)
@@ -93,7 +93,7 @@ def _identity(context: Context, arch: Architecture, settings: TrainSettings, see
 
 def trained_as(folder: Path) -> str | None:
     """The identity of the training that the weights in a folder of `train_alone` are of; None where there is none."""
-    return read_json(_result(folder))["identity"] if _result(folder).exists() else None
+    return trained(_result(folder))["identity"] if _result(folder).exists() else None
 
 
 def _result(folder: Path) -> Path:

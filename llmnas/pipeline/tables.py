@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from llmnas.files import read_json
 from llmnas.pareto import Evaluation
+from llmnas.pipeline.results import correlated, decided, laddered, retrained, search_facts
 from llmnas.pipeline.retrain import verdict
 from llmnas.report.findings import Table
 from llmnas.runs import RunFolder
@@ -20,11 +20,11 @@ def search_tables(
     run: RunFolder, front: Sequence[Evaluation], evaluations: Sequence[Evaluation], asked: Iterable[str]
 ) -> list[Table]:
     """The front of all evaluations, and which of its members to build; `asked` are the metrics that were named."""
-    facts = run.recorded("search")
+    facts = search_facts(run)
     more = failures(evaluations) + few_windows(facts) + speed(facts)
     found = [front_table(front, len(evaluations), asked, facts.get("provenance", {}), more)]
     if run.decision.exists():
-        found.append(decision_table(read_json(run.decision)))
+        found.append(decision_table(decided(run)))
     return found
 
 
@@ -82,7 +82,7 @@ def front_table(
     return Table("Pareto front", (*_FRONT_COLUMNS, *more), rows, note)
 
 
-def decision_table(decision: dict[str, Any]) -> Table:
+def decision_table(decision: Mapping[str, Any]) -> Table:
     """What the race between the best candidates showed."""
     rows = [(sentence,) for sentence in decision["statements"]] or [("there was one candidate",)]
     ends = {
@@ -98,7 +98,7 @@ def decision_table(decision: dict[str, Any]) -> Table:
     return Table("Which architecture to build", ("finding",), rows, note)
 
 
-def comparison_table(result: dict[str, Any]) -> Table:
+def comparison_table(result: Mapping[str, Any]) -> Table:
     """Stand-alone training of the found and the hand-designed networks."""
     rows = []
     for name, runs in result["runs"].items():
@@ -113,7 +113,7 @@ def comparison_table(result: dict[str, Any]) -> Table:
     return Table("Found against hand-designed", columns, rows, note)
 
 
-def correlation_table(result: dict[str, Any]) -> Table:
+def correlation_table(result: Mapping[str, Any]) -> Table:
     """Rank agreement with stand-alone training, and what the ranking costs who trains only its best."""
     near, regret = result.get("near_pairs", {}), result.get("regret", {})
     rows = []
@@ -162,7 +162,7 @@ def _conflict_note(conflicts: Mapping[str, Any] | None) -> str:
     )
 
 
-def ladder_table(result: dict[str, Any]) -> Table:
+def ladder_table(result: Mapping[str, Any]) -> Table:
     """A row a depth, the deepest first."""
     rows = []
     for rung in reversed(result["rungs"]):
@@ -190,9 +190,9 @@ def stage_tables(run: RunFolder) -> list[Table]:
     """The tables of the later stages that have run."""
     found = []
     if run.result("retrain").exists():
-        found.append(comparison_table(read_json(run.result("retrain"))))
+        found.append(comparison_table(retrained(run)))
     if run.result("correlate").exists():
-        found.append(correlation_table(read_json(run.result("correlate"))))
+        found.append(correlation_table(correlated(run)))
     if run.result("ladder").exists():
-        found.append(ladder_table(read_json(run.result("ladder"))))
+        found.append(ladder_table(laddered(run)))
     return found

@@ -8,6 +8,7 @@ from llmnas.cost import BudgetSampler
 from llmnas.errors import UserError
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.prepare import prepare
+from llmnas.pipeline.results import train_facts
 from llmnas.pipeline.warm import correct, original, write_initial
 from llmnas.rng import generator, torch_seed
 from llmnas.supernet import Transformer, save_weights
@@ -69,7 +70,8 @@ def train_supernet(context: Context, *, prepare_first: bool = False) -> Outcome 
         guide=original(context, settings),
     )  # fmt: skip
     if processes.rank == 0:
-        cpu_seconds = run.recorded("train").get("cpu_seconds") if outcome.cpu_seconds is None else outcome.cpu_seconds
+        known = train_facts(run, "train").get("cpu_seconds")
+        cpu_seconds = known if outcome.cpu_seconds is None else outcome.cpu_seconds
         # before the weights, whose presence ends the stage: a kill between the two loses nothing
         run.record("train", steps=outcome.steps, tokens=outcome.tokens, seconds=round(outcome.seconds, 1),
             cpu_seconds=cpu_seconds)  # fmt: skip
