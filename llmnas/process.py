@@ -7,7 +7,9 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 from typer.exceptions import TyperException
@@ -66,6 +68,18 @@ def sweep_arguments(arguments: list[str]) -> list[str]:
     return found
 
 
-def _terminated(_signal: int, _frame: object) -> None:
+def _terminated(number: int, frame: FrameType | None) -> None:
+    if _in_finalizer(frame):  # Python prints and forgets what is raised there: come back in a moment
+        threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+        return
     complain("terminated; what is stored is kept, --resume goes on from there")
     raise SystemExit(143)
+
+
+def _in_finalizer(frame: FrameType | None) -> bool:
+    """Whether an object is being finalised at the moment."""
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False

@@ -1,6 +1,6 @@
 """The door to files: `writing` makes them whole or absent, the other modules read what lies on disk."""
 
-from llmnas.files.hashing import BLOCK, Digest, Written, require_written, sha256
+from llmnas.files.hashing import BLOCK, Digest, Written, content_hash, require_written, sha256
 from llmnas.files.json_files import as_kind, parse_json, read_as, read_json, read_object
 from llmnas.files.names import ABOUT_FILE, COMPANIONS
 from llmnas.files.opening import inside, open_regular, read_bytes, read_most, read_text, regular
@@ -18,6 +18,7 @@ __all__ = [
     "Written",
     "as_kind",
     "atomic_open",
+    "content_hash",
     "hashed_open",
     "inside",
     "naming",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from llmnas.errors import UserError
 
@@ -57,20 +58,34 @@ class Digest:
 
 
 class HashedStream:
-    """Passes what is written on to a binary stream, and hashes it on the way."""
+    """Passes what is written on to a binary stream, and hashes it on the way.
+
+    Attributes:
+        failure: why a write failed, for callers to whom a library in between tells something else.
+    """
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream, self.digest = stream, Digest()
+        self.failure: OSError | None = None
 
     def write(self, data: bytes | memoryview) -> int:
         """Write all of `data`."""
-        self._stream.write(data)
+        try:
+            self._stream.write(data)
+        except OSError as error:
+            self.failure = error
+            raise
         self.digest.update(data)
         return memoryview(data).nbytes
 
     def flush(self) -> None:
         """Hand everything to the system."""
         self._stream.flush()
+
+
+def content_hash(value: Any) -> str:
+    """Hex SHA-256 of a JSON value, however it is laid out in a file."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:

@@ -1,47 +1,30 @@
-"""Checkpoints that are whole or absent: written aside, hashed, then renamed.
+"""Checkpoints that are whole or absent: written aside, hashed on the way, then renamed.
 
-Layout: `checkpoints/step-00000200/` with DeepSpeed's files and `files.json`, the size and
-SHA-256 of each. A folder without the final name is a save that was cut off.
+Layout: `checkpoints/step-00000200/` with DeepSpeed's files and `files.json`, the size and SHA-256 of each and which
+process wrote it. A folder without the final name is a save that was cut off, or (`.damaged`) one that was given up.
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from pydantic import BaseModel as Model
-from pydantic import ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 from safetensors.numpy import load_file, save
 
 from llmnas.errors import UserError
-from llmnas.files import atomic_open, read_json, sha256, sync_dir, write_json
+from llmnas.files import Written, sync_dir, write_bytes
+from llmnas.train.checkpoint_manifest import Damaged, Manifest, read_manifest, require_files, write_manifest
 from llmnas.train.engine import Engine
 from llmnas.train.universal import convert
 
-_MANIFEST = "files.json"
+_LOG = logging.getLogger(__name__)
 
 State = Mapping[str, np.ndarray]
 """What one part of a run learned, by name."""
-
-
-class _File(Model):
-    model_config = ConfigDict(extra="forbid")
-
-    bytes: int
-    sha256: str
-
-
-class _Manifest(Model):
-    model_config = ConfigDict(extra="forbid")
-
-    step: int
-    identity: str
-    processes: PositiveInt
-    zero_stage: NonNegativeInt
-    files: dict[str, _File]
 
 
 def _name(step: int) -> str:
@@ -50,7 +33,7 @@ def _name(step: int) -> str:
 
 def saved_steps(folder: Path) -> list[int]:
     """Steps with a complete checkpoint, ascending."""
-    return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*") if path.suffix != ".partial")
+    return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*") if not path.suffix)
 
 
 def _save(engine: Engine, folder: Path, step: int, keep: int, identity: str, learned: Mapping[str, State]) -> None:
@@ -63,29 +46,38 @@ def _save(engine: Engine, folder: Path, step: int, keep: int, identity: str, lea
     partial = folder / f"{_name(step)}.partial"
     writer = engine.processes.rank == 0
     if writer:
-        for cut_off in folder.glob("step-*.partial"):
-            shutil.rmtree(cut_off)
-        partial.mkdir(parents=True)
+        _begin(folder, partial)
     engine.barrier()
-    engine.save(folder, partial.name)
-    engine.barrier()
+    written = list(engine.save(folder, partial.name))
     if writer:
         for name, state in learned.items():
-            path = partial / f"{name}.safetensors"
-            with atomic_open(path) as stream:  # safetensors' own writer calls a full disk no OSError
-                stream.write(save(dict(state)))
-        files = {p.name: _File(bytes=p.stat().st_size, sha256=sha256(p)) for p in sorted(partial.iterdir())}
-        manifest = _Manifest(
-            step=step, identity=identity, processes=engine.processes.size, zero_stage=engine.zero_stage, files=files
-        )
-        write_json(partial / _MANIFEST, manifest.model_dump())
-        final = folder / _name(step)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        sync_dir(folder)
-        for old in saved_steps(folder)[:-keep]:
-            shutil.rmtree(folder / _name(old))
+            # safetensors' own writer calls a full disk no OSError
+            write_bytes(partial / f"{name}.safetensors", save(dict(state)), written.append)
+    shares = engine.all_of(written)
+    if writer:
+        _finish(engine, folder, step, keep, identity, shares)
     engine.barrier()
+
+
+def _begin(folder: Path, partial: Path) -> None:
+    for cut_off in folder.glob("step-*.partial"):
+        shutil.rmtree(cut_off)
+    partial.mkdir(parents=True)
+
+
+def _finish(
+    engine: Engine, folder: Path, step: int, keep: int, identity: str, shares: Sequence[Sequence[Written]]
+) -> None:
+    """Describe the files of all processes, give the folder its name, drop older ones."""
+    partial, final = folder / f"{_name(step)}.partial", folder / _name(step)
+    write_manifest(partial, step, identity, engine.processes.size, engine.zero_stage, shares)
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    sync_dir(folder)
+    for old in saved_steps(folder)[:-keep]:
+        shutil.rmtree(folder / _name(old))
+    for given_up in folder.glob("step-*.damaged"):
+        shutil.rmtree(given_up)
 
 
 class Learned(Protocol):
@@ -113,16 +105,21 @@ class Checkpoints:
     ) -> None:
         self._engine, self._folder, self._keep, self._identity = engine, folder, keep, identity
         self._learned = {name: item for name, item in learned.items() if item is not None}
-        self._saved = 0
+        self._saved: int | None = None
 
     def restore(self) -> int:
-        """Load the newest one and return the number of steps done; 0 where there is none. Collective."""
+        """Load the newest whole one and return the number of steps done; 0 where there is none. Collective.
+
+        Raises:
+            UserError: as `_load`.
+        """
         if self._folder is None:
             return 0
         self._saved = _load(self._engine, self._folder, self._identity)
-        if self._saved:
-            for name, item in self._learned.items():
-                item.restore(_load_learned(self._folder, self._saved, name))
+        if self._saved is None:
+            return 0
+        for name, item in self._learned.items():
+            item.restore(_load_learned(self._folder, self._saved, name))
         return self._saved
 
     def save(self, step: int) -> None:
@@ -134,6 +131,17 @@ class Checkpoints:
         _save(self._engine, self._folder, step, self._keep, self._identity, found)
         self._saved = step
 
+    def save_alone(self, step: int) -> bool:
+        """`save` by the process that has the whole state, when the others are gone; whether it could."""
+        if self._folder is None or self._learned or not self._engine.can_save_alone:
+            return False
+        if step != self._saved:
+            partial = self._folder / f"{_name(step)}.partial"
+            _begin(self._folder, partial)
+            written = self._engine.save_alone(self._folder, partial.name)
+            _finish(self._engine, self._folder, step, self._keep, self._identity, [written])
+        return True
+
 
 def newest(folder: Path | None) -> str:
     """Where the run can go on from, in words."""
@@ -143,35 +151,70 @@ def newest(folder: Path | None) -> str:
     return f"the last good checkpoint is {folder / _name(steps[-1])}" if steps else f"no checkpoint in {folder} yet"
 
 
-def _load(engine: Engine, folder: Path, identity: str) -> int:
-    """Restore the newest checkpoint and return the number of steps done; 0 where there is none. Collective.
+def _load(engine: Engine, folder: Path, identity: str) -> int | None:
+    """Restore the newest checkpoint that is whole and return its number of steps; None where there is none. Collective.
 
-    A checkpoint of another number of processes goes through DeepSpeed's universal format.
+    One that is damaged is put aside, and that is said; the one before it counts. A checkpoint of another number of
+    processes goes through DeepSpeed's universal format.
 
     Raises:
-        UserError: a file is truncated or changed, the checkpoint is of another run or of another ZeRO stage.
+        UserError: all are damaged; or the newest is of another run, or of another ZeRO stage.
     """
     steps = saved_steps(folder)
-    if not steps:
-        return 0
-    path = folder / _name(steps[-1])
-    manifest = verify_checkpoint(path, identity)
+    damages: dict[int, str] = {}
+    for step in reversed(steps):
+        damage = _damage(engine, folder / _name(step), identity)
+        if damage is None:
+            _put_aside(engine, folder, damages, step)
+            _restore(engine, folder / _name(step), identity)
+            return step
+        damages[step] = damage
+    if damages:
+        raise UserError(
+            f"{damages[steps[-1]]}; no whole checkpoint is left in {folder}: delete it to train from the beginning"
+        )
+    return None
+
+
+def _damage(engine: Engine, path: Path, identity: str) -> str | None:
+    """What is wrong with the files of a checkpoint, each hashed by one process only; collective."""
+    rank, size = engine.processes.rank, engine.processes.size
+    try:
+        verify_checkpoint(path, identity, rank, size)
+        complaint = None
+    except Damaged as error:
+        complaint = str(error)
+    return next(filter(None, engine.all_of(complaint)), None)
+
+
+def _put_aside(engine: Engine, folder: Path, damages: Mapping[int, str], step: int) -> None:
+    """Rename what is damaged, so that it is not kept in the place of a good one; collective."""
+    for bad, complaint in damages.items():
+        if engine.processes.rank == 0:
+            aside = folder / f"{_name(bad)}.damaged"
+            shutil.rmtree(aside, ignore_errors=True)
+            (folder / _name(bad)).rename(aside)
+            _LOG.warning("%s; moved to %s, going on from the checkpoint of step %d", complaint, aside.name, step)
+    engine.barrier()
+
+
+def _restore(engine: Engine, path: Path, identity: str) -> None:
+    manifest = read_manifest(path, identity)
     if manifest.zero_stage != engine.zero_stage:
         raise UserError(f"{path}: saved at ZeRO stage {manifest.zero_stage}, now {engine.zero_stage}; use the same")
     if engine.zero_stage == 0 or manifest.processes == engine.processes.size:
-        engine.load(folder, path.name)
-        return steps[-1]
+        engine.load(path.parent, path.name)
+        return
     # not inside `path`, whose files are all in its manifest
-    converted = folder / f"universal-{path.name}"
+    converted = path.with_name(f"universal-{path.name}")
     if engine.processes.rank == 0:
         shutil.rmtree(converted, ignore_errors=True)
         convert(path, converted)
     engine.barrier()
-    engine.load(folder, converted.name, universal=True)
+    engine.load(path.parent, converted.name, universal=True)
     engine.barrier()
     if engine.processes.rank == 0:
         shutil.rmtree(converted)
-    return steps[-1]
 
 
 def _load_learned(folder: Path, step: int, name: str) -> dict[str, np.ndarray]:
@@ -180,27 +223,22 @@ def _load_learned(folder: Path, step: int, name: str) -> dict[str, np.ndarray]:
     return load_file(path) if path.exists() else {}
 
 
-def verify_checkpoint(path: Path, identity: str) -> _Manifest:
-    """Compare every file with its recorded size and hash before anything is loaded."""
-    try:
-        manifest = _Manifest.model_validate(read_json(path / _MANIFEST))
-    except (UserError, ValidationError):
-        raise UserError(
-            f"{path / _MANIFEST}: missing or damaged; delete {path} to go on from the checkpoint before it"
-        ) from None
-    if manifest.identity != identity:
-        raise UserError(
-            f"{path}: a checkpoint of another run (config {manifest.identity}, now {identity}): its space, data or "
-            "training differ; use the config it was made with, or another --run-dir"
-        )
-    for name, record in manifest.files.items():
-        file = path / name
-        if not file.exists() or file.stat().st_size != record.bytes:
-            found = file.stat().st_size if file.exists() else "nothing"
-            raise UserError(
-                f"{file}: truncated: {record.bytes:,} bytes were written, {found} found; "
-                f"delete {path} to go on from the checkpoint before it"
-            )
-        if sha256(file) != record.sha256:
-            raise UserError(f"{file}: content changed since it was written; delete {path} to go on from the one before")
+def verify_checkpoint(path: Path, identity: str, rank: int = 0, size: int = 1) -> Manifest:
+    """Compare the files of a checkpoint with what was written: all sizes, and content of this process's share.
+
+    Args:
+        path: the checkpoint.
+        identity: of this run.
+        rank: this process. The one of `size` that wrote a file hashes it; of another number of processes they take
+            turns.
+        size: all processes.
+
+    Raises:
+        Damaged: a file is missing, truncated or changed.
+        UserError: a checkpoint of another run.
+    """
+    manifest = read_manifest(path, identity)
+    own = manifest.processes == size
+    names = [n for i, (n, f) in enumerate(manifest.files.items()) if (f.rank if own else i % size) == rank]
+    require_files(path, manifest, names)
     return manifest

@@ -241,8 +241,10 @@ def search_relaxed(
                     say(done, {**evaluate(arch), "parameter_free_share": free_share(arch)})
             if (done % settings.save_every == 0 or last) and not skips.in_a_row:
                 checkpoints.save(done)
-    skips.end()
-    engine.release()
+        skips.end()
+        engine.release()
+    if preemption.requested:
+        raise Preempted(f"SIGTERM after the last step: {newest(folder)}; start again with --resume")
     return search.outcome(meter)
 
 

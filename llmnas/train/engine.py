@@ -1,4 +1,4 @@
-"""DeepSpeed, and nothing but DeepSpeed: with `universal.py` and `no_pickle.py` the only importer of it.
+"""DeepSpeed, and nothing but it: with `universal.py`, `state_files.py` and `no_pickle.py` the only importer of it.
 
 Several networks make one optimizer step: N backward passes, then ONE `step()`, with
 DeepSpeed's own management of gradient accumulation switched off. The managed mode with
@@ -19,13 +19,13 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from llmnas.errors import RunError
+from llmnas.files import Written
 from llmnas.space import Architecture, Shape
 from llmnas.supernet import Losses, Transformer, fill_weights, load_weights
 from llmnas.supernet.init import initialise
@@ -45,6 +45,7 @@ from llmnas.train.no_pickle import no_pickle
 from llmnas.train.optimizer import DECAYED, adamw
 from llmnas.train.settings import TrainSettings
 from llmnas.train.stale import clear_stale_gradients, require_verified_version
+from llmnas.train.state_files import StateFiles
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 with warnings.catch_warnings():
@@ -56,6 +57,9 @@ with warnings.catch_warnings():
 
 deepspeed_logger.setLevel(logging.WARNING)
 _PLAIN_LINEAR = torch.nn.functional.linear
+# the key without which DeepSpeed cannot convert a checkpoint for another number of processes
+_CLIENT_STATE = {"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -168,6 +172,8 @@ class Engine:
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=self._optimizer, config=config)
         if self.zero_stage == 0:
             self._engine.enable_backward_allreduce = False  # `step` reduces, to look at the gradients in between
+        self._files = StateFiles()
+        self._engine.checkpoint_engine = self._files
         self.device: torch.device = self._engine.device
 
     def forward(self, tokens: Tensor, network: Architecture | SoftArchitecture, **options: Any) -> Losses:
@@ -290,16 +296,36 @@ class Engine:
                 new = None if old is None else nn.Parameter(weights.get(key, torch.empty(0)))
                 module.register_parameter(name, new)
 
-    def save(self, folder: Path, tag: str) -> None:
-        """Write weights and optimizer of every process under `folder/tag`."""
-        # the key without which DeepSpeed cannot convert a checkpoint for another number of processes
-        state = {"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
-        try:
-            self._engine.save_checkpoint(str(folder), tag=tag, client_state=state, save_latest=False)
-        except RuntimeError as error:  # torch's writer: a full disk is no OSError there
-            raise RunError(f"{folder / tag}: the checkpoint cannot be written ({str(error).splitlines()[0]})") from None
+    def save(self, folder: Path, tag: str) -> list[Written]:
+        """Write weights and optimizer of every process under `folder/tag`; returns this process's files. Collective.
+
+        Raises:
+            OSError: a file cannot be written; names it.
+        """
+        self._files.begin()
+        self._engine.save_checkpoint(str(folder), tag=tag, client_state=_CLIENT_STATE, save_latest=False)
         if self._exchange is not None and self.processes.rank < self._exchange.size:
-            save_experts(self.module, self._engine.optimizer, self._exchange, folder / tag)
+            save_experts(self.module, self._engine.optimizer, self._exchange, folder / tag, self._files.written.append)
+        return self._files.written
+
+    @property
+    def can_save_alone(self) -> bool:
+        """Whether this process has the whole state, so that it can save without the others."""
+        return self.zero_stage == 0 and self._exchange is None and self.processes.rank == 0
+
+    def save_alone(self, folder: Path, tag: str) -> list[Written]:
+        """`save` without the other processes, where `can_save_alone`."""
+        self._files.begin()
+        self._engine._save_checkpoint(str(folder), tag, client_state=_CLIENT_STATE)
+        return self._files.written
+
+    def all_of(self, value: T) -> list[T]:
+        """What every process says, by rank; collective."""
+        if self.processes.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.processes.size
+        dist.all_gather_object(found, value)
+        return found
 
     def load(self, folder: Path, tag: str, *, universal: bool = False) -> None:
         """Restore what `save` wrote (or `universal.convert` made of it), without ever executing a pickle."""

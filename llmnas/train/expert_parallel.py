@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from llmnas.errors import UserError
-from llmnas.files import atomic_open
+from llmnas.files import Seal, write_bytes
 from llmnas.nn.moe import Experts
 
 _DIVIDED = ("gate", "up", "down")
@@ -146,7 +146,7 @@ def clip(parameters: list[nn.Parameter], limit: float, exchange: ExpertExchange 
     return norm
 
 
-def save_experts(model: nn.Module, optimizer: Any, exchange: ExpertExchange, folder: Path) -> None:
+def save_experts(model: nn.Module, optimizer: Any, exchange: ExpertExchange, folder: Path, seal: Seal) -> None:
     """Write this process's experts and their moments; one process of each place in a group should."""
     found: dict[str, Tensor] = {}
     for name, parameter in divided(model).items():
@@ -155,8 +155,7 @@ def save_experts(model: nn.Module, optimizer: Any, exchange: ExpertExchange, fol
         found |= {f"{name}:{moment}": state[moment] for moment in _MOMENTS}
     found |= _scales(model)
     plain = {name: value.detach().cpu().contiguous() for name, value in found.items()}
-    with atomic_open(_file(folder, exchange.rank)) as stream:  # safetensors' own writer calls a full disk no OSError
-        stream.write(save(plain))
+    write_bytes(_file(folder, exchange.rank), save(plain), seal)  # safetensors' writer calls a full disk no OSError
 
 
 @torch.no_grad()

@@ -118,9 +118,11 @@ def train(
                     log(done, found)
             if (done % settings.save_every == 0 or last) and not skips.in_a_row:
                 checkpoints.save(done)
-    skips.end()
-    balance.warn_of_idle()
-    engine.release()
+        skips.end()
+        balance.warn_of_idle()
+        engine.release()
+    if preemption.requested:
+        raise Preempted(f"SIGTERM after the last step: {newest(folder)}; start again with --resume")
     taken = settings.steps - first
     cpu_seconds = (time.process_time() - cpu_started) * settings.steps / taken if taken else None
     # a start that found every step done has counted none

@@ -47,7 +47,7 @@ MAY_IMPORT = {
 
 # foreign library -> the only files that may import it
 ONLY_IN = {
-    "deepspeed": {"train/engine.py", "train/no_pickle.py", "train/universal.py"},
+    "deepspeed": {"train/engine.py", "train/no_pickle.py", "train/state_files.py", "train/universal.py"},
     "pymoo": {"search/nsga2.py"},
     "botorch": {
         f"search/{name}.py" for name in ("bayes", "hypervolume", "pool_model", "sampled_hypervolume", "surrogate")

@@ -48,7 +48,6 @@ def change_a_byte(file):
         ("train", "data/train.bin"),
         ("train", "data/validation.bin"),
         ("search", "data/validation.bin"),
-        ("train", "supernet/checkpoints/step-00000006/mp_rank_00_model_states.pt"),
     ],
 )
 def test_a_damaged_file_is_named_and_never_used(copied, llmnas, verb, name, damage):
@@ -78,6 +77,19 @@ def test_a_cut_off_file_is_named(copied, llmnas, verb, name):
     done = llmnas(verb, copied.config, "--run-dir", copied.folder, "--resume")
     assert done.code == 2, done.err
     assert str(copied.folder / name) in done.complaint
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_gone_on_from(copied, llmnas):
+    weights = copied.folder / "supernet" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.unlink()
+    bad = copied.folder / "supernet" / "checkpoints" / "step-00000006"
+    change_a_byte(bad / "mp_rank_00_model_states.pt")
+    done = llmnas("train", copied.config, "--run-dir", copied.folder, "--resume")
+    assert done.code == 0, done.err
+    assert f"{bad / 'mp_rank_00_model_states.pt'}: content changed since it was written; moved to" in done.err
+    assert "going on from the checkpoint of step 4" in done.err
+    assert weights.read_bytes() == whole
 
 
 def test_tokens_that_a_kill_left_without_description_are_made_again(tiny_run, llmnas, tmp_path):
