@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,11 +17,22 @@ import torch.distributed as dist
 from llmnas.errors import RunError
 from llmnas.space import Architecture
 
+T = TypeVar("T")
+
 
 def digest(identity: str, step: int, networks: Sequence[Architecture]) -> int:
     """60 bits of the run, the step and its networks in order."""
     text = "\n".join([identity, str(step), *(arch.id for arch in networks)])
     return int(hashlib.sha256(text.encode()).hexdigest()[:15], 16)
+
+
+def all_of(value: T, size: int) -> list[T]:
+    """What each of `size` processes says, by rank; collective."""
+    if size == 1:
+        return [value]
+    found: list[Any] = [None] * size
+    dist.all_gather_object(found, value)
+    return found
 
 
 class Agreement:

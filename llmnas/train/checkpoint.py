@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save
 
 from llmnas.errors import UserError
 from llmnas.files import Written, sync_dir, write_bytes
+from llmnas.train.agreement import all_of
 from llmnas.train.checkpoint_manifest import Damaged, Manifest, read_manifest, require_files, write_manifest
 from llmnas.train.engine import Engine
 from llmnas.train.universal import convert
@@ -53,7 +54,7 @@ def _save(engine: Engine, folder: Path, step: int, keep: int, identity: str, lea
         for name, state in learned.items():
             # safetensors' own writer calls a full disk no OSError
             write_bytes(partial / f"{name}.safetensors", save(dict(state)), written.append)
-    shares = engine.all_of(written)
+    shares = all_of(written, engine.processes.size)
     if writer:
         _finish(engine, folder, step, keep, identity, shares)
     engine.barrier()
@@ -184,7 +185,7 @@ def _damage(engine: Engine, path: Path, identity: str) -> str | None:
         complaint = None
     except Damaged as error:
         complaint = str(error)
-    return next(filter(None, engine.all_of(complaint)), None)
+    return next(filter(None, all_of(complaint, size)), None)
 
 
 def _put_aside(engine: Engine, folder: Path, damages: Mapping[int, str], step: int) -> None:

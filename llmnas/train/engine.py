@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -59,7 +59,6 @@ deepspeed_logger.setLevel(logging.WARNING)
 _PLAIN_LINEAR = torch.nn.functional.linear
 # the key without which DeepSpeed cannot convert a checkpoint for another number of processes
 _CLIENT_STATE = {"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -318,14 +317,6 @@ class Engine:
         self._files.begin()
         self._engine._save_checkpoint(str(folder), tag, client_state=_CLIENT_STATE)
         return self._files.written
-
-    def all_of(self, value: T) -> list[T]:
-        """What every process says, by rank; collective."""
-        if self.processes.size == 1:
-            return [value]
-        found: list[Any] = [None] * self.processes.size
-        dist.all_gather_object(found, value)
-        return found
 
     def load(self, folder: Path, tag: str, *, universal: bool = False) -> None:
         """Restore what `save` wrote (or `universal.convert` made of it), without ever executing a pickle."""
