@@ -29,8 +29,9 @@ from llmnas.runs import RunFolder
 from llmnas.search import search
 from llmnas.search.loop import open_search
 from llmnas.space import Architecture
-from llmnas.train.engine import Processes, set_threads, start_processes
+from llmnas.train.engine import set_threads, start_processes
 from llmnas.train.preemption import Preemption
+from llmnas.train.processes import Processes
 
 _CUTS = 16
 

@@ -26,7 +26,7 @@ from llmnas.errors import Preempted, RunError, UserError
 from llmnas.evaluate.evaluator import Part
 from llmnas.files import naming
 from llmnas.space import Architecture, BaseModel
-from llmnas.train.engine import Processes
+from llmnas.train.processes import Processes
 
 _PATIENCE = timedelta(days=7)  # of a rank with nothing to do; a rank that dies is noticed at once, by its connection
 

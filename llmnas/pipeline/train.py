@@ -12,7 +12,8 @@ from llmnas.pipeline.results import train_facts
 from llmnas.pipeline.warm import correct, original, write_initial
 from llmnas.rng import generator, torch_seed
 from llmnas.supernet import Transformer, save_weights
-from llmnas.train.engine import build, start_processes, wait_for_all
+from llmnas.train.engine import build, start_processes
+from llmnas.train.processes import wait_for_all
 from llmnas.train.sampling import SupernetSampler, parameter_histogram
 from llmnas.train.trainer import Outcome, train
 

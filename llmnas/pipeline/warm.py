@@ -18,7 +18,8 @@ from llmnas.space import Architecture, FixedShape
 from llmnas.supernet import Transformer, load_weights, save_weights
 from llmnas.supernet.importance import importance, reorder
 from llmnas.train.distill import Original
-from llmnas.train.engine import Processes, build
+from llmnas.train.engine import build
+from llmnas.train.processes import Processes
 from llmnas.train.sampling import OneNetwork
 from llmnas.train.settings import TrainSettings
 from llmnas.train.trainer import train

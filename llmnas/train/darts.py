@@ -24,10 +24,11 @@ from llmnas.supernet.mixture import Mixture, soften, weights_of
 from llmnas.train.alphas import AlphaTraining
 from llmnas.train.checkpoint import Checkpoints, newest
 from llmnas.train.decode import decode, free_share
-from llmnas.train.engine import Engine, Processes, Step, set_threads
+from llmnas.train.engine import Engine, Step, set_threads
 from llmnas.train.health import Meter, Skips
 from llmnas.train.hypergradient import first_order, second_order
 from llmnas.train.preemption import Preemption
+from llmnas.train.processes import Processes
 from llmnas.train.relaxed_cost import ExpectedParams, budget_penalty
 from llmnas.train.schedule import learning_rate, weight_decay
 from llmnas.train.settings import DartsSettings, TrainSettings, changed

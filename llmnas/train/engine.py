@@ -43,6 +43,7 @@ from llmnas.train.expert_parallel import (
 )
 from llmnas.train.no_pickle import no_pickle
 from llmnas.train.optimizer import DECAYED, adamw
+from llmnas.train.processes import Processes, wait_for_all
 from llmnas.train.settings import TrainSettings
 from llmnas.train.stale import clear_stale_gradients, require_verified_version
 from llmnas.train.state_files import StateFiles
@@ -59,16 +60,6 @@ deepspeed_logger.setLevel(logging.WARNING)
 _PLAIN_LINEAR = torch.nn.functional.linear
 # the key without which DeepSpeed cannot convert a checkpoint for another number of processes
 _CLIENT_STATE = {"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
-
-
-@dataclass(frozen=True)
-class Processes:
-    """This process among those of the launch."""
-
-    rank: int
-    size: int
-    local_rank: int
-    local_size: int
 
 
 @dataclass(frozen=True)
@@ -110,12 +101,6 @@ def _leave() -> None:
     """Leave the group before the interpreter ends: gloo's threads, found alive by then, would abort the process."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def wait_for_all(processes: Processes) -> None:
-    """Go on when every process is here."""
-    if processes.size > 1:
-        dist.barrier()
 
 
 def set_threads(settings: TrainSettings, processes: Processes) -> None:

@@ -19,9 +19,10 @@ from llmnas.train.agreement import Agreement
 from llmnas.train.balance import Balance
 from llmnas.train.checkpoint import Checkpoints, newest
 from llmnas.train.distill import Guide, Signal
-from llmnas.train.engine import Engine, Processes, Step, set_threads
+from llmnas.train.engine import Engine, Step, set_threads
 from llmnas.train.health import Meter, Skips
 from llmnas.train.preemption import Preemption
+from llmnas.train.processes import Processes
 from llmnas.train.sampling import Sampler
 from llmnas.train.schedule import first_sequence, learning_rate, weight_decay
 from llmnas.train.settings import TrainSettings
