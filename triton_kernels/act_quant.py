@@ -20,11 +20,12 @@ def round_even(v):  # type: ignore[no-untyped-def]
 @triton.jit
 def quantise_row(y):  # type: ignore[no-untyped-def]
     """A row of fp32 [BLOCK], zeros behind its end -> its int8 codes and scale."""
-    # a GPU's maximum passes over a NaN, which must not become an ordinary number: s = 0, so that code / s is NaN again
+    # a GPU's maximum passes over a NaN, which must not become an ordinary number: codes and s are 0, as of an infinity
     size = tl.where(y == y, tl.abs(y), float("inf"))
     # torch computes 127 / v as (1 / v) 127: the same two roundings here, so that the codes agree bit for bit
     scale = tl.div_rn(1.0, tl.maximum(tl.max(size, 0), 1e-5)) * 127.0
-    return round_even(y * scale).to(tl.int8), scale
+    value = y * scale
+    return round_even(tl.where(value == value, value, 0.0)).to(tl.int8), scale
 
 
 @triton.jit

@@ -21,11 +21,30 @@ def groups_of(matrix: Tensor, *sizes: int) -> Tensor:
     return matrix.reshape(m, k // math.prod(sizes), *sizes)
 
 
+def to_int8(values: Tensor) -> Tensor:
+    """Whole numbers as int8: beyond its ends the nearest one, NaN 0.
+
+    What a plain cast makes of either depends on the processor, and on the position in its vector registers.
+    """
+    return values.nan_to_num(0.0).clamp(-128, 127).to(torch.int8)
+
+
+def token_scales(x: Tensor) -> Tensor:
+    """[..., K] -> s [..., 1] = 127 / max(max |x|, 1e-5), in fp32 at least: half precision cannot hold it.
+
+    A token that holds a NaN or an infinity gets s = 0 and only codes 0 (`to_int8`), so that code / s and every product
+    of it is NaN again: no such token becomes ordinary numbers.
+    """
+    most = x.abs().amax(-1, keepdim=True).clamp_min(LEAST)
+    most = most.float() if most.dtype.itemsize < 4 else most
+    return 127 / most.nan_to_num(torch.inf, torch.inf)
+
+
 def act_quant(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x [M, K] -> int8 codes [M, K] and s [M], codes = round(x s), s = 127 / max(max |x|, 1e-5) of the token."""
+    """x [M, K] -> int8 codes [M, K] and s [M], codes = round(x s), s as `token_scales` has it."""
     x = x.float()
-    scale = 127 / x.abs().amax(-1).clamp_min(LEAST)
-    return (x * scale[:, None]).round().clamp(-128, 127).to(torch.int8), scale
+    scales = token_scales(x)
+    return to_int8((x * scales).round()), scales[:, 0]
 
 
 def rms(x: Tensor, gain: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -56,8 +75,11 @@ def swiglu_norm_quant(gate: Tensor, up: Tensor, gain: Tensor, eps: float) -> tup
 
 
 def ternary_codes(weight: Tensor, gamma: Tensor) -> Tensor:
-    """int8 [N, K] in {-1, 0, 1}: round(clip(W / gamma, -1, 1)), half to even (Ma et al. 2024, eq. 1)."""
-    return (weight.float() / gamma).clamp(-1, 1).round().to(torch.int8)
+    """int8 [N, K] in {-1, 0, 1}: round(clip(W / gamma, -1, 1)), half to even (Ma et al. 2024, eq. 1).
+
+    NaN has code 0; the mean magnitude gamma of such a weight is NaN, and with it the product.
+    """
+    return to_int8((weight.float() / gamma).clamp(-1, 1).round())
 
 
 def pack2(codes: Tensor) -> Tensor:

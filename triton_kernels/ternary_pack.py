@@ -24,8 +24,8 @@ BLOCK_N, BLOCK_B = 8, 128
 def trit(weight, at, inside, gamma):  # type: ignore[no-untyped-def]
     """T + 1 of the weights at `at`; 1 (a zero weight) outside."""
     w = tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
-    # compared, not clamped: a NaN must not become a code that is not one
     ratio = tl.div_rn(w, gamma)
+    ratio = tl.where(ratio == ratio, ratio, 0.0)  # NaN: what a cast would make of it depends on the device
     return round_even(tl.where(ratio > 1, 1.0, tl.where(ratio > -1, ratio, -1.0))).to(tl.int32) + 1
 
 

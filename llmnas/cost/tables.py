@@ -66,7 +66,7 @@ class CostTable:
             cheapest, dearest = np.nanmin(layer, 1, keepdims=True), np.nanmax(layer, 1, keepdims=True)
             least, most = (self.fixed[:, j : j + 1] + depths * ends for ends in (cheapest, dearest))
             above = np.nan_to_num(layer - cheapest)
-            whole = np.array_equal(above, np.rint(above))
+            whole = np.array_equal(above, np.rint(above)) and above.max() < 2**53
             step = np.gcd.reduce(above.astype(np.int64), axis=1, keepdims=True) if whole else np.zeros_like(cheapest)
             missing = np.maximum(low[j] - least, 0)
             nearest = least + np.where(step > 0, np.ceil(missing / np.maximum(step, 1)) * step, missing)

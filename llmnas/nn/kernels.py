@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from llmnas.nn import packed_products
-from llmnas.nn.ternary import activation_codes, activation_scales, code_product, sign_product
+from llmnas.nn.ternary import activation_codes, code_product, sign_product
 from llmnas.space.architecture import Weights
 from llmnas.triton_kernels import reference
 from llmnas.triton_kernels.checks import FLOATS as TRITON_FLOATS
@@ -87,8 +87,8 @@ def quantise(x: Tensor, *, packed: bool) -> Codes:
     rows = _rows(x.detach())
     if packed and not x.is_cuda:
         return Codes(*packed_products.quantise(rows.float()), x)
-    scales = activation_scales(rows)
-    return Codes(activation_codes(rows, scales).to(torch.int8), scales[:, 0], x)
+    scales = reference.token_scales(rows)
+    return Codes(reference.to_int8(activation_codes(rows, scales)), scales[:, 0], x)
 
 
 def norm_quantise(x: Tensor, gain: Tensor, eps: float) -> Codes:

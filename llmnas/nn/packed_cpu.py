@@ -18,16 +18,18 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba.core import cgutils
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 from torch import Tensor
 
 DIRECT_TOKENS = 16
 ROWS_A_BLOCK = 64
 TOKENS_A_BLOCK = 64
-_FEATURES = binding.get_host_cpu_features()
-HAS_VNNI = bool(_FEATURES.get("avx512vnni") and _FEATURES.get("avx512vl") and _FEATURES.get("avx512bw"))
+_TARGET = set(cpu_target.target_context.codegen().magic_tuple()[2].split(","))
+"""What numba compiles for: this processor, or the one that NUMBA_CPU_NAME and NUMBA_CPU_FEATURES name."""
+HAS_VNNI = {"+avx512vnni", "+avx512vl", "+avx512bw"} <= _TARGET
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -146,13 +148,17 @@ def _quantise(x: Any, codes: Any, scales: Any) -> None:
         row, most = x[m], np.float32(1e-5)
         for k in range(len(row)):
             size = abs(row[k])
-            if size > most or size != size:  # a NaN, once met, stays
+            if size > most:
                 most = size
+            elif size != size:  # as an infinity: the scale is 0
+                most = np.float32(np.inf)
         # as torch divides a number by a tensor
         scale = np.float32(np.float32(1.0) / most) * np.float32(127.0)
         scales[m] = scale
         for k in range(len(row)):
-            codes[m, k] = np.int8(np.rint(row[k] * scale))
+            value = np.rint(row[k] * scale)
+            # only NaN differs from itself; what a cast would make of it depends on the processor
+            codes[m, k] = np.int8(value) if value == value else np.int8(0)
 
 
 def quantise(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from llmnas.nn.linear import Read
 from llmnas.space.architecture import LayerKinds, Weights
+from llmnas.triton_kernels.reference import LEAST, to_int8, token_scales
 
 LOW_BIT: tuple[Weights, ...] = ("ternary", "binary")
-_LEAST = 1e-5
 
 
 class StraightThrough(torch.autograd.Function):
@@ -92,7 +92,7 @@ class CodeProduct(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         """link [M, K] takes the gradient of q / s; int8 q [M, K], s [M], weight [N, K], scale [1] or [N] -> [M, N]."""
         held = codes(weight, scale, kind)
-        ctx.save_for_backward(q, scales, held.to(torch.int8), scale)
+        ctx.save_for_backward(q, scales, to_int8(held), scale)
         return F.linear(q.to(held.dtype), held).mul_(scale / scales[:, None])
 
     @staticmethod
@@ -113,13 +113,8 @@ def code_product(link: Tensor, q: Tensor, scales: Tensor, weight: Tensor, scale:
     return result
 
 
-def activation_scales(x: Tensor) -> Tensor:
-    """[..., K] -> s [..., 1] of int8 tokens."""
-    return 127 / x.abs().amax(-1, keepdim=True).clamp_min(_LEAST)
-
-
 def activation_codes(x: Tensor, scales: Tensor) -> Tensor:
-    """Integers of the tokens, in their dtype."""
+    """Integers of the tokens, in the dtype of the scales; NaN where a token is not finite."""
     return (x * scales).round_().clamp_(-128, 127)
 
 
@@ -133,7 +128,7 @@ def magnitude(weight: Tensor, kind: Weights, out_dims: int, matrices: int = 0) -
         matrices: leading axes that tell matrices apart (experts).
     """
     axes = tuple(range(matrices if kind == "ternary" else out_dims, weight.dim()))
-    return weight.detach().abs().mean(axes, keepdim=True).clamp_min(_LEAST)
+    return weight.detach().abs().mean(axes, keepdim=True).clamp_min(LEAST)
 
 
 def codes(block: Tensor, scale: Tensor, kind: Weights) -> Tensor:
@@ -157,12 +152,16 @@ def reader(module: nn.Module, name: str, kind: Weights, out_dims: int, matrices:
 
 
 def scale_of(module: nn.Module, name: str, kind: Weights, out_dims: int, matrices: int = 0) -> Tensor:
-    """The scale in force of the weight `name`: the stored one, else its own magnitude."""
+    """The scale in force of the weight `name`: the stored one, else its own magnitude.
+
+    Integers cannot say that a latent weight is not finite; its scale does, the stored one too: NaN, or infinite.
+    """
     stored: Tensor = getattr(module, scale_name(name, kind))
     weight: Tensor = getattr(module, name)
     if not weight.is_floating_point():  # packed: nothing else is left to take it from
         return stored
-    return torch.where(stored.isnan(), magnitude(weight, kind, out_dims, matrices), stored)
+    own = magnitude(weight, kind, out_dims, matrices)
+    return torch.where(stored.isnan(), own, stored + 0 * own)
 
 
 def scale_name(name: str, kind: Weights) -> str:
@@ -193,5 +192,5 @@ def read_input(x: Tensor, kind: Weights, *, signed: bool = True) -> Tensor:
     if kind == "binary" and signed:
         beta = plain.abs().mean(-1, keepdim=True)
         return straight_through(x, torch.where(plain >= 0, beta, -beta))
-    scales = activation_scales(plain)
-    return straight_through(x, activation_codes(plain, scales).div_(scales))
+    scales = token_scales(plain)
+    return straight_through(x, activation_codes(plain, scales).div_(scales).to(x.dtype))

@@ -51,7 +51,7 @@ def decode(space: SearchSpace, code: np.ndarray) -> Architecture:
             a number other than zero for what is not used.
     """
     limits = cardinalities(space)
-    whole = [int(c) if c == c else -1 for c in code]
+    whole = [int(c) if np.isfinite(c) else -1 for c in code]
     if len(code) != len(limits) or any(w != c or not 0 <= w < n for w, c, n in zip(whole, code, limits, strict=True)):
         raise ValueError(f"not a code of this space: need {len(limits)} indices below {limits}")
     values = iter(whole)

@@ -145,16 +145,19 @@ def experts():
     return train(model, [EXPERTS.largest()] * 7 + [EXPERTS.smallest()], 120, after)
 
 
-def greatest_load(model, arch, values):
+def greatest_load(model, arch, values, text=TEXT):
     """Over even load, of each layer."""
-    tokens, targets = torch.from_numpy(TEXT[:, :-1]), torch.from_numpy(TEXT[:, 1:])
+    tokens, targets = torch.from_numpy(text[:, :-1]), torch.from_numpy(text[:, 1:])
     with torch.no_grad():
         out = torch.func.functional_call(model, values, (tokens, arch), {"targets": targets})
     return [float((routing.load * len(routing.load)).max()) for routing in out.routings.values()]
 
 
 def test_the_bias_of_four_experts_does_not_balance_two(experts):
-    """Fresh biases do, on the candidate's own text, and are those that the rule of training ends at."""
+    """Fresh biases do, on the candidate's own text and on another, and are those that the rule of training ends at.
+
+    Told by who gets the tokens: the losses of this small a model differ by 5e-4 nats, which rounding can decide.
+    """
     before = {name: value.clone() for name, value in experts.state_dict().items()}
     arch = EXPERTS.smallest()
     values = recalibrate(experts, arch, TEXT, batch=len(TEXT))
@@ -171,11 +174,12 @@ def test_the_bias_of_four_experts_does_not_balance_two(experts):
         ours, theirs = (bias[0] - bias[1] for bias in (values[f"layers.{i}.ffn.balance"], twin.layers[i].ffn.balance))
         assert float(ours) == pytest.approx(float(theirs), abs=0.01)  # a constant on all experts changes nothing
         assert values[f"layers.{i}.ffn.balance"][2:].equal(before[f"layers.{i}.ffn.balance"][2:])
-    fresh, oracle = (
-        window_losses(model, arch, HELD_OUT, values=found).mean() for model, found in ((experts, values), (twin, {}))
+    stale, fresh, oracle = (
+        greatest_load(model, arch, found, HELD_OUT) for model, found in ((experts, {}), (experts, values), (twin, {}))
     )
-    stale = window_losses(experts, arch, HELD_OUT).mean()
-    assert abs(fresh - oracle) < 0.3 * abs(stale - oracle)
+    assert max(stale) > 1.5
+    assert max(fresh) < 1.15
+    assert fresh == pytest.approx(oracle, abs=0.1)
     assert all(torch.equal(value, before[name]) for name, value in experts.state_dict().items())
 
 

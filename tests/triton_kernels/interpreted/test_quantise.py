@@ -58,14 +58,30 @@ def test_act_quant_rounds_half_to_even_and_survives_zeros():
     assert scales[0] == 1
 
 
-@pytest.mark.filterwarnings("ignore:(invalid value|divide by zero) encountered")
+@pytest.mark.filterwarnings("error:invalid value encountered in cast")  # the cast of a NaN is undefined
+@pytest.mark.filterwarnings("ignore:(invalid value|divide by zero) encountered in [^c]")
 def test_a_token_that_is_not_finite_is_not_made_a_number(inside):
-    x, packed = torch.randn(3, 64), reference.pack2(torch.randint(-1, 2, (5, 64), dtype=torch.int8))
-    x[1, 4], x[2, 0] = torch.nan, torch.inf
-    for codes, scales, *_ in (act_quant(inside(x)), rmsnorm_quant(inside(x), torch.ones(64), 1e-6)):
+    x, packed = torch.randn(4, 64), reference.pack2(torch.randint(-1, 2, (5, 64), dtype=torch.int8))
+    x[1, 4], x[2, 0], x[3, 63] = torch.nan, torch.inf, -torch.inf
+    one = torch.ones(64)
+    plain, normed = act_quant(inside(x)), rmsnorm_quant(inside(x), one, 1e-6)
+    assert all(torch.equal(found, want) for found, want in zip(plain, reference.act_quant(x), strict=True))
+    for codes, scales, *_ in (plain, normed, swiglu_norm_quant(inside(x), inside(x), one, 1e-6)):
         y = ternary_matmul(codes, scales, packed, torch.tensor(0.8))
-        assert y.isnan().all(1).tolist() == [False, True, True]
+        assert y.isnan().all(1).tolist() == [False, True, True, True]
+        assert not codes[1:].any()
         assert y[0].isfinite().all()
+
+
+@pytest.mark.filterwarnings("error:invalid value encountered in cast")
+@pytest.mark.filterwarnings("ignore:invalid value encountered in [^c]")
+@pytest.mark.parametrize("gamma", [0.8, float("inf"), float("nan")])
+def test_a_weight_that_is_not_finite_has_the_code_of_its_twin(gamma, inside):
+    weight, gamma = torch.randn(3, 80), torch.tensor(gamma)
+    weight[0, 3], weight[1, 63], weight[2, 16] = torch.nan, torch.inf, -torch.inf
+    codes = reference.ternary_codes(weight, gamma)
+    assert torch.equal(ternary_pack.pack2(inside(weight)[:, :64], gamma), reference.pack2(codes[:, :64]))
+    assert torch.equal(ternary_pack.pack3(inside(weight), gamma), reference.pack3(codes))
 
 
 def test_act_quant_of_a_view_with_gaps(inside):
