@@ -32,10 +32,11 @@ from llmnas.space import Architecture, SearchSpace
 from llmnas.space.restrict import restricted
 from llmnas.supernet import Transformer, stand_alone_shape
 from llmnas.train.darts import Search, search_relaxed
+from llmnas.train.darts_settings import DartsSettings
 from llmnas.train.decode import free_share
 from llmnas.train.engine import start_processes
 from llmnas.train.sampling import OneNetwork
-from llmnas.train.settings import DartsSettings, TrainSettings
+from llmnas.train.settings import TrainSettings
 from llmnas.train.trainer import train
 
 WINDOWS = 128

@@ -108,7 +108,7 @@ def train(model: Transformer, space: SearchSpace, tokens: np.ndarray, args: argp
             engine.backward(out.loss / len(networks))
             total += out.cross_entropy
         lr = learning_rate(min(TICKS - 1, int((clock() - begin) / args.seconds * TICKS)), settings)
-        engine.step(lr, settings.weight_decay)
+        engine.step(lr, settings.weight_decay, networks)
         step, passes, recent = step + 1, passes + len(networks), recent + len(networks)
         elapsed = clock() - begin
         if elapsed >= CURVE_SECONDS * (len(curve) + 1) or elapsed >= args.seconds:

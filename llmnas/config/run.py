@@ -23,9 +23,10 @@ from llmnas.cost import Budget
 from llmnas.errors import explain
 from llmnas.space import BaseModel, SearchSpace
 from llmnas.space.restrict import restricted
-from llmnas.train.settings import DartsSettings, TrainSettings, changed
+from llmnas.train.darts_settings import DartsSettings
+from llmnas.train.settings import TrainSettings, changed
 
-_OF_THE_SUPERNET = {"sampler", "distill", "shared_batch", "init_from", "calibration", "correction"}
+_OF_THE_SUPERNET = {"update", "sampler", "distill", "shared_batch", "init_from", "calibration", "correction"}
 """Settings of `train` that later trainings of one network do not take over."""
 
 _BF16_ROW = 8  # values in 16 bytes: `grouped_mm` takes no other strides; the space itself asks for float32's 4

@@ -19,9 +19,9 @@ from llmnas.space.restrict import restricted
 from llmnas.supernet import Transformer, save_weights
 from llmnas.supernet.mixture import first_alphas
 from llmnas.train.darts import Relaxed, Search, require_usable, search_relaxed
+from llmnas.train.darts_settings import DartsSettings
 from llmnas.train.decode import free_share
 from llmnas.train.engine import start_processes
-from llmnas.train.settings import DartsSettings
 
 
 def require_possible(context: Context) -> None:

@@ -3,20 +3,24 @@
 from llmnas.nn.cross_entropy import token_losses
 from llmnas.nn.loss import Losses, Teacher
 from llmnas.nn.moe import Experts
-from llmnas.supernet.extract import extract, stand_alone_shape, used_blocks
+from llmnas.supernet.blocks import Box, active_boxes, hull, union, used_blocks
+from llmnas.supernet.extract import extract, stand_alone_shape
 from llmnas.supernet.model import Transformer, document_numbers
 from llmnas.supernet.packed import pack, packable, unpack
 from llmnas.supernet.packed_file import load_packed, save_packed
 from llmnas.supernet.weights import fill_weights, load_weights, save_weights
 
 __all__ = [
+    "Box",
     "Experts",
     "Losses",
     "Teacher",
     "Transformer",
+    "active_boxes",
     "document_numbers",
     "extract",
     "fill_weights",
+    "hull",
     "load_packed",
     "load_weights",
     "pack",
@@ -25,6 +29,7 @@ __all__ = [
     "save_weights",
     "stand_alone_shape",
     "token_losses",
+    "union",
     "unpack",
     "used_blocks",
 ]

@@ -44,21 +44,6 @@ def extract(supernet: Transformer, arch: Architecture) -> Transformer:
     return small.train(supernet.training)
 
 
-def used_blocks(supernet: Transformer, arch: Architecture) -> dict[str, torch.Size]:
-    """How large the leading block is that the sub-network uses of every parameter, by the parameter's name.
-
-    A parameter that is not there is not used. What two sub-networks share of one is the smaller size on every axis.
-    """
-    with torch.device("meta"):
-        small = Transformer(stand_alone_shape(supernet.base, supernet.rope_dim, arch), seed=None)
-    whole, blocks = dict(supernet.named_parameters()), {}
-    for name, parameter in small.named_parameters():
-        namesake = _namesake(name, arch)
-        axis_of_experts = whole[namesake].dim() > parameter.dim()  # a dense feed-forward is the first expert
-        blocks[namesake] = torch.Size((1, *parameter.shape)) if axis_of_experts else parameter.shape
-    return blocks
-
-
 def _namesake(name: str, arch: Architecture) -> str:
     parts = name.split(".")
     if parts[0] == "layers" and len(parts) > 1:

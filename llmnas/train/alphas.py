@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llmnas.space import SearchSpace
 from llmnas.supernet.mixture import first_alphas, weights_of
-from llmnas.train.settings import DartsSettings
+from llmnas.train.darts_settings import DartsSettings
 from llmnas.train.spectrum import stopping_point
 
 _BETAS = (0.5, 0.999)  # of Adam, as in the authors' code

@@ -23,6 +23,7 @@ from llmnas.supernet import Transformer
 from llmnas.supernet.mixture import Mixture, soften, weights_of
 from llmnas.train.alphas import AlphaTraining
 from llmnas.train.checkpoint import Checkpoints, newest
+from llmnas.train.darts_settings import DartsSettings
 from llmnas.train.decode import decode, free_share
 from llmnas.train.engine import Engine, Step, set_threads
 from llmnas.train.health import Meter, Skips
@@ -31,12 +32,13 @@ from llmnas.train.preemption import Preemption
 from llmnas.train.processes import Processes
 from llmnas.train.relaxed_cost import ExpectedParams, budget_penalty
 from llmnas.train.schedule import learning_rate, weight_decay
-from llmnas.train.settings import DartsSettings, TrainSettings, changed
+from llmnas.train.settings import TrainSettings, changed
 from llmnas.train.spectrum import dominant_eigenvalue
 from llmnas.train.trainer import Log
 
 _UNUSED = (
     "init_from",
+    "update",
     "sampler",
     "distill",
     "moe",

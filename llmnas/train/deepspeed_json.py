@@ -19,7 +19,7 @@ _OURS = {
     "bf16": "train.dtype",
     "fp16": "train.dtype",
     "data_types": "train.dtype",
-    "optimizer": "train.lr, train.betas, train.weight_decay",
+    "optimizer": "train.optimizer, train.update, train.lr, train.betas, train.weight_decay",
     "scheduler": "train.warmup, train.lr_floor",
     "checkpoint": "train.save_every",
     "activation_checkpointing": "train.checkpoint_blocks",
@@ -81,6 +81,8 @@ def deepspeed_config(settings: TrainSettings, processes: int) -> dict[str, Any]:
         "gradient_clipping": settings.grad_clip if settings.zero_stage else 0.0,
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,
+        # ours are no class that DeepSpeed knows
+        "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": bf16},
         # several networks add up in one step: bf16 sums would lose the small ones
         **({"data_types": {"grad_accum_dtype": "fp32"}} if bf16 else {}),

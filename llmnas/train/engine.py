@@ -16,7 +16,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from llmnas.train.expert_parallel import (
     unite,
 )
 from llmnas.train.no_pickle import no_pickle
-from llmnas.train.optimizer import DECAYED, adamw
+from llmnas.train.optimizer import UNDECAYED, announce, build_optimizer, forget, locate
 from llmnas.train.processes import Processes, wait_for_all
 from llmnas.train.settings import TrainSettings
 from llmnas.train.stale import clear_stale_gradients, require_verified_version
@@ -152,8 +152,9 @@ class Engine:
         config = deepspeed_config(settings, processes.size)
         self.module = model
         self._exchange = _divide_experts(model, settings.moe.expert_parallel, processes)
-        self._optimizer = adamw(model, settings)
+        self._optimizer = build_optimizer(model, settings)
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=self._optimizer, config=config)
+        locate(self._optimizer, model, self._engine.optimizer, self.zero_stage)
         if self.zero_stage == 0:
             self._engine.enable_backward_allreduce = False  # `step` reduces, to look at the gradients in between
         self._files = StateFiles()
@@ -173,15 +174,19 @@ class Engine:
         """
         self._engine.backward(loss * (loss.detach() * 0 + 1))
 
-    def step(self, lr: float, weight_decay: float) -> Step:
+    def step(self, lr: float, weight_decay: float, networks: Sequence[Architecture] | None = None) -> Step:
         """Clip, update, and clear the gradients; a gradient that is not finite anywhere skips the update everywhere.
 
-        A parameter that no network of the step used gets a zero gradient (its moments
-        and its weight decay go on): so do DeepSpeed's ZeRO stages, and stage 0 must agree.
+        A parameter that no network of the step used gets a zero gradient: so do DeepSpeed's ZeRO stages, and stage 0
+        must agree. With `update: all` its moments and its weight decay go on.
+
+        Args:
+            networks: those of the step; None for one that uses every weight.
         """
-        for group in self._engine.optimizer.param_groups:
+        for i, group in enumerate(self._engine.optimizer.param_groups):
             group["lr"] = lr
-        self._engine.optimizer.param_groups[DECAYED]["weight_decay"] = weight_decay
+            group["weight_decay"] = 0.0 if i == UNDECAYED else weight_decay
+        announce(self._optimizer, self.module, networks, self._exchange)
         if self.zero_stage == 0:
             return self._plain_step()
         self._engine.step()
@@ -258,7 +263,7 @@ class Engine:
                 if self.processes.rank == 0:
                     whole[name] = parameter.detach().cpu().clone()
         self._engine.destroy()
-        self._optimizer.state.clear()  # stage 3 leaves classes behind that hold everything but the moments
+        forget(self._optimizer)
         # hooks hold the engine for as long as the model is held
         self._engine.module_forward_pre_hook.remove()
         self._engine.module_forward_post_hook.remove()

@@ -11,7 +11,7 @@ padded (GShard, Lepikhin et al. 2020, without capacity).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from llmnas.errors import UserError
 from llmnas.files import Seal, write_bytes
 from llmnas.nn.moe import Experts
+from llmnas.supernet import Box
 
 _DIVIDED = ("gate", "up", "down")
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class _AllToAll(torch.autograd.Function):
@@ -133,6 +133,21 @@ def divided(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if not getattr(p, "allreduce", True)}
 
 
+def own_boxes(
+    model: nn.Module, boxes: Mapping[str, tuple[Box, ...]], exchange: ExpertExchange
+) -> dict[str, tuple[Box, ...]]:
+    """Boxes of whole weights as boxes of what this process holds: of experts every P-th, from its rank on."""
+
+    def held(expert: int) -> int:
+        return len(range(exchange.rank, expert, exchange.size))
+
+    found = dict(boxes)
+    for name in divided(model).keys() & boxes.keys():
+        own = [((held(box[0][0]), held(box[0][1])), *box[1:]) for box in boxes[name]]
+        found[name] = tuple(box for box in own if box[0][0] < box[0][1])
+    return found
+
+
 def clip(parameters: list[nn.Parameter], limit: float, exchange: ExpertExchange | None) -> Tensor:
     """Scale gradients down to a greatest norm; returns the norm before, over all experts wherever they are."""
     if exchange is None:
@@ -151,8 +166,7 @@ def save_experts(model: nn.Module, optimizer: Any, exchange: ExpertExchange, fol
     found: dict[str, Tensor] = {}
     for name, parameter in divided(model).items():
         found[name] = parameter.detach()
-        state = optimizer.state[parameter]
-        found |= {f"{name}:{moment}": state[moment] for moment in _MOMENTS}
+        found |= {f"{name}:{moment}": value for moment, value in optimizer.state[parameter].items()}
     found |= _scales(model)
     plain = {name: value.detach().cpu().contiguous() for name, value in found.items()}
     write_bytes(_file(folder, exchange.rank), save(plain), seal)  # safetensors' writer calls a full disk no OSError
@@ -168,8 +182,8 @@ def load_experts(model: nn.Module, optimizer: Any, exchange: ExpertExchange, fol
     found = load_file(_file(folder, exchange.rank))
     for name, parameter in divided(model).items():
         parameter.copy_(found[name])
-        for moment in _MOMENTS:
-            optimizer.state[parameter][moment].copy_(found[f"{name}:{moment}"])
+        for moment, value in optimizer.state[parameter].items():
+            value.copy_(found[f"{name}:{moment}"])
     for name, scale in _scales(model).items():
         scale.copy_(found[name])
 

@@ -1,24 +1,94 @@
-"""Which parameters decay, and the optimizer that every training uses."""
+"""Which parameters decay, which are matrices, and the optimizer that every training uses."""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Sequence
+from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from llmnas.space import Architecture
+from llmnas.supernet import Transformer, active_boxes
+from llmnas.supernet.layouts import LOW_BIT_LAYOUTS
+from llmnas.train.block_optimizer import BlockOptimizer, Matrix
+from llmnas.train.expert_parallel import ExpertExchange, own_boxes
+from llmnas.train.fragments import partitions, whole_weights
 from llmnas.train.settings import TrainSettings
 
-DECAYED = 0
-"""The group of matrices; the other one holds what never decays."""
+UNDECAYED = 1
+"""The group of what never decays: gains, biases, embeddings; every other group decays."""
 
 
-def adamw(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019); matrices decay, gains, biases and embeddings do not."""
+def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter 2019), or Muon for matrices and AdamW for the rest (`block_optimizer.py`).
+
+    Matrices are what tokens are multiplied by, in the layout of `supernet/layouts.py`: the rows of a grid of heads are
+    one matrix, as in a stock model, and every expert has its own. Routers and the gates of shared experts decay, but
+    are no such matrices.
+    """
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         kind = name.rsplit(".", 1)[-1]
         exempt = kind.endswith(("norm", "bias")) or kind in {"embedding", "head", "lower"}
         (free if exempt else decayed).append(parameter)
-    # in the order of DECAYED
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
+    decay = settings.weight_decay
+    # in the order of UNDECAYED
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": decay},
+        {"params": free, "weight_decay": 0.0},
+    ]
+    if settings.optimizer == "adamw" and settings.update == "all":
+        return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
+    matrices = _matrices(model) if settings.optimizer == "muon" else {}
+    if settings.optimizer == "muon":
+        muon = settings.muon
+        groups[0] |= {
+            "params": [parameter for parameter in decayed if parameter in matrices],
+            "muon": True, "whole": muon.scope == "whole", "momentum": muon.momentum, "scale": muon.scale,
+        }  # fmt: skip
+        rest = [parameter for parameter in decayed if parameter not in matrices]
+        groups += [{"params": rest, "weight_decay": decay}] if rest else []
+    active = settings.update == "active"
+    return BlockOptimizer(groups, lr=settings.lr, betas=settings.betas, active=active, matrices=matrices)
+
+
+def locate(optimizer: torch.optim.Optimizer, model: nn.Module, zero: Any, stage: int) -> None:
+    """Tell an optimizer that moves blocks where the weights lie in its tensors; `zero`: DeepSpeed's, above stage 0.
+
+    Raises:
+        RunError: DeepSpeed does not say.
+    """
+    if isinstance(optimizer, BlockOptimizer):
+        optimizer.held = partitions(model, zero, stage) if stage else whole_weights(model)
+
+
+def announce(
+    optimizer: torch.optim.Optimizer, model: nn.Module, networks: Sequence[Architecture] | None,
+    exchange: ExpertExchange | None,
+) -> None:  # fmt: skip
+    """Tell an optimizer that moves blocks what the coming step's networks use; None for one that uses every weight."""
+    if not isinstance(optimizer, BlockOptimizer):
+        return
+    if networks is None or not isinstance(model, Transformer):
+        optimizer.use(None)
+        return
+    boxes = active_boxes(model, networks)
+    optimizer.use(boxes if exchange is None else own_boxes(model, boxes, exchange))
+
+
+def forget(optimizer: torch.optim.Optimizer) -> None:
+    """Let go of moments and weights: some of DeepSpeed's classes hold an optimizer for ever."""
+    optimizer.state.clear()
+    if isinstance(optimizer, BlockOptimizer):
+        optimizer.held = {}
+
+
+def _matrices(model: nn.Module) -> dict[Tensor, Matrix]:
+    """Of every weight that tokens are multiplied by, how it is a matrix."""
+    found: dict[Tensor, Matrix] = {}
+    for module in model.modules():
+        out_dims, several = LOW_BIT_LAYOUTS.get(type(module), ({}, 0))
+        found |= {getattr(module, name): Matrix(out, several) for name, out in out_dims.items()}
+    return found

@@ -10,7 +10,9 @@ from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, Positi
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
-class _Strict(Model):
+class Strict(Model):
+    """Frozen; unknown keys and numbers that are not finite are refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -29,21 +31,21 @@ def changed(section: Model) -> set[str]:
     return {name for name in fields if getattr(section, name) != fields[name].get_default(call_default_factory=True)}
 
 
-class Phase(_Strict):
+class Phase(Strict):
     """From step `start` on, the dimensions in `open` vary too (`hidden_size`, `depth`, or one of a layer's)."""
 
     start: NonNegativeInt
     open: tuple[str, ...] = Field(min_length=1)
 
 
-class PathDropout(_Strict):
+class PathDropout(Strict):
     """Layers of drawn networks are dropped, the last with probability `rate`, which is reached after `ramp` steps."""
 
     rate: float = Field(gt=0, lt=1)
     ramp: NonNegativeInt = 0
 
 
-class Attentive(_Strict):
+class Attentive(Strict):
     """Of `pool` networks drawn from one band of parameters the one predicted best or worst is trained.
 
     Attributes:
@@ -58,7 +60,7 @@ class Attentive(_Strict):
     start: PositiveInt = 64
 
 
-class SamplerSettings(_Strict):
+class SamplerSettings(Strict):
     """Which networks a step trains.
 
     Attributes:
@@ -122,7 +124,7 @@ class SamplerSettings(_Strict):
         return several.get(self.kind, 1)
 
 
-class DistillSettings(_Strict):
+class DistillSettings(Strict):
     """Learning from another network's distribution, and from what its blocks put out.
 
     Attributes:
@@ -154,7 +156,7 @@ class DistillSettings(_Strict):
         return self
 
 
-class SecondPhase(_Strict):
+class SecondPhase(Strict):
     """The end of a training of low-bit weights: a lower learning rate, and no weight decay.
 
     A latent weight near the edge between two codes has to settle: late in training big steps and the pull to zero
@@ -172,7 +174,7 @@ class SecondPhase(_Strict):
     weight_decay: NonNegativeFloat = 0.0
 
 
-class MoeSettings(_Strict):
+class MoeSettings(Strict):
     """How experts are kept busy; refused by the config of a run whose space has none.
 
     Attributes:
@@ -197,14 +199,33 @@ class MoeSettings(_Strict):
         return self
 
 
-class TrainSettings(_Strict):
+class MuonSettings(Strict):
+    """Muon, the optimizer of matrices with `optimizer: muon` (`train/block_optimizer.py`); AdamW trains the rest.
+
+    Attributes:
+        scope: what is made orthogonal and moved: the `slice` of a matrix that the step's networks use, or the `whole`
+            matrix, its gradient zero outside of the slice; a matrix that no network uses stays as it is.
+        momentum: share of the momentum that stays from step to step.
+        scale: mean square root of an update's elements, in learning rates; 0.2 is that of AdamW.
+    """
+
+    scope: Literal["slice", "whole"] = "slice"
+    momentum: Decay = 0.95
+    scale: PositiveFloat = 0.2
+
+
+class TrainSettings(Strict):
     """One training run, of a supernet or of one network.
 
     Attributes:
         steps: optimizer steps.
         batch_size: sequences a network sees in a step, over all processes.
         seq_len: tokens of a sequence.
-        lr: peak learning rate (AdamW), after a linear warm-up over `warmup` of the steps,
+        optimizer: `adamw`, or `muon` for matrices and AdamW for the rest.
+        update: what AdamW moves in a step, the weights that its networks use (`active`) or `all`, those that are not
+            used with gradient zero: moments and decay go on (docs/optimizer.md).
+        muon: of `optimizer: muon`.
+        lr: peak learning rate, after a linear warm-up over `warmup` of the steps,
             then a cosine down to `lr_floor` times the peak.
         weight_decay: decoupled; norm gains, biases, embedding and head are excluded.
         second_phase: of ternary and binary weights; None trains in one phase. Choose `lr` higher with it.
@@ -230,6 +251,9 @@ class TrainSettings(_Strict):
     steps: PositiveInt
     batch_size: PositiveInt = 8
     seq_len: PositiveInt = 256
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    update: Literal["all", "active"] = "all"
+    muon: MuonSettings = MuonSettings()
     lr: PositiveFloat = 2e-3
     warmup: float = Field(0.05, ge=0, lt=1)
     lr_floor: float = Field(0.1, ge=0, le=1)
@@ -273,6 +297,17 @@ class TrainSettings(_Strict):
         return self
 
     @model_validator(mode="after")
+    def _muon_has_whole_matrices(self) -> Self:
+        if self.optimizer != "muon" and (idle := changed(self.muon)):
+            raise ValueError(f"muon.{min(idle)} does nothing with optimizer: {self.optimizer}; set optimizer: muon")
+        if self.optimizer == "muon" and self.zero_stage:
+            raise ValueError(
+                f"optimizer: muon needs zero_stage: 0, got {self.zero_stage}: stages 1 to 3 cut matrices up among "
+                "processes, and only whole ones can be made orthogonal"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _experts_can_be_divided(self) -> Self:
         if self.moe.expert_parallel > 1 and self.zero_stage:
             raise ValueError(
@@ -297,52 +332,4 @@ class TrainSettings(_Strict):
             raise ValueError("calibration does nothing without init_from: only a pretrained model is reordered")
         if self.correction and not self.init_from:
             raise ValueError("correction does nothing without init_from: it trains the pretrained model on the text")
-        return self
-
-
-class DartsSettings(_Strict):
-    """Differentiable search: weights and alpha (the logits of every choice) trained in turn (Liu et al. 2019).
-
-    Attributes:
-        order: `first` takes the weights for optimal; `second` looks through one step of gradient descent on them
-            (4 more passes a step, 2 copies of the weights).
-        xi: size of that inner step; None is the learning rate of the moment.
-        alpha_lr: of Adam on alpha (betas 0.5, 0.999, as the authors have it).
-        alpha_decay: L2 regularisation of alpha.
-        alpha_from: the first step that moves alpha; before it only weights are trained.
-        share: of the training sequences that alpha is trained on, and weights never.
-        penalty: weight of the logarithm by which the expected parameter count misses the budget.
-        only: restricted choice sets: a decision (`hidden_size`, `depth`, a dimension of a layer) and the choices of the
-            space that are left to it. `depth` as in the space: only the full depth means no skips.
-        trace_every: steps between measurements of alpha's dominant eigenvalue; 0 measures none.
-        trace_sequences: of alpha's data, always the same, that it is measured on.
-        early_stop: alpha goes back to where the smoothed eigenvalue began to grow by more than 1 / 0.75, and stays
-            there; weights are trained to the last step (Zela et al. 2020).
-        window: measurements that the eigenvalue is smoothed over, and compared across.
-    """
-
-    order: Literal["first", "second"] = "first"
-    xi: PositiveFloat | None = None
-    alpha_lr: PositiveFloat = 3e-3
-    alpha_decay: NonNegativeFloat = 1e-3
-    alpha_from: NonNegativeInt = 0
-    share: float = Field(0.5, gt=0, lt=1)
-    penalty: NonNegativeFloat = 1.0
-    only: dict[str, tuple[int | str, ...]] = {}
-    trace_every: NonNegativeInt = 0
-    trace_sequences: PositiveInt = 8
-    early_stop: bool = False
-    window: PositiveInt = 5
-
-    @model_validator(mode="after")
-    def _nothing_is_idle(self) -> Self:
-        if self.xi is not None and self.order == "first":
-            raise ValueError("xi does nothing with order: first (which is xi = 0); set order: second or leave it out")
-        if self.early_stop and not self.trace_every:
-            raise ValueError("early_stop watches the eigenvalue: set trace_every above 0")
-        idle = sorted(changed(self) & {"trace_sequences", "window"})
-        if idle and not self.trace_every:
-            raise ValueError(f"{idle[0]} does nothing with trace_every: 0")
-        if "window" in idle and not self.early_stop:
-            raise ValueError("window does nothing without early_stop")
         return self

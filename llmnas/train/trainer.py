@@ -180,4 +180,4 @@ def train_step(
             engine.backward(out.loss / (len(networks) * pieces))
             teachers[piece] = out.teacher or teachers[piece]
             entropies[i] += out.cross_entropy / pieces
-    return entropies, engine.step(learning_rate(step, settings), weight_decay(step, settings))
+    return entropies, engine.step(learning_rate(step, settings), weight_decay(step, settings), networks)

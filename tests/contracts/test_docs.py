@@ -108,7 +108,7 @@ def test_darts_commands_and_settings(llmnas, tmp_path, monkeypatch):
     """On a tiny config in the place of the shipped one; every key that the page shows is one."""
     import yaml
 
-    from llmnas.train.settings import DartsSettings
+    from llmnas.train.darts_settings import DartsSettings
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "search_configs").mkdir()

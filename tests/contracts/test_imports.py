@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "data": {"rng"},
     "distributed": set(),
     "supernet": {"nn", "space"},
-    "config": {"space", "cost", "train.settings"},  # the knobs of training, without torch
+    "config": {"space", "cost", "train.settings", "train.darts_settings"},  # the knobs of training, without torch
     "runs": set(),
     "tracking": set(),
     "train": {"supernet", "nn", "cost", "space", "data", "rng"},

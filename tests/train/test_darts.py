@@ -12,8 +12,9 @@ from llmnas.space.restrict import restricted
 from llmnas.supernet import Transformer
 from llmnas.train.alphas import AlphaTraining
 from llmnas.train.darts import Search, require_usable, search_relaxed
+from llmnas.train.darts_settings import DartsSettings
 from llmnas.train.engine import start_processes
-from llmnas.train.settings import DartsSettings, TrainSettings
+from llmnas.train.settings import TrainSettings
 
 SPACE = SearchSpace.from_dict(
     {

@@ -18,7 +18,7 @@ from llmnas.train import engine as engine_module
 from llmnas.train import trainer
 from llmnas.train.balance import Balance
 from llmnas.train.engine import Engine, Processes, build, deepspeed, start_processes
-from llmnas.train.optimizer import adamw
+from llmnas.train.optimizer import build_optimizer
 from llmnas.train.sampling import SupernetSampler
 from llmnas.train.settings import TrainSettings
 from llmnas.train.trainer import train, train_step
@@ -96,7 +96,7 @@ class ManagedEngine(Engine):
         self.zero_stage = settings.zero_stage
         self._engine, *_ = deepspeed.initialize(
             model=model,
-            optimizer=adamw(model, settings),
+            optimizer=build_optimizer(model, settings),
             config={
                 "train_micro_batch_size_per_gpu": self.local_batch,
                 "gradient_accumulation_steps": 1,
