@@ -10,7 +10,7 @@ from numbers import Real
 from llmnas.cost.flops import prefill_flops_per_token
 from llmnas.cost.memory import DEFAULT_WORKLOAD, Workload, memory
 from llmnas.cost.params import count_params
-from llmnas.space import Architecture, BaseModel
+from llmnas.space import Architecture, BaseModel, plain_number
 
 COSTS = ("params", "active_params", "flops_per_token", "memory_bytes")
 
@@ -50,6 +50,7 @@ class Budget:
             number = isinstance(limit, Real) and not isinstance(limit, bool)
             if not number or not 0 < limit <= sys.float_info.max:  # a greater integer is no float either
                 raise ValueError(f"{field.name} must be a positive, finite number, got {limit!r}")
+            object.__setattr__(self, field.name, plain_number(limit))
         for name, (low, high) in self.limits().items():
             if low > high:
                 raise ValueError(f"min_{name} {low:,.0f} is above max_{name} {high:,.0f}")

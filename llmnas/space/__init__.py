@@ -12,6 +12,7 @@ from llmnas.space.architecture import (
     Mixer,
     Shape,
     Weights,
+    plain_number,
 )
 from llmnas.space.encode import cardinalities, decode, encode, features
 from llmnas.space.mutate import crossover, mutate
@@ -39,4 +40,5 @@ __all__ = [
     "even_subset",
     "features",
     "mutate",
+    "plain_number",
 ]

@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from numbers import Integral, Real
 from typing import Any, Literal, Protocol, get_args
 
 from llmnas.space.rotary import LayerRope, RopeScaling
@@ -22,6 +23,13 @@ Router = Literal["softmax", "sigmoid"]
 # from the cheapest to the most expressive: this order is that of a space's choices
 Weights = Literal["binary", "ternary", "dense"]
 Mixer = Literal["none", "mlgru", "attention"]
+
+
+def plain_number(value: Any) -> Any:
+    """NumPy's integers and floats as Python's; anything else as it is."""
+    if type(value) in {bool, int, float}:
+        return value
+    return int(value) if isinstance(value, Integral) else float(value) if isinstance(value, Real) else value
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,8 @@ class BaseModel:
             value = getattr(self, name)
             if isinstance(value, dict):  # from JSON
                 object.__setattr__(self, name, kind(**value))
+        for name in ("vocab_size", "max_seq", "rope_theta", "norm_eps", "rope_dim"):
+            object.__setattr__(self, name, plain_number(getattr(self, name)))
         for name in ("vocab_size", "max_seq", "rope_theta", "norm_eps"):
             value = getattr(self, name)
             if isinstance(value, bool) or not 0 < value < math.inf:
@@ -160,13 +170,24 @@ class Architecture:
     layers: tuple[LayerSpec | None, ...]
 
     def __post_init__(self) -> None:
-        sizes = [self.hidden_size, *(getattr(spec, n) for _, spec in self.kept for n in SIZES if n != "shared_experts")]
-        if not all(type(size) is int and size > 0 for size in sizes):
-            raise ValueError(f"every size of an architecture must be a positive integer, got {sizes}")
+        if not all(type(size) is int and size > 0 for size in self._sizes()):
+            self._use_plain_numbers()
         if self.depth == 0:
             raise ValueError("an architecture must keep at least one layer")
         for i, spec in self.kept:
             _check_layer(i, spec)
+
+    def _sizes(self) -> list[Any]:
+        return [self.hidden_size, *(getattr(spec, n) for _, spec in self.kept for n in SIZES if n != "shared_experts")]
+
+    def _use_plain_numbers(self) -> None:
+        """Sizes that NumPy counted become Python's; what is no positive integer even then is an error."""
+        plain = [spec and replace(spec, **{n: plain_number(getattr(spec, n)) for n in SIZES}) for spec in self.layers]
+        object.__setattr__(self, "hidden_size", plain_number(self.hidden_size))
+        object.__setattr__(self, "layers", tuple(plain))
+        del self.__dict__["kept"]  # of the layers before
+        if not all(type(size) is int and size > 0 for size in self._sizes()):
+            raise ValueError(f"every size of an architecture must be a positive integer, got {self._sizes()}")
 
     def __hash__(self) -> int:
         return self._hash

@@ -29,14 +29,22 @@ from llmnas.space.architecture import (
 from llmnas.space.count import count_fillings
 
 DepthPolicy = Literal["any", "keep_ends", "even"]
-Size = Annotated[int, Field(gt=0, lt=2**31, strict=True)]
-Count = Annotated[int, Field(ge=0, strict=True)]
 MOST_LAYERS = 10_000  # every architecture lists them all
 T = TypeVar("T", int, Weights, Mixer)
 
 
+def _plain(value: Any) -> Any:
+    """A number or array of NumPy as Python's."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+
+
+Size = Annotated[int, Field(gt=0, lt=2**31, strict=True), BeforeValidator(_plain)]
+Count = Annotated[int, Field(ge=0, strict=True), BeforeValidator(_plain)]
+
+
 def _one_list(value: Any) -> Any:
     """Let YAML say `32` for `[32]`."""
+    value = _plain(value)
     return [value] if isinstance(value, int | str) else value
 
 
@@ -58,6 +66,7 @@ def _sorted_distinct(choices: tuple[Any, ...]) -> tuple[Any, ...]:
 def _no_truth_for_a_number(value: Any) -> Any:
     """YAML's `yes` is True, which pydantic would take for the number 1."""
     if isinstance(value, dict):
+        value = {name: _plain(number) for name, number in value.items()}
         for name in ("vocab_size", "max_seq", "rope_theta", "rope_dim", "norm_eps"):
             if isinstance(value.get(name), bool):
                 raise ValueError(f"{name} must be a number, got {value[name]}")
@@ -79,6 +88,9 @@ class Choice(_Strict, Generic[T]):
 
 SizeChoice = Annotated[Choice[Size], BeforeValidator(_as_mapping)]
 CountChoice = Annotated[Choice[Count], BeforeValidator(_as_mapping)]
+# named here, as pickle finds a class by its name in the module
+WeightsChoice = Annotated[Choice[Weights], BeforeValidator(_as_mapping)]
+MixerChoice = Annotated[Choice[Mixer], BeforeValidator(_as_mapping)]
 
 
 class Depth(_Strict):
@@ -120,8 +132,8 @@ class SearchSpace(_Strict):
     queries_per_group: SizeChoice
     head_dim: SizeChoice
     ffn_size: SizeChoice
-    weights: Annotated[Choice[Weights], BeforeValidator(_as_mapping)] = Choice[Weights](choices=("dense",))
-    mixer: Annotated[Choice[Mixer], BeforeValidator(_as_mapping)] = Choice[Mixer](choices=("attention",))
+    weights: WeightsChoice = Choice[Weights](choices=("dense",))
+    mixer: MixerChoice = Choice[Mixer](choices=("attention",))
     experts: SizeChoice = Choice[Size](choices=(1,))
     top_k: SizeChoice = Choice[Size](choices=(1,))
     shared_experts: CountChoice = Choice[Count](choices=(0,))
