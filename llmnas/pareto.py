@@ -83,8 +83,11 @@ def check_objectives(objectives: Objectives) -> dict[str, Direction]:
 
 def _interval(name: str, bound: Bound) -> tuple[float, float]:
     """(low, high) of a constraint, open ends infinite."""
-    ends: Sequence[Any] = bound if isinstance(bound, list | tuple) else (None, bound)
+    plain = bound.tolist() if isinstance(bound, np.ndarray) else bound
+    ends: Sequence[Any] = plain if isinstance(plain, list | tuple) else (None, plain)
     try:
+        if any(isinstance(end, str | bytes | bool) for end in ends):
+            raise TypeError
         low, high = ends
         low = -math.inf if low is None else float(low)
         high = math.inf if high is None else float(high)

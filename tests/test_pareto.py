@@ -116,7 +116,9 @@ def test_constraints_become_intervals():
     }
 
 
-@pytest.mark.parametrize("bound", ["fast", None, (1, 2, 3), (2, 1), (None, None), math.nan, math.inf, {"max": 3}])
+@pytest.mark.parametrize(
+    "bound", ["fast", "3", True, (None, "3"), None, (1, 2, 3), (2, 1), (None, None), math.nan, math.inf, {"max": 3}]
+)
 def test_malformed_constraints_are_refused(bound):
     with pytest.raises(UserError, match="constraints: latency"):
         check_constraints({"latency": bound})

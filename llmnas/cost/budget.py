@@ -47,10 +47,11 @@ class Budget:
             limit = getattr(self, field.name)
             if field.name == "workload" or limit is None:
                 continue
+            limit = plain_number(limit)
             number = isinstance(limit, Real) and not isinstance(limit, bool)
             if not number or not 0 < limit <= sys.float_info.max:  # a greater integer is no float either
                 raise ValueError(f"{field.name} must be a positive, finite number, got {limit!r}")
-            object.__setattr__(self, field.name, plain_number(limit))
+            object.__setattr__(self, field.name, limit)
         for name, (low, high) in self.limits().items():
             if low > high:
                 raise ValueError(f"min_{name} {low:,.0f} is above max_{name} {high:,.0f}")

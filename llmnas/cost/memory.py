@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from llmnas.cost.params import count_params, layer_params, layer_vector_params, router_params
-from llmnas.space import Architecture, BaseModel, LayerSpec
+from llmnas.space import Architecture, BaseModel, LayerSpec, plain_number
 
 TERNARY_BITS = (2, 1.6)
 
@@ -33,6 +33,8 @@ class Workload:
     ternary_bits: float = 2
 
     def __post_init__(self) -> None:
+        for name in ("batch", "context", "bytes_per_value", "ternary_bits"):
+            object.__setattr__(self, name, plain_number(getattr(self, name)))
         for name in ("batch", "context", "bytes_per_value"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or value <= 0):

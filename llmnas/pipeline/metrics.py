@@ -17,6 +17,7 @@ from llmnas.errors import UserError
 from llmnas.evaluate.measure import measure_latency, this_device
 from llmnas.evaluate.power import Meter, find_meter, measure_energy
 from llmnas.evaluate.providers import Provider
+from llmnas.files import user_path
 from llmnas.pipeline.latency import corrected, latency_phase, latency_table
 from llmnas.runs import RunFolder
 from llmnas.space import Architecture, BaseModel
@@ -53,6 +54,7 @@ def own_metric(text: str) -> tuple[str, str, OwnMetric]:
     path, colon, name = place.rpartition(":")
     if not colon or not name.isidentifier() or direction not in {"", "min", "max"}:
         raise UserError(f"--objective {text}: must read file.py:function, with =min or =max behind it if you like")
+    path = str(user_path(path))
     if not Path(path).is_file():
         raise UserError(f"--objective {text}: {path}: no such file")
     spec = importlib.util.spec_from_file_location(f"llmnas_objective_{Path(path).stem}", path)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import relu
 
 from llmnas.errors import UserError
-from llmnas.files import atomic_open
+from llmnas.files import atomic_open, user_path
 from llmnas.rng import generator, torch_seed
 from llmnas.search.arch_kernel import Layout
 from llmnas.search.surrogate import GaussianProcess
@@ -229,7 +229,7 @@ class Predictor:
             "space": space_digest(self.space), "kind": self.kind, "metric": metric, "seed": str(self._seed),
             "quality": self.quality,
         }  # fmt: skip
-        with atomic_open(Path(path)) as stream:
+        with atomic_open(user_path(path)) as stream:
             stream.write(to_bytes(tensors, {"llmnas_predictor": json.dumps(about)}))
 
     @classmethod
@@ -239,6 +239,7 @@ class Predictor:
         Raises:
             UserError: no such file, damaged, no predictor, or one of another space or metric.
         """
+        path = user_path(path)
         try:
             with safe_open(path, framework="pt") as file:
                 about = json.loads((file.metadata() or {})["llmnas_predictor"])

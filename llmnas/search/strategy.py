@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict
+import numpy as np
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from llmnas.cost import Budget, BudgetSampler
 from llmnas.errors import UserError
 from llmnas.pareto import Constraints, Evaluation, Objectives, check_constraints, check_objectives
 from llmnas.rng import generator
-from llmnas.space import Architecture, SearchSpace, crossover, mutate
+from llmnas.space import Architecture, SearchSpace, crossover, mutate, plain_number
 
 _VARIATIONS = 20
 """How often a variation that leaves the budget or was proposed before is tried again."""
@@ -24,10 +25,24 @@ _RECENT = 4096
 """Architectures of which it is remembered whether the budget admits them: proposals are checked more than once."""
 
 
+def _plain(value: Any) -> Any:
+    """Mappings and lists of numbers with those of NumPy as Python's."""
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value.tolist() if isinstance(value, np.ndarray) else plain_number(value)
+
+
 class Options(BaseModel):
     """The options of one strategy: unknown ones are refused, never ignored."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_numbers(cls, values: Any) -> Any:
+        return _plain(values)
 
     def require_use(self, name: str, used: bool, why: str) -> None:
         """Raise `UserError` where an option was given that changes nothing for the problem at hand."""

@@ -15,7 +15,7 @@ from pydantic import BaseModel as Model
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from llmnas.errors import UserError, explain
-from llmnas.files import read_yaml
+from llmnas.files import read_yaml, user_path
 from llmnas.space.architecture import (
     DIMENSIONS,
     KINDS,
@@ -125,7 +125,7 @@ class SearchSpace(_Strict):
     """
 
     base: Annotated[BaseModel, BeforeValidator(_no_truth_for_a_number)]
-    layers: Annotated[Size, Field(le=MOST_LAYERS)]
+    layers: Annotated[int, Field(gt=0, le=MOST_LAYERS, strict=True), BeforeValidator(_plain)]
     hidden_size: Annotated[tuple[Size, ...], BeforeValidator(_one_list)]
     depth: Annotated[Depth, BeforeValidator(_as_mapping)]
     kv_heads: SizeChoice
@@ -199,7 +199,7 @@ class SearchSpace(_Strict):
     @classmethod
     def from_yaml(cls, path: str | Path) -> SearchSpace:
         """Build from a YAML file that holds the space, or a run's config with a `space:` key."""
-        value = read_yaml(Path(path))
+        value = read_yaml(user_path(path))
         return cls.from_dict(value.get("space", value), str(path))
 
     def dimension(self, name: str) -> Choice[Any]:

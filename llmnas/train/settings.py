@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 from pydantic import BaseModel as Model
-from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from llmnas.files import expand_home
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
+PathText = Annotated[str, AfterValidator(expand_home)]
+"""A path as text, home folders written out."""
 
 
 class Strict(Model):
@@ -269,7 +282,7 @@ class TrainSettings(Strict):
     micro_batch: NonNegativeInt = 0
     checkpoint_blocks: bool = False
     zero_stage: Literal[0, 1, 2, 3] = 0
-    deepspeed: str | None = None
+    deepspeed: PathText | None = None
     dtype: Literal["fp32", "bf16"] = "fp32"
     log_every: PositiveInt = 10
     eval_every: PositiveInt = 100
@@ -278,7 +291,7 @@ class TrainSettings(Strict):
     keep: PositiveInt = 2
     skip_limit: PositiveInt = 10
     threads: NonNegativeInt = 0
-    init_from: str | None = None
+    init_from: PathText | None = None
     calibration: PositiveInt = 64
     correction: NonNegativeInt = 0
 
