@@ -8,7 +8,8 @@ from typing import Any, Literal
 from pydantic import BaseModel as Model
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from llmnas.train.settings import PathText, changed
+from llmnas.files import PathText
+from llmnas.train.settings import changed
 
 HARDWARE_METRICS = ("latency_ms", "prefill_latency_ms", "decode_latency_ms", "energy_j")
 METRICS = (

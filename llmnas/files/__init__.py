@@ -5,7 +5,7 @@ from llmnas.files.json_files import as_kind, parse_json, read_as, read_json, rea
 from llmnas.files.names import ABOUT_FILE, COMPANIONS
 from llmnas.files.opening import inside, open_regular, read_bytes, read_most, read_text, regular
 from llmnas.files.packed import open_unpacked
-from llmnas.files.paths import expand_home, user_path
+from llmnas.files.paths import PathText, user_path
 from llmnas.files.shown import one_line
 from llmnas.files.writing import Seal, atomic_open, hashed_open, naming, sync_dir, write_bytes, write_json, write_text
 from llmnas.files.yaml_files import parse_yaml, read_yaml
@@ -15,12 +15,12 @@ __all__ = [
     "BLOCK",
     "COMPANIONS",
     "Digest",
+    "PathText",
     "Seal",
     "Written",
     "as_kind",
     "atomic_open",
     "content_hash",
-    "expand_home",
     "hashed_open",
     "inside",
     "naming",

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 from llmnas.errors import UserError
 
@@ -24,7 +27,7 @@ def user_path(path: str | os.PathLike[str]) -> Path:
         raise UserError(f"{path!r} is not a path; write it as text") from None
 
 
-def expand_home(text: str) -> str:
+def _expand_home(text: str) -> str:
     """A path in a config with its home folder written out; all others as they are.
 
     Raises:
@@ -36,3 +39,7 @@ def expand_home(text: str) -> str:
         return str(user_path(text))
     except UserError as error:
         raise ValueError(str(error)) from None
+
+
+PathText = Annotated[str, AfterValidator(_expand_home)]
+"""The type of a config's key that holds a path: text, home folders written out."""

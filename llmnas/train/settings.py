@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
+from pydantic import BaseModel as Model
 from pydantic import (
-    AfterValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -14,13 +14,10 @@ from pydantic import (
     PositiveInt,
     model_validator,
 )
-from pydantic import BaseModel as Model
 
-from llmnas.files import expand_home
+from llmnas.files import PathText
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
-PathText = Annotated[str, AfterValidator(expand_home)]
-"""A path as text, home folders written out."""
 
 
 class Strict(Model):
