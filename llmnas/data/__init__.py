@@ -1,7 +1,7 @@
 """Text to tokens: corpora, the tokenizer, and token files read through a memory map."""
 
 from llmnas.data.corpus import Corpus, open_corpus, read_corpus
-from llmnas.data.pretrained import ModelTokenizer, read_model_tokenizer, require_same_tokenizer
+from llmnas.data.pretrained import ModelTokenizer, copy_tokenizer, read_model_tokenizer, require_same_tokenizer
 from llmnas.data.reading import Document
 from llmnas.data.sequences import Sequences
 from llmnas.data.split import SIDES, Side, Split, split_documents
@@ -30,6 +30,7 @@ __all__ = [
     "TokenInfo",
     "TokenWriter",
     "check_vocab",
+    "copy_tokenizer",
     "encode_texts",
     "load_tokenizer",
     "open_corpus",

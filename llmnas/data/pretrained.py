@@ -1,14 +1,26 @@
-"""The tokenizer that a pretrained model came with."""
+"""The tokenizer that a pretrained model came with, and what else of its folder goes on to what is made of it."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
 from llmnas.errors import UserError
-from llmnas.files import read_object
+from llmnas.files import (
+    COMPANIONS,
+    GENERATION_FILE,
+    LICENCES,
+    ORIGIN_FILE,
+    parse_yaml,
+    read_object,
+    read_text,
+    write_json,
+    write_text,
+)
 
 
 @dataclass(frozen=True)
@@ -19,11 +31,13 @@ class ModelTokenizer:
         path: its `tokenizer.json`.
         tokenizer: reads special tokens in a text as plain characters, adds none, cuts nothing off.
         eos_id: the end of text.
+        prefix: what it puts before every text (BOS), so that documents begin as the model knows them.
     """
 
     path: Path
     tokenizer: Tokenizer
     eos_id: int
+    prefix: tuple[int, ...] = ()
 
 
 def read_model_tokenizer(folder: Path, vocab_size: int) -> ModelTokenizer:
@@ -39,6 +53,13 @@ def read_model_tokenizer(folder: Path, vocab_size: int) -> ModelTokenizer:
         raise UserError(f"data.tokenizer: {folder}: no such folder; give the folder of a model with its tokenizer.json")
     tokenizer = _open(path)
     entries = max(tokenizer.get_vocab().values(), default=-1) + 1
+    rows = read_object(folder / "config.json").get("vocab_size")
+    if isinstance(rows, int) and entries > rows:
+        raise UserError(
+            f"{path}: has {entries:,} entries, the model's embedding {rows:,} rows, so nothing reads ids from {rows:,} "
+            f"on; load the model with transformers, resize_token_embeddings({entries}), save_pretrained(), and train "
+            "or leave out what was added"
+        )
     if entries > vocab_size:
         raise UserError(
             f"{path}: has {entries:,} entries, space.base.vocab_size is {vocab_size:,}: another model's? "
@@ -47,7 +68,65 @@ def read_model_tokenizer(folder: Path, vocab_size: int) -> ModelTokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
-    return ModelTokenizer(path, tokenizer, _end_of_text(folder, tokenizer))
+    return ModelTokenizer(path, tokenizer, _end_of_text(folder, tokenizer), _prefix(folder, tokenizer))
+
+
+def _prefix(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """What stands before every text: by the tokenizer's own post-processor, or where its settings ask for BOS."""
+    path = folder / "tokenizer_config.json"
+    settings = read_object(path) if path.is_file() else {}
+    begin = settings.get("bos_token")
+    bos = tokenizer.token_to_id(str(begin.get("content") if isinstance(begin, dict) else begin))
+    asked = settings.get("add_bos_token")
+    if asked is False:
+        return ()
+    plain, whole = (tokenizer.encode("a", add_special_tokens=add).ids for add in (False, True))
+    added = next((whole[:i] for i in range(len(whole)) if whole[i : i + len(plain)] == plain), [])
+    return tuple(added) or ((bos,) if asked is True and bos is not None else ())
+
+
+def copy_tokenizer(source: ModelTokenizer, folder: Path) -> Path:
+    """Put into `folder` what an export of a network made from this model needs; returns its `tokenizer.json`.
+
+    The tokenizer with its companions, settings of generation, licences, and `ORIGIN_FILE`: name and licence.
+
+    Raises:
+        UserError: a file that cannot be read.
+    """
+    origin = source.path.parent
+    for name in (source.path.name, *COMPANIONS, *LICENCES):
+        if (origin / name).is_file():
+            write_text(folder / name, read_text(origin / name))
+    config = read_object(origin / "config.json")
+    given = origin / GENERATION_FILE
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+    settings = read_object(given) if given.is_file() else {}
+    settings = {name: config[name] for name in ids if config.get(name) is not None} | settings
+    write_json(folder / GENERATION_FILE, {"eos_token_id": source.eos_id} | settings)
+    write_json(folder / ORIGIN_FILE, {"base_model": _name(config, origin), "license": _licence(origin)})
+    return folder / source.path.name
+
+
+def _name(config: dict[str, Any], folder: Path) -> str:
+    """As published (`owner/name`) where the config says that, else the name of the folder."""
+    published = config.get("_name_or_path")
+    if isinstance(published, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", published):
+        return published
+    return folder.resolve().name
+
+
+def _licence(folder: Path) -> str | None:
+    """The `license` of the model card's front matter."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    found = re.match(r"---\n(.*?)\n---", read_text(card), re.DOTALL)
+    try:
+        values = parse_yaml(found[1], str(card)) if found else None
+    except UserError:  # a card is prose; nothing is computed from it
+        return None
+    licence = values.get("license") if isinstance(values, dict) else None
+    return licence if isinstance(licence, str) else None
 
 
 def _open(path: Path) -> Tokenizer:

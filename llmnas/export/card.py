@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ class Card:
         seed: of the run.
         trained_tokens: how many tokens these weights were trained on.
         notes: further paragraphs.
+        base_model: name of the pretrained model that the network was made from.
+        licence: of that model, as its card says it.
     """
 
     name: str
@@ -29,6 +32,8 @@ class Card:
     seed: int
     trained_tokens: int
     notes: tuple[str, ...] = ()
+    base_model: str | None = None
+    licence: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ def render(card: Card, arch: Architecture, base: BaseModel, stored: Stored) -> s
     plain = all(_kinds(spec) == ("dense", "attention", "1") for _, spec in arch.kept)
     parts = [
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\n"
-        "tags:\n- llmnas\n- neural-architecture-search\n---",
+        f"tags:\n- llmnas\n- neural-architecture-search\n{_origin(card)}---",
         f"# {card.name}",
         f"A language model of {stored.own_parameters:,} parameters, architecture `{arch.id}`, found by llmnas. It is "
         f"{'a plain' if stored.shape else 'our own'} `{stored.class_name}`: vocabulary {base.vocab_size:,}, at most "
@@ -89,9 +94,16 @@ def render(card: Card, arch: Architecture, base: BaseModel, stored: Stored) -> s
         *_metrics(card),
         "## Training",
         f"Data: {card.data}. Tokens seen: {card.trained_tokens:,}. Seed: {card.seed}.",
+        *([f"Made from {card.base_model}; its licence applies."] if card.base_model else []),
         *card.notes,
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _origin(card: Card) -> str:
+    """Lines of the front matter; quoted as JSON, which YAML reads."""
+    found = {"base_model": card.base_model, "license": card.licence}
+    return "".join(f"{key}: {json.dumps(value)}\n" for key, value in found.items() if value)
 
 
 _KINDS = ("weights", "mixer", "experts")

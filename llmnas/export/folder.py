@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer
 
 from llmnas.errors import RunError, UserError
-from llmnas.files import ABOUT_FILE, COMPANIONS, read_json, sync_dir, write_json
+from llmnas.files import ABOUT_FILE, COMPANIONS, ORIGIN_FILE, read_json, sync_dir, write_json
 
 EOS_ID = 0  # tokenizers of this project have the end of text first
 
@@ -77,7 +77,8 @@ def check_folder(folder: Path, force: bool) -> None:
 def check_tokenizer_file(path: Path, vocab_size: int, eos_id: int = EOS_ID) -> None:
     """Refuse a file that is no tokenizer of this vocabulary with the end of text as entry `eos_id`; `UserError`.
 
-    A pretrained model may have more rows than its tokenizer has entries.
+    A pretrained model (there is an `ORIGIN_FILE`, or a companion) may have more rows than its tokenizer has entries,
+    and any entry for the end of text.
     """
     read_json(path)  # says "no such file" and "damaged JSON" in our words
     try:
@@ -85,12 +86,14 @@ def check_tokenizer_file(path: Path, vocab_size: int, eos_id: int = EOS_ID) -> N
     except Exception as error:  # noqa: BLE001 (tokenizers raises nothing more precise)
         raise UserError(f"{path}: not a tokenizer ({error})") from None
     rows_left = vocab_size - tokenizer.get_vocab_size()
-    if rows_left < 0 or (rows_left and not _companions(path)):
+    pretrained = bool(_companions(path)) or path.with_name(ORIGIN_FILE).is_file()
+    if rows_left < 0 or (rows_left and not pretrained):
         raise UserError(
             f"{path}: has {tokenizer.get_vocab_size()} entries, the model's vocabulary {vocab_size}; they must be equal"
         )
     special = tokenizer.get_added_tokens_decoder().get(eos_id)
-    if special is None or not special.special:
+    marked = special is not None and special.special
+    if tokenizer.id_to_token(eos_id) is None or not (marked or pretrained):
         raise UserError(f"{path}: entry {eos_id} must be a special token that ends a document")
 
 

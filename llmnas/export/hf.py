@@ -7,10 +7,11 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import GenerationConfig
+from torch import Tensor
 
 from llmnas.cost import count_params
 from llmnas.export.card import Card, Stored, render
@@ -18,7 +19,16 @@ from llmnas.export.folder import EOS_ID, check_folder, check_tokenizer_file, sta
 from llmnas.export.layout import Layout, lay_out
 from llmnas.export.own import is_buffer
 from llmnas.export.ship import write_code
-from llmnas.files import ABOUT_FILE, read_json, write_json, write_text
+from llmnas.files import (
+    ABOUT_FILE,
+    GENERATION_FILE,
+    LICENCES,
+    ORIGIN_FILE,
+    read_json,
+    read_object,
+    write_json,
+    write_text,
+)
 from llmnas.nn.lowbit import PACKED, is_packed
 from llmnas.supernet import Transformer
 
@@ -53,8 +63,9 @@ def export_hf(
     eos_id: int = EOS_ID,
     force: bool = False,
     layout: Callable[[Transformer, int | None], Layout] = lay_out,
+    dtype: torch.dtype = torch.float32,
 ) -> ExportReport:
-    """Write a stand-alone model as a transformers checkpoint: floats in float32, low-bit weights packed.
+    """Write a stand-alone model as a transformers checkpoint: floats as `dtype`, low-bit weights packed.
 
     It is written beside `folder`, loaded in a fresh offline process whose logits must equal the
     model's (within `verify.TOLERANCE` of their scale), and only then renamed to `folder`.
@@ -68,6 +79,7 @@ def export_hf(
         card: what the model card says.
         force: replace an earlier export.
         layout: how the model, given the end of text, lies in the folder.
+        dtype: weights are rounded to it, and stored as it where the layout changes no number (padding may).
 
     Raises:
         UserError: `folder` is there already, or the tokenizer does not fit.
@@ -76,13 +88,31 @@ def export_hf(
     check_folder(folder, force)
     if tokenizer_path is not None:
         check_tokenizer_file(tokenizer_path, model.base.vocab_size, eos_id)
-    model = copy.deepcopy(model).float().cpu()
+    model = rounded(model, dtype)
     with staged(folder, force) as checkpoint:
         expected = checkpoint.with_name("expected.safetensors")
-        stored = write_checkpoint(model, checkpoint, tokenizer_path, card, eos_id, layout)
+        stored = write_checkpoint(model, checkpoint, tokenizer_path, card, eos_id, layout, dtype)
         write_expected(model, expected)
         difference = verify_fresh(checkpoint, expected, folder)
     return ExportReport(folder, stored.class_name, stored.tier, stored.parameters, stored.own_parameters, difference)
+
+
+def rounded(model: Transformer, dtype: torch.dtype) -> Transformer:
+    """A float32 copy on the CPU whose dense weights `dtype` can hold; low-bit ones are packed, so they stay."""
+    copied = copy.deepcopy(model).float().cpu()
+    if all(spec.weights == "dense" for _, spec in copied.envelope.kept):
+        with torch.no_grad():
+            for parameter in copied.parameters():
+                parameter.copy_(parameter.to(dtype))
+    return copied
+
+
+def stored_as(weights: dict[str, Tensor], dtype: torch.dtype) -> tuple[dict[str, Tensor], torch.dtype]:
+    """Weights as `dtype` where none of them changes by that, else as they are; and what they are stored as."""
+    floats = [weight for weight in weights.values() if weight.dtype == torch.float32]
+    if dtype == torch.float32 or not all(torch.equal(weight.to(dtype).float(), weight) for weight in floats):
+        return weights, torch.float32
+    return {n: w.to(dtype) if w.dtype == torch.float32 else w for n, w in weights.items()}, dtype
 
 
 def write_expected(model: Transformer, path: Path) -> None:
@@ -102,26 +132,32 @@ def write_checkpoint(
     card: Card,
     eos_id: int = EOS_ID,
     lay: Callable[[Transformer, int | None], Layout] = lay_out,
+    dtype: torch.dtype = torch.float32,
 ) -> Stored:
     """Write all files of an export into the empty `folder`, unverified; `model` is float32 on the CPU."""
     base, arch = replace(model.base, rope_dim=model.rope_dim), model.envelope
     end = None if tokenizer_path is None else eos_id
     config_path = folder / "config.json"
     layout = lay(model, end)
-    shape, weights = layout.shape, layout.weights
+    shape = layout.shape
+    weights, dtype = stored_as(layout.weights, dtype)
     layout.config.save_pretrained(folder)
     write_code(folder, layout.code)
-    config = read_json(config_path)
+    generation = _generation(tokenizer_path, end)
+    ids = {name: generation.get(name) for name in ("bos_token_id", "eos_token_id")}
+    config = read_json(config_path) | ids | {"dtype": str(dtype).removeprefix("torch.")}
     rope = config.get("rope_parameters")
     if rope:  # transformers 4 and engines built on it read these keys at the top
         scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
         stretched = {"rope_scaling": scaling} if rope["rope_type"] != "default" else {}
-        write_json(config_path, config | {"rope_theta": rope["rope_theta"]} | stretched)
-    GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end).save_pretrained(folder)
+        config |= {"rope_theta": rope["rope_theta"]} | stretched
+    write_json(config_path, config)
+    write_json(folder / GENERATION_FILE, generation)
     weights_path = folder / "model.safetensors"
     save_file(weights, weights_path, metadata={"format": "pt"})
     shutil.copymode(config_path, weights_path)  # safetensors lets nobody but the owner read it
     tokenizer = write_tokenizer(tokenizer_path, folder, base.max_seq, eos_id)
+    origin = _hand_on(tokenizer_path, folder)
     stored = Stored(
         class_name=layout.class_name,
         shape=shape,
@@ -147,5 +183,26 @@ def write_checkpoint(
             | ({"sizes": asdict(shape.spec)} if shape else {}),
         },
     )
-    write_text(folder / "README.md", render(card, arch, base, stored))
+    write_text(folder / "README.md", render(replace(card, **origin), arch, base, stored))
     return stored
+
+
+def _generation(tokenizer_path: Path | None, end: int | None) -> dict[str, Any]:
+    """Settings of generation: a pretrained model's as they came, word for word; else the end of text for everything.
+
+    transformers refuses to write some that it reads (a temperature without sampling), so it is not asked to.
+    """
+    if tokenizer_path is not None and tokenizer_path.with_name(GENERATION_FILE).is_file():
+        return read_object(tokenizer_path.with_name(GENERATION_FILE))
+    return {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+
+
+def _hand_on(tokenizer_path: Path | None, folder: Path) -> dict[str, Any]:
+    """Copy the licences of a pretrained model; returns what the card says of where the network is from."""
+    if tokenizer_path is None or not tokenizer_path.with_name(ORIGIN_FILE).is_file():
+        return {}
+    for path in map(tokenizer_path.with_name, LICENCES):
+        if path.is_file():
+            shutil.copyfile(path, folder / path.name)
+    origin = read_object(tokenizer_path.with_name(ORIGIN_FILE))
+    return {"base_model": origin.get("base_model"), "licence": origin.get("license")}

@@ -2,7 +2,7 @@
 
 from llmnas.files.hashing import BLOCK, Digest, Written, content_hash, require_written, sha256
 from llmnas.files.json_files import as_kind, parse_json, read_as, read_json, read_object
-from llmnas.files.names import ABOUT_FILE, COMPANIONS
+from llmnas.files.names import ABOUT_FILE, COMPANIONS, GENERATION_FILE, LICENCES, ORIGIN_FILE
 from llmnas.files.opening import inside, open_regular, read_bytes, read_most, read_text, regular
 from llmnas.files.packed import open_unpacked
 from llmnas.files.paths import PathText, user_path
@@ -14,6 +14,9 @@ __all__ = [
     "ABOUT_FILE",
     "BLOCK",
     "COMPANIONS",
+    "GENERATION_FILE",
+    "LICENCES",
+    "ORIGIN_FILE",
     "Digest",
     "PathText",
     "Seal",

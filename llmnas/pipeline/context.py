@@ -28,7 +28,6 @@ from llmnas.supernet import Transformer, load_weights
 from llmnas.tracking import Tracker
 from llmnas.train.deepspeed_json import deepspeed_config
 from llmnas.train.settings import OPERATION, changed
-from llmnas.train.warmstart import check_pretrained
 
 # what the stored tokens and weights depend on; later stages check their own artifacts
 _FIXED = ("seed", "data", "space", "budget", "train", "darts")
@@ -71,9 +70,11 @@ class Context:
         if not self.run.bound:  # before anything is computed, and before the folder is bound to it
             sample(self.config.space, generator(self.config.seed, "feasible"), self.config.budget)
             self._require_search()
-            self.own_tokenizer()
-            if self.config.train.init_from:
-                check_pretrained(Path(self.config.train.init_from))
+            tokenizer = self.own_tokenizer()
+            if self.config.train.init_from and tokenizer is not None:
+                from llmnas.pipeline.preflight import preflight  # takes seconds; few runs start from a model
+
+                preflight(Path(self.config.train.init_from), self.config.space, tokenizer)
         values = self.config.model_dump(mode="json")
         self.run.claim(yaml.safe_dump(values, sort_keys=False), values, _bound, differences)
 

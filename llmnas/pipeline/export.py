@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from llmnas.errors import UserError
 from llmnas.export import Card, ExportReport, export_hf
 from llmnas.export.block_configs import lay_out_blocks
@@ -15,6 +17,7 @@ from llmnas.pipeline.context import Context
 from llmnas.pipeline.results import Trained, export_facts, retrained
 from llmnas.pipeline.stand_alone import load_alone, trained_as
 from llmnas.rng import torch_seed
+from llmnas.runs import RunFolder
 from llmnas.space import Architecture
 from llmnas.supernet import Transformer
 
@@ -33,11 +36,13 @@ def export(context: Context, *, force: bool = False, blocks: bool = False) -> Ex
         metrics={name: best[name] for name in ("val_loss", "perplexity", "bits_per_byte")},
         data=f"{config.data.source}, {config.data.validation:.0%} of the documents held out",
         seed=best["seed"],
-        trained_tokens=best["tokens"],
+        trained_tokens=best["tokens"] + _tokens_before(run, best),
+        notes=_notes(run, best),
     )
     report = export_hf(
         model, run.export(f"{arch.id}-{BLOCKS}" if blocks else arch.id), tokenizer_path=run.tokenizer, card=card,
         force=force, eos_id=context.tokens("train").info.eos_id, layout=lay_out_blocks if blocks else lay_out,
+        dtype=getattr(torch, run.recorded("warm_start").get("dtype", "float32")),
     )  # fmt: skip
     run.record(
         BLOCKS if blocks else "export",
@@ -46,6 +51,20 @@ def export(context: Context, *, force: bool = False, blocks: bool = False) -> Ex
         of=best["identity"],
     )
     return report
+
+
+def _tokens_before(run: RunFolder, best: dict[str, Any]) -> int:
+    """Tokens that inherited weights were trained on in this run before: the supernet's, the corrected model's."""
+    stages = {"supernet": ("correction", "train"), "pretrained": ("correction",)}.get(best["start"], ())
+    return sum(int(run.recorded(stage).get("tokens", 0)) for stage in stages)
+
+
+def _notes(run: RunFolder, best: dict[str, Any]) -> tuple[str, ...]:
+    """What the number of tokens consists of, where it is a sum."""
+    before = _tokens_before(run, best)
+    if not before:
+        return ()
+    return (f"Of these tokens {before:,} were seen by the network that its weights come from, the rest by itself.",)
 
 
 def export_as_gguf(context: Context, *, force: bool = False, ternary: str | None = None) -> tuple[Path, str]:

@@ -17,6 +17,7 @@ from llmnas.data import (
     Corpus,
     Side,
     Split,
+    copy_tokenizer,
     encode_texts,
     open_corpus,
     save_tokenizer,
@@ -26,7 +27,7 @@ from llmnas.data import (
 )
 from llmnas.data.split import digest
 from llmnas.errors import RunError, UserError
-from llmnas.files import COMPANIONS, sha256, write_text
+from llmnas.files import sha256
 from llmnas.pipeline.context import Context
 
 TOKENIZER_BYTES = 1 << 28
@@ -62,10 +63,8 @@ def _prepare(context: Context) -> None:
     else:
         context.tracker.progress("tokenizer", 1, 1, f"{count:,} documents, tokenizer {model.path}")
         tokenizer, eos_id = model.tokenizer, model.eos_id
-        for file in (model.path, *(model.path.with_name(name) for name in COMPANIONS)):
-            if file.is_file():
-                write_text(run.tokenizer.with_name(file.name), file.read_text(encoding="utf-8"))
-    tokens = _write(context, corpus, split, tokenizer, eos_id)
+        copy_tokenizer(model, run.tokenizer.parent)
+    tokens = _write(context, corpus, split, tokenizer, eos_id, model.prefix if model else ())
     facts = {f"{side}_documents": split.documents[side] for side in SIDES}
     facts |= {f"{side}_tokens": tokens[side] for side in SIDES} | {f"{s}_bytes": split.text_bytes[s] for s in SIDES}
     run.record("prepare", tokenizer_sha256=sha256(run.tokenizer), **facts)
@@ -78,7 +77,9 @@ def _training_texts(corpus: Corpus, split: Split) -> Iterator[str]:
     return (text for text in texts if split.side(text) == "train" and digest(text) % share == 0)
 
 
-def _write(context: Context, corpus: Corpus, split: Split, tokenizer: Tokenizer, eos_id: int) -> dict[Side, int]:
+def _write(
+    context: Context, corpus: Corpus, split: Split, tokenizer: Tokenizer, eos_id: int, prefix: tuple[int, ...]
+) -> dict[Side, int]:
     """Both token files in one pass over the corpus; returns their tokens."""
     config, run = context.config, context.run
     vocab_size = config.space.base.vocab_size
@@ -96,7 +97,7 @@ def _write(context: Context, corpus: Corpus, split: Split, tokenizer: Tokenizer,
             for side in SIDES
         }
         for done, ids in enumerate(encode_texts(tokenizer, texts()), start=1):
-            writers[sides.popleft()].add(ids)
+            writers[sides.popleft()].add([*prefix, *ids])
             if done < total:
                 context.tracker.progress("prepare", done, total, f"{sum(w.tokens for w in writers.values()):,} tokens")
         for side, writer in writers.items():

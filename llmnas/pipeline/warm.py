@@ -57,7 +57,8 @@ def write_initial(context: Context) -> None:
     )
     difference = start_from(model, pretrained, batches)
     save_weights(model, target)
-    run.record("warm_start", model=str(config.train.init_from), calibration=tokens, difference=difference)
+    run.record("warm_start", model=str(config.train.init_from), calibration=tokens, difference=difference,
+        dtype=str(pretrained.dtype).removeprefix("torch."))  # fmt: skip
     context.tracker.progress("warm start", 1, 1, f"reordered; logits differ by {difference:.1e}")
 
 

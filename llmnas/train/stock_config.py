@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
 from llmnas.errors import UserError
 from llmnas.files import read_object
 
@@ -49,6 +47,8 @@ def read_stock_config(folder: Path, families: Mapping[str, Any], others: Mapping
             "save_pretrained() it as bfloat16, or take the model that it was made from"
         )
     values = {key: value for key, value in values.items() if key not in {"auto_map", "transformers_version"}}
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # takes seconds; few runs read a model
+
     try:
         return CONFIG_MAPPING[kind].from_dict(values)
     except Exception as error:  # noqa: BLE001 (the classes check themselves with errors of many kinds)

@@ -93,8 +93,8 @@ def read_pretrained(folder: Path, rope_order: RopeOrder = "leading") -> Pretrain
     return Pretrained(opened.base, opened.arch, weights, opened.weights.dtype)
 
 
-def check_pretrained(folder: Path) -> None:
-    """Refuse what `read_pretrained` would by names and shapes, reading nearly no weights.
+def check_pretrained(folder: Path) -> Pretrained:
+    """Refuse what `read_pretrained` would by names and shapes, reading nearly no weights; they are on the device meta.
 
     Raises:
         UserError: as `read_pretrained` does.
@@ -104,7 +104,8 @@ def check_pretrained(folder: Path) -> None:
     # whether these are zero matters
     stock |= opened.weights.read({name: None for name in stock if name.endswith(_OUTPUT_BIAS)})
     with torch.device("meta"):
-        _translated(stock, opened)
+        weights = _translated(stock, opened)
+    return Pretrained(opened.base, opened.arch, weights, opened.weights.dtype)
 
 
 def _tied(weights: StockWeights) -> bool:
