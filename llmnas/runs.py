@@ -45,6 +45,10 @@ class RunFolder:
         """Token ids of `train` or `validation`."""
         return self.path / "data" / f"{split}.bin"
 
+    def learned(self, split: str) -> Path:
+        """Which of these tokens are to be learned from; only with `data.loss_on: completions`."""
+        return self.path / "data" / f"{split}-learned.bin"
+
     @property
     def checkpoints(self) -> Path:
         """Checkpoints of supernet training."""

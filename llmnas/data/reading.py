@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from llmnas.errors import UserError
 from llmnas.files import open_unpacked, parse_json, read_most
@@ -24,10 +24,19 @@ _TOO_LONG = (
 
 @dataclass(frozen=True)
 class Document:
-    """One text that is never cut: `id` says where it came from (file, or file:line)."""
+    """One text that is never cut.
+
+    Attributes:
+        id: where it came from (file, or file:line).
+        text: its words; of a conversation those of all messages.
+        messages: of a conversation, as chat templates take them; none where it is plain text.
+        answers: places of the messages that a model is to learn to give.
+    """
 
     id: str
     text: str
+    messages: tuple[Mapping[str, Any], ...] = ()
+    answers: tuple[int, ...] = ()
 
 
 def is_text(path: Path) -> bool:
@@ -50,7 +59,7 @@ def read_file(name: str, path: Path) -> Iterator[Document]:
     with open_unpacked(path) as stream:
         if kind == ".jsonl":
             for number, line in _lines(stream, path):
-                yield Document(f"{name}:{number}", _text_of(line, path, number))
+                yield _document(f"{name}:{number}", line, path, number)
         else:
             text = read_most(stream, MOST_DOCUMENT + 1)
             if len(text) > MOST_DOCUMENT:
@@ -86,12 +95,53 @@ def _decoded(data: bytes, path: Path, place: int) -> str:
     return text.removeprefix("\ufeff") if place == 0 else text  # a byte order mark is no text
 
 
-def _text_of(line: str, path: Path, number: int) -> str:
+def _document(name: str, line: str, path: Path, number: int) -> Document:
+    """A line of JSON: `text`, `messages`, or `prompt` and `completion` (texts, or lists of messages)."""
     try:
-        text = parse_json(line)["text"]
-        text.encode()  # JSON can spell lone surrogates, which no UTF-8 file and no tokenizer can hold
+        value = parse_json(line)
+        line.encode()
     except ValueError as error:
         raise UserError(f"{path}: line {number}: not JSON in UTF-8 ({error})") from None
-    except (TypeError, KeyError, AttributeError):
-        raise UserError(f'{path}: line {number}: must be a mapping with a string "text"') from None
-    return str(text)
+    text = value.get("text") if isinstance(value, dict) else None
+    try:
+        if isinstance(text, str):
+            text.encode()  # JSON can spell lone surrogates, which no UTF-8 file and no tokenizer can hold
+            return Document(name, text)
+        found = _messages(value) if isinstance(value, dict) else None
+        if found is not None:
+            words = "\n".join(str(message["content"]) for message in found[0])
+            words.encode()
+            return Document(name, words, *found)
+    except UnicodeEncodeError as error:
+        raise UserError(f"{path}: line {number}: not JSON in UTF-8 ({error})") from None
+    raise UserError(
+        f'{path}: line {number}: must be a mapping with a string "text", or a conversation: "messages" (a list of '
+        '{"role": ..., "content": ...}, both strings), or "prompt" and "completion" (strings or such lists)'
+    )
+
+
+def _messages(value: Mapping[str, Any]) -> tuple[tuple[Mapping[str, Any], ...], tuple[int, ...]] | None:
+    """The messages of a conversation and the places of its answers; None where it is none."""
+    if "messages" in value:
+        found = _list_of_messages(value["messages"], "user")
+        if found is None:
+            return None
+        return found, tuple(i for i, message in enumerate(found) if message["role"] == "assistant")
+    prompt = _list_of_messages(value.get("prompt"), "user")
+    completion = _list_of_messages(value.get("completion"), "assistant")
+    if not prompt or not completion:
+        return None
+    whole = (*prompt, *completion)
+    answers = tuple(i for i in range(len(prompt), len(whole)) if whole[i]["role"] == "assistant")
+    return whole, answers
+
+
+def _list_of_messages(value: Any, role: str) -> tuple[Mapping[str, Any], ...] | None:
+    """Messages as chat templates take them, a string being one of `role`; None where it is neither."""
+    found = [{"role": role, "content": value}] if isinstance(value, str) else value
+    if not isinstance(found, list) or not found:
+        return None
+    for message in found:
+        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            return None
+    return tuple(found)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from llmnas.space import Architecture
-from llmnas.supernet import Transformer, document_numbers, used_blocks
+from llmnas.supernet import Transformer, document_numbers, split_windows, used_blocks
 
 
 class Conflict(NamedTuple):
@@ -52,9 +52,9 @@ def network_gradient(
     used = [parameters[name] for name in blocks]
     total = {name: parameters[name].new_zeros(size) for name, size in blocks.items()}
     for first in range(0, len(windows), batch):
-        tokens = torch.from_numpy(windows[first : first + batch]).to(model.embedding.device)
-        documents = document_numbers(tokens[:, :-1], eos_id)
-        found = model(tokens[:, :-1], arch, targets=tokens[:, 1:], documents=documents)
+        tokens, targets = split_windows(torch.from_numpy(windows[first : first + batch]).to(model.embedding.device))
+        documents = document_numbers(tokens, eos_id)
+        found = model(tokens, arch, targets=targets, documents=documents)
         loss = found.loss * len(tokens) / len(windows)
         # an expert that no token chose, and with it a router that had no choice, has none
         gradients = torch.autograd.grad(loss, used, allow_unused=True)

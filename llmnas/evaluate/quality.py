@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from llmnas.space import Architecture
-from llmnas.supernet import Transformer, document_numbers, token_losses
+from llmnas.supernet import Transformer, document_numbers, split_windows, token_losses
 
 
 class _Hidden(nn.Module):
@@ -59,7 +59,7 @@ def window_losses(
     Args:
         model: a supernet or a stand-alone network; its mode and gradients stay as they are.
         arch: the sub-network, or None for the largest.
-        windows: [count, seq + 1] int64.
+        windows: [count, seq + 1] int64, each with a target, see `split_windows`.
         batch: windows at once.
         values: statistics of the candidate, which stand for the model's (`recalibrate`).
         eos_id: the token that ends a document, for a model trained with attention within documents.
@@ -72,10 +72,11 @@ def window_losses(
     head = model.head_weight(arch)
     found = []
     for first in range(0, len(windows), batch):
-        tokens = torch.from_numpy(windows[first : first + batch]).to(device)
-        hidden = hidden_states(model, arch, tokens[:, :-1], values or {}, eos_id)
-        losses = token_losses(hidden.flatten(0, 1), head, tokens[:, 1:].flatten())
-        found.append(losses.view(len(tokens), -1).double().mean(1).cpu().numpy())
+        tokens, targets = split_windows(torch.from_numpy(windows[first : first + batch]).to(device))
+        hidden = hidden_states(model, arch, tokens, values or {}, eos_id)
+        losses = token_losses(hidden.flatten(0, 1), head, targets.flatten())  # 0 where there is no target
+        counted = (targets >= 0).sum(1)
+        found.append((losses.view(len(tokens), -1).double().sum(1) / counted).cpu().numpy())
     return np.concatenate(found)
 
 

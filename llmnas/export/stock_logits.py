@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging
 
 from llmnas.errors import UserError
 
@@ -20,6 +21,7 @@ def stock_logits(folder: Path, tokens: Tensor) -> Tensor:
     Raises:
         UserError: transformers does not load it.
     """
+    logging.disable_progress_bar()  # a verb's output is its own
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True, local_files_only=True,

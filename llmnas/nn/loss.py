@@ -60,12 +60,15 @@ def losses(
     Args:
         hidden: [..., H], after the final norm.
         head: [V, H].
-        targets: [...] int64 next tokens.
+        targets: [...] int64 next tokens; negative ones are only read, and count for nothing.
         teacher: a distribution over the same tokens to learn from besides the targets, or None.
         teacher_weight: its share of the loss.
         emit_teacher: how many entries of the own distribution to return (0: none).
     """
     hidden, targets = hidden.flatten(0, -2), targets.flatten()
+    learned = targets >= 0
+    if not learned.all():
+        return _of_some(hidden, head, targets, learned, teacher, teacher_weight, emit_teacher)
     if teacher is None and not emit_teacher:
         loss = linear_cross_entropy(hidden, head, targets)
         return Losses(loss, loss.detach())
@@ -78,6 +81,21 @@ def losses(
     if emit_teacher:
         own = most_likely(log_probs.detach(), emit_teacher)
     return Losses(loss, cross_entropy.detach(), own)
+
+
+def _of_some(
+    hidden: Tensor, head: Tensor, targets: Tensor, learned: Tensor, teacher: Teacher | None, weight: float, emit: int
+) -> Losses:
+    """`losses` of the rows that are `learned`; the own distribution is of all rows, as a student reads them."""
+    own = None
+    if emit:
+        with torch.no_grad():
+            own = most_likely(F.log_softmax(F.linear(hidden, head), dim=-1, dtype=torch.float32), emit)
+    if not learned.any():
+        loss = 0.0 * (hidden.sum() + head.sum())  # every parameter has a gradient, of zero
+        return Losses(loss, loss.detach(), own)
+    rows = teacher and Teacher(teacher.tokens[learned], teacher.probability[learned])
+    return losses(hidden[learned], head, targets[learned], rows, weight)._replace(teacher=own)
 
 
 def most_likely(log_probs: Tensor, entries: int) -> Teacher:

@@ -14,7 +14,7 @@ import yaml
 
 from llmnas.config import Config, differences
 from llmnas.cost import sample
-from llmnas.data import ModelTokenizer, Sequences, Side, TokenFile, read_model_tokenizer, require_same_tokenizer
+from llmnas.data import ModelTokenizer, Sequences, Side, TokenFile, Tokens, read_model_tokenizer, require_same_tokenizer
 from llmnas.errors import UserError
 from llmnas.evaluate.evaluator import Evaluator
 from llmnas.evaluate.quality import window_losses
@@ -116,10 +116,16 @@ class Context:
         path = self.run.require(self.run.tokens(split), "prepare")
         return TokenFile.open(path)
 
-    def sequences(self, seq_len: int, seed: int) -> Sequences:
-        """The training tokens in the order of a seed."""
+    def sequences(self, seq_len: int, seed: int, *, learned: bool = True) -> Sequences:
+        """The training tokens in the order of a seed; without `learned` all of them as targets."""
         file = self.tokens("train")
-        return Sequences(file.tokens, seq_len, seed, file.info.eos_id)
+        return Sequences(file.tokens, seq_len, seed, file.info.eos_id, self._learned("train") if learned else None)
+
+    def _learned(self, side: Side) -> Tokens | None:
+        """Which of the stored tokens are to be learned from, 1 or 0; None where all are."""
+        if self.config.data.loss_on == "all":
+            return None
+        return TokenFile.open(self.run.require(self.run.learned(side), "prepare")).tokens
 
     @cached_property
     def document_end(self) -> int | None:
@@ -132,7 +138,8 @@ class Context:
     def windows(self, count: int) -> tuple[np.ndarray, float]:
         """(validation windows [at most count, seq + 1], bytes of text a token)."""
         file = self.tokens("validation")
-        windows = Sequences(file.tokens, self.config.train.seq_len, 0).fixed(count)
+        learned = self._learned("validation")
+        windows = Sequences(file.tokens, self.config.train.seq_len, 0, learned=learned).fixed(count)
         return windows, file.info.text_bytes / file.info.tokens
 
     def loss_windows(self) -> tuple[np.ndarray, float]:

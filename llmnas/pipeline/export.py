@@ -22,6 +22,8 @@ from llmnas.space import Architecture
 from llmnas.supernet import Transformer
 
 BLOCKS = "block_configs"
+_HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+"""What a pretrained model may be stored as, and then what is made of it too."""
 
 
 def export(context: Context, *, force: bool = False, blocks: bool = False) -> ExportReport:
@@ -42,7 +44,7 @@ def export(context: Context, *, force: bool = False, blocks: bool = False) -> Ex
     report = export_hf(
         model, run.export(f"{arch.id}-{BLOCKS}" if blocks else arch.id), tokenizer_path=run.tokenizer, card=card,
         force=force, eos_id=context.tokens("train").info.eos_id, layout=lay_out_blocks if blocks else lay_out,
-        dtype=getattr(torch, run.recorded("warm_start").get("dtype", "float32")),
+        dtype=_HALVES.get(str(run.recorded("warm_start").get("dtype")), torch.float32),
     )  # fmt: skip
     run.record(
         BLOCKS if blocks else "export",
@@ -53,13 +55,13 @@ def export(context: Context, *, force: bool = False, blocks: bool = False) -> Ex
     return report
 
 
-def _tokens_before(run: RunFolder, best: dict[str, Any]) -> int:
+def _tokens_before(run: RunFolder, best: Trained) -> int:
     """Tokens that inherited weights were trained on in this run before: the supernet's, the corrected model's."""
-    stages = {"supernet": ("correction", "train"), "pretrained": ("correction",)}.get(best["start"], ())
+    stages = {"supernet": ("correction", "train"), "pretrained": ("correction",)}.get(best.get("start", ""), ())
     return sum(int(run.recorded(stage).get("tokens", 0)) for stage in stages)
 
 
-def _notes(run: RunFolder, best: dict[str, Any]) -> tuple[str, ...]:
+def _notes(run: RunFolder, best: Trained) -> tuple[str, ...]:
     """What the number of tokens consists of, where it is a sum."""
     before = _tokens_before(run, best)
     if not before:

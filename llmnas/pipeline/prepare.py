@@ -9,16 +9,15 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
 
-from tokenizers import Tokenizer
-
 from llmnas.data import (
     EOS_ID,
     SIDES,
     Corpus,
+    Document,
+    Encoder,
     Side,
     Split,
     copy_tokenizer,
-    encode_texts,
     open_corpus,
     save_tokenizer,
     split_documents,
@@ -64,7 +63,7 @@ def _prepare(context: Context) -> None:
         context.tracker.progress("tokenizer", 1, 1, f"{count:,} documents, tokenizer {model.path}")
         tokenizer, eos_id = model.tokenizer, model.eos_id
         copy_tokenizer(model, run.tokenizer.parent)
-    tokens = _write(context, corpus, split, tokenizer, eos_id, model.prefix if model else ())
+    tokens = _write(context, corpus, split, Encoder(tokenizer, model, config.data.loss_on == "completions"), eos_id)
     facts = {f"{side}_documents": split.documents[side] for side in SIDES}
     facts |= {f"{side}_tokens": tokens[side] for side in SIDES} | {f"{s}_bytes": split.text_bytes[s] for s in SIDES}
     run.record("prepare", tokenizer_sha256=sha256(run.tokenizer), **facts)
@@ -77,18 +76,16 @@ def _training_texts(corpus: Corpus, split: Split) -> Iterator[str]:
     return (text for text in texts if split.side(text) == "train" and digest(text) % share == 0)
 
 
-def _write(
-    context: Context, corpus: Corpus, split: Split, tokenizer: Tokenizer, eos_id: int, prefix: tuple[int, ...]
-) -> dict[Side, int]:
+def _write(context: Context, corpus: Corpus, split: Split, encoder: Encoder, eos_id: int) -> dict[Side, int]:
     """Both token files in one pass over the corpus; returns their tokens."""
     config, run = context.config, context.run
     vocab_size = config.space.base.vocab_size
-    sides: deque[Side] = deque()  # of the texts that are being encoded
+    sides: deque[Side] = deque()  # of the documents that are being encoded
 
-    def texts() -> Iterator[str]:
+    def documents() -> Iterator[Document]:
         for document in corpus:
             sides.append(split.side(document.text))
-            yield document.text
+            yield document
 
     total = sum(split.documents.values())
     with ExitStack() as stack:
@@ -96,8 +93,15 @@ def _write(
             side: stack.enter_context(token_writer(run.tokens(side), vocab_size, eos_id, split.text_bytes[side]))
             for side in SIDES
         }
-        for done, ids in enumerate(encode_texts(tokenizer, texts()), start=1):
-            writers[sides.popleft()].add([*prefix, *ids])
+        learned = {
+            side: stack.enter_context(token_writer(run.learned(side), 2, 1, 0))
+            for side in SIDES if encoder.completions
+        }  # fmt: skip
+        for done, encoded in enumerate(encoder.encode(documents()), start=1):
+            side = sides.popleft()
+            writers[side].add(encoded.ids)
+            if learned:  # the end of a document is learned
+                learned[side].add([int(flag) for flag in encoded.learned])
             if done < total:
                 context.tracker.progress("prepare", done, total, f"{sum(w.tokens for w in writers.values()):,} tokens")
         for side, writer in writers.items():

@@ -47,6 +47,7 @@ class Trained(TypedDict):
     val_loss: Nats
     perplexity: FiniteFloat
     bits_per_byte: FiniteFloat
+    start: NotRequired[str]
     lr: NotRequired[FiniteFloat]
     cpu_seconds: NotRequired[FiniteFloat | None]
 

@@ -19,6 +19,7 @@ from llmnas.report.findings import Table
 from llmnas.search import search
 from llmnas.serve.speculative import Drafting
 from llmnas.space import Architecture
+from llmnas.supernet import split_windows
 from llmnas.train.engine import set_threads, start_processes
 
 _ROUNDS = 3  # plain and speculative generation in turn
@@ -40,7 +41,8 @@ def speculate(context: Context) -> dict[str, Any]:
     model = context.supernet()
     _check(context, model.envelope)
     choosing, measuring = (
-        torch.from_numpy(half[:, : options.prompt_tokens]) for half in context.halves("speculate.prompts")
+        split_windows(torch.from_numpy(half))[0][:, : options.prompt_tokens]
+        for half in context.halves("speculate.prompts")
     )
     drafting = Drafting(model, choosing, options.new_tokens, options.longest)
 

@@ -65,7 +65,7 @@ def write_initial(context: Context) -> None:
 def calibration(context: Context) -> list[torch.Tensor]:
     """Batches of training text that importance is measured on, [B, S] each."""
     settings = context.config.train
-    windows = context.sequences(settings.seq_len, context.config.seed).fixed(settings.calibration)
+    windows = context.sequences(settings.seq_len, context.config.seed, learned=False).fixed(settings.calibration)
     tokens = torch.from_numpy(windows)[:, :-1]
     return [tokens[i : i + _BATCH] for i in range(0, len(tokens), _BATCH)]
 

@@ -9,6 +9,7 @@ from llmnas.supernet.model import Transformer, document_numbers
 from llmnas.supernet.packed import pack, packable, unpack
 from llmnas.supernet.packed_file import load_packed, save_packed
 from llmnas.supernet.weights import fill_weights, load_weights, save_weights
+from llmnas.supernet.windows import split_windows
 
 __all__ = [
     "Box",
@@ -27,6 +28,7 @@ __all__ = [
     "packable",
     "save_packed",
     "save_weights",
+    "split_windows",
     "stand_alone_shape",
     "token_losses",
     "union",

@@ -27,6 +27,7 @@ from llmnas.nn.mlgru import MLGRU
 from llmnas.nn.moe import Experts
 from llmnas.space.architecture import Architecture, LayerSpec
 from llmnas.supernet.model import Transformer
+from llmnas.supernet.windows import split_windows
 
 Add = Callable[[str, Tensor], None]
 
@@ -259,7 +260,8 @@ def layer_importance(model: Transformer, batches: Sequence[Tensor]) -> list[floa
     whole = model.envelope
 
     def loss(arch: Architecture) -> float:
-        return sum(float(model(b[:, :-1], arch, targets=b[:, 1:]).cross_entropy) for b in batches) / len(batches)
+        halves = map(split_windows, batches)
+        return sum(float(model(x, arch, targets=y).cross_entropy) for x, y in halves) / len(batches)
 
     full = loss(whole)
     return [

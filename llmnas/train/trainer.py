@@ -14,7 +14,7 @@ from llmnas.cost import count_params
 from llmnas.data import Sequences
 from llmnas.errors import Preempted
 from llmnas.space import Architecture
-from llmnas.supernet import Losses, Teacher, Transformer, document_numbers
+from llmnas.supernet import Losses, Teacher, Transformer, document_numbers, split_windows
 from llmnas.train.agreement import Agreement
 from llmnas.train.balance import Balance
 from llmnas.train.checkpoint import Checkpoints, newest
@@ -159,7 +159,7 @@ def train_step(
         teaches = i == 0 and settings.distill.weight > 0 and guide is None
         for piece in range(pieces):
             batch = torch.from_numpy(sequences.batch(first + piece * size, size)).to(engine.device)
-            tokens, targets = batch[:, :-1], batch[:, 1:]
+            tokens, targets = split_windows(batch)
             documents = document_numbers(tokens, sequences.eos_id if settings.document_mask else None)
             aim = guide(tokens, arch, documents) if guide else Signal(teachers[piece])
             out: Losses = engine.forward(

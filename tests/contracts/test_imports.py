@@ -55,7 +55,7 @@ ONLY_IN = {
     "gpytorch": {"search/arch_kernel.py", "search/pool_model.py", "search/surrogate.py"},
     "moocore": {"pareto.py"},
     "wandb": {"tracking.py"},
-    "transformers": {"export/*.py", "train/stock_config.py"},
+    "transformers": {"export/*.py", "train/stock_config.py", "data/chat.py"},
     "typer": {"cli/*.py", "process.py"},
     "matplotlib": {"report/plots.py"},
     "jinja2": {"report/html.py"},

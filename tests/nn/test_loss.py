@@ -152,3 +152,25 @@ def test_half_precision_is_summed_in_float32():
     expected, _ = reference(states.bfloat16(), head.bfloat16(), targets)
     assert result.loss.dtype == result.teacher.probability.dtype == torch.float32
     torch.testing.assert_close(result.loss.double(), expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("taught", [False, True])
+@pytest.mark.parametrize("emit", [0, 3])
+def test_tokens_that_are_only_read_count_for_nothing(taught, emit):
+    hidden, head = torch.randn(2, 5, 6, requires_grad=True), torch.randn(7, 6, requires_grad=True)
+    targets = torch.randint(7, (2, 5))
+    learned = torch.tensor([[True, False, True, True, False], [False, True, False, False, True]])
+    teacher = top(torch.randn(10, 7).log_softmax(-1), 4) if taught else None
+    found = losses(hidden, head, targets.masked_fill(~learned, -100), teacher, 0.3, emit)
+    rows = teacher and Teacher(teacher.tokens[learned.flatten()], teacher.probability[learned.flatten()])
+    expected = losses(hidden[learned], head, targets[learned], rows, 0.3)
+    torch.testing.assert_close(found.loss, expected.loss)
+    torch.testing.assert_close(found.cross_entropy, expected.cross_entropy)
+    for ours, theirs in zip(*(torch.autograd.grad(o.loss, (hidden, head)) for o in (found, expected)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert (found.teacher is not None) == bool(emit)
+    if emit:  # of all tokens: a student reads it where its own targets are
+        assert found.teacher.tokens.shape == (10, emit)
+    nothing = losses(hidden, head, torch.full((2, 5), -100), teacher, 0.3, emit)
+    assert nothing.loss == 0
+    assert all((gradient == 0).all() for gradient in torch.autograd.grad(nothing.loss, (hidden, head)))

@@ -151,7 +151,7 @@ def test_what_does_not_fit_is_one_line(llmnas, model, tmp_path):
         (tmp_path / "absent", "absent: no such folder"),
         ("2024", " 2024: no such folder"),
         ("a: b 😀", " a: b 😀: no such folder"),
-        (other, "a weight is missing or has another shape than config.json says"),
+        (other, "not the config of a llama model"),
     ):
         done = llmnas("train", config, "--run-dir", run, "--prepare", "--init-from", wrong)
         assert words in done.complaint
