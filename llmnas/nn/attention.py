@@ -40,8 +40,9 @@ class Attention(nn.Module):
         self.q_bias = nn.Parameter(torch.zeros(kv, queries, dim)) if base.qkv_bias else None
         self.k_bias = nn.Parameter(torch.zeros(kv, dim)) if base.qkv_bias else None
         self.v_bias = nn.Parameter(torch.zeros(kv, dim)) if base.qkv_bias else None
-        self.q_norm = nn.Parameter(torch.ones(dim)) if base.qk_norm else None
-        self.k_norm = nn.Parameter(torch.ones(dim)) if base.qk_norm else None
+        each = base.qk_norm_over == "head"
+        self.q_norm = nn.Parameter(torch.ones((dim,) if each else (kv, queries, dim))) if base.qk_norm else None
+        self.k_norm = nn.Parameter(torch.ones((dim,) if each else (kv, dim))) if base.qk_norm else None
         low_bit = any(kind in kinds.weights for kind in LOW_BIT)
         self.inner_norm = nn.Parameter(torch.ones(kv, queries, dim)) if low_bit else None
         add_scales(self, kinds, OUT_DIMS)
@@ -88,7 +89,7 @@ class Attention(nn.Module):
         q = q.view(*tokens, spec.q_heads, spec.head_dim)
         k, v = (part.view(*tokens, spec.kv_heads, spec.head_dim) for part in (k, v))
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = rms_norm(q, self.q_norm, self.eps), rms_norm(k, self.k_norm, self.eps)
+            q, k = _normed_heads(q, self.q_norm, grid, self.eps), _normed_heads(k, self.k_norm, one, self.eps)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:
@@ -98,6 +99,13 @@ class Attention(nn.Module):
             return mixed
         gain = self.inner_norm[tuple(slice(size) for size in grid)].flatten()
         return inputs(normed(mixed, gain, self.eps, kind), kind, self.o)
+
+
+def _normed_heads(x: Tensor, gain: Tensor, sizes: tuple[int, ...], eps: float) -> Tensor:
+    """RMSNorm of queries or keys [B, T, heads, D], over each head or, with a gain for every channel, over all."""
+    if gain.dim() == 1:
+        return rms_norm(x, gain, eps)
+    return rms_norm(x.flatten(2), gain[tuple(slice(size) for size in sizes)].flatten(), eps).view_as(x)
 
 
 def _leading(bias: Tensor | None, sizes: tuple[int, ...]) -> Tensor | None:

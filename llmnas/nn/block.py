@@ -1,4 +1,4 @@
-"""One pre-norm transformer block."""
+"""One transformer block."""
 
 from __future__ import annotations
 
@@ -12,20 +12,27 @@ from llmnas.nn.lowbit import Tokens, normed
 from llmnas.nn.mlgru import MLGRU
 from llmnas.nn.moe import Experts, Routing
 from llmnas.nn.norm import rms_norm
-from llmnas.space.architecture import BaseModel, LayerKinds, LayerSpec
+from llmnas.space.architecture import BaseModel, LayerKinds, LayerSpec, Weights
 
 
 class Block(nn.Module):
-    """x + mixer(norm(x)), then x + feed_forward(norm(x)); holds the weights of every kind that it serves."""
+    """x + mixer(norm(x)), then x + feed_forward(norm(x)); holds the weights of every kind that it serves.
+
+    With `base.norms` of `post` it is x + norm(mixer(x)) (OLMo 2, Walsh et al. 2025, section 2.1), with `both`
+    x + norm'(mixer(norm(x))), and the feed-forward likewise.
+    """
 
     def __init__(self, base: BaseModel, hidden_size: int, largest: LayerSpec, kinds: LayerKinds) -> None:
         super().__init__()
-        self.eps = base.norm_eps
+        self.eps, self.norms = base.norm_eps, base.norms
         mixes = any(mixer != "none" for mixer in kinds.mixers)
         self.mixer_norm = nn.Parameter(torch.ones(hidden_size)) if mixes else None
         self.attention = Attention(base, hidden_size, largest, kinds) if "attention" in kinds.mixers else None
         self.mlgru = MLGRU(base, hidden_size, largest, kinds) if "mlgru" in kinds.mixers else None
         self.ffn_norm = nn.Parameter(torch.ones(hidden_size))
+        both = base.norms == "both"
+        self.mixer_out_norm = nn.Parameter(torch.ones(hidden_size)) if both and mixes else None
+        self.ffn_out_norm = nn.Parameter(torch.ones(hidden_size)) if both else None
         self.ffn: Experts | FeedForward = (
             Experts(base, hidden_size, largest, kinds)
             if largest.experts > 1
@@ -42,11 +49,25 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Routing | None]:
         """x: [batch, seq, hidden] -> the same shape, and what a router did; see `Attention.forward` for the rest."""
         if self.mixer_norm is not None and spec.mixer != "none":
-            x = x + self._mix(normed(x, self.mixer_norm, self.eps, spec.weights), spec, rotation, documents, cache)
+            update = self._mix(self._read(x, self.mixer_norm, spec.weights), spec, rotation, documents, cache)
+            x = x + self._written(update, self.mixer_norm, self.mixer_out_norm)
+        routing = None
         if isinstance(self.ffn, Experts):
-            update, routing = self.ffn(rms_norm(x, self.ffn_norm, self.eps), spec)
-            return x + update, routing
-        return x + self.ffn(normed(x, self.ffn_norm, self.eps, spec.weights), spec), None
+            seen = x if self.norms == "post" else rms_norm(x, self.ffn_norm, self.eps)
+            update, routing = self.ffn(seen, spec)
+        else:
+            update = self.ffn(self._read(x, self.ffn_norm, spec.weights), spec)
+        return x + self._written(update, self.ffn_norm, self.ffn_out_norm), routing
+
+    def _read(self, x: Tensor, gain: Tensor, kind: Weights) -> Tokens:
+        """What a mixer or feed-forward reads of the residual stream."""
+        return x if self.norms == "post" else normed(x, gain, self.eps, kind)
+
+    def _written(self, update: Tensor, gain: Tensor, out_gain: Tensor | None) -> Tensor:
+        """What of its output is added to the residual stream."""
+        if self.norms == "post":
+            return rms_norm(update, gain, self.eps)
+        return update if out_gain is None else rms_norm(update, out_gain, self.eps)
 
     def _mix(
         self, x: Tokens, spec: LayerSpec, rotation: Tensor | None, documents: Tensor | None, cache: LayerCache | None

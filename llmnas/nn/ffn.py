@@ -14,14 +14,14 @@ OUT_DIMS = {"gate": 1, "up": 1, "down": 1}
 
 
 class FeedForward(nn.Module):
-    """down(silu(gate(x)) * up(x)), with the weights of the largest size.
+    """down(silu(gate(x)) * up(x)), with the weights of the largest size; GELU's tanh form in place of SiLU is GEGLU.
 
     With low-bit weights the product is normalised before `down` (BitNet b1.58).
     """
 
     def __init__(self, base: BaseModel, hidden_size: int, ffn_size: int, kinds: LayerKinds) -> None:
         super().__init__()
-        self.eps = base.norm_eps
+        self.eps, self.activation = base.norm_eps, base.activation
         self.gate = nn.Parameter(torch.empty(ffn_size, hidden_size))
         self.up = nn.Parameter(torch.empty(ffn_size, hidden_size))
         self.down = nn.Parameter(torch.empty(hidden_size, ffn_size))
@@ -38,5 +38,5 @@ class FeedForward(nn.Module):
         kind, seen, sizes = spec.weights, inputs(x, spec.weights, self.gate), (spec.ffn_size, x.shape[-1])
         gate, up = (project(self, name, seen, kind, sizes, 1) for name in ("gate", "up"))
         if kind == "dense" or self.inner_norm is None:
-            return F.silu(gate) * up
+            return (F.silu(gate) if self.activation == "silu" else F.gelu(gate, approximate="tanh")) * up
         return swiglu_inputs(gate, up, self.inner_norm, self.eps, kind, self.down)

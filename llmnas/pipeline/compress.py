@@ -133,6 +133,7 @@ def space_values(model: Path, *, per_layer: bool) -> dict[str, Any]:
         "kv_heads": {"choices": parts(spec.kv_heads, (0.5,), 1), "per_layer": per_layer},
         "queries_per_group": parts(spec.queries_per_group, (0.5,), 1),
         "head_dim": spec.head_dim,
+        **({"experts": parts(spec.experts, (0.5,), 1), "top_k": spec.top_k} if spec.experts > 1 else {}),
         "ffn_size": {
             "choices": parts(spec.ffn_size, (0.25, 0.375, 0.5, 0.625, 0.75, 0.875), 4),
             "per_layer": per_layer,
@@ -147,7 +148,8 @@ def check_before(config: Config) -> None:
         UserError: no text, a tokenizer that does not fit, experts (which make a model larger), or a budget that the
             model meets as it is or that nothing meets (with the range of the space).
     """
-    if max(config.space.experts.choices) > 1:
+    _, whole = read_shape(Path(config.train.init_from or ""))
+    if max(config.space.experts.choices) > 1 and whole.kept[0][1].experts == 1:
         raise UserError(
             f"space.experts = {list(config.space.experts.choices)}: copies of a feed-forward make no model smaller; "
             "for a mixture out of a dense model write a config and use llmnas train CONFIG --init-from HF_DIR"

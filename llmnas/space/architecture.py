@@ -20,6 +20,8 @@ from llmnas.space.rotary import LayerRope, RopeScaling
 
 RopeOrder = Literal["leading", "spread"]
 Router = Literal["softmax", "sigmoid"]
+Norms = Literal["pre", "post", "both"]
+Activation = Literal["silu", "gelu_tanh"]
 # from the cheapest to the most expressive: this order is that of a space's choices
 Weights = Literal["binary", "ternary", "dense"]
 Mixer = Literal["none", "mlgru", "attention"]
@@ -40,6 +42,10 @@ class BaseModel:
         vocab_size: rows of the embedding.
         tied: the head is the embedding's transpose.
         qk_norm: RMSNorm over head_dim on queries and keys, before RoPE (Qwen3).
+        qk_norm_over: its RMS is over each `head`, or over all `heads` of a token together (OLMo 2).
+        norms: where a block normalises: what it reads (`pre`), what it adds (`post`: OLMo 2, EXAONE 4), or `both`
+            (Gemma 3, GLM-4).
+        activation: of the feed-forward's gate; `gelu_tanh` is Gemma's.
         qkv_bias: bias on the query, key and value projections (Qwen2).
         rope_theta: base of the rotary frequencies, theta^(-2i / rope_dim).
         rope_dim: the head_dim that the frequencies are spread over; None for the largest
@@ -61,6 +67,9 @@ class BaseModel:
     vocab_size: int
     tied: bool = True
     qk_norm: bool = False
+    qk_norm_over: Literal["head", "heads"] = "head"
+    norms: Norms = "pre"
+    activation: Activation = "silu"
     qkv_bias: bool = False
     rope_theta: float = 10000.0
     rope_dim: int | None = None

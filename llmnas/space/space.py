@@ -182,6 +182,21 @@ class SearchSpace(_Strict):
         return self
 
     @model_validator(mode="after")
+    def _base_fits(self) -> Self:
+        """Low-bit layers, MLGRUs and experts have one kind of norm and activation."""
+        base, dense = self.base, self.weights.choices == ("dense",)
+        if (base.norms, base.activation) != ("pre", "silu") and not (dense and "mlgru" not in self.mixer.choices):
+            raise ValueError(
+                "base.norms and base.activation other than pre and silu are for dense weights and attention, got "
+                f"{_listed(self.weights.choices)} and {_listed(self.mixer.choices)}"
+            )
+        if base.activation != "silu" and max(self.experts.choices) > 1:
+            raise ValueError(f"base.activation = {base.activation} is for feed-forwards without experts")
+        if base.layer_rope and max(base.layer_rope.layers) >= self.layers:
+            raise ValueError(f"base.layer_rope.layers: {max(base.layer_rope.layers)} is none of {self.layers} layers")
+        return self
+
+    @model_validator(mode="after")
     def _rope_reaches(self) -> Self:
         widest = max(self.head_dim.choices)
         if self.base.rope_dim is not None and self.base.rope_dim < widest:

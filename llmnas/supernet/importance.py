@@ -200,6 +200,7 @@ def _best(score: Tensor) -> Tensor:
 # axes of the weights of a mixer, by name
 _AXES = {
     "q": "KQDH", "k": "KDH", "v": "KDH", "o": "HKQD", "q_bias": "KQD", "k_bias": "KD", "v_bias": "KD",
+    "q_norm": "KQD", "k_norm": "KD",
     "forget": "KQDH", "candidate": "KQDH", "output_gate": "KQDH", "lower": "KQD", "inner_norm": "KQD",
 }  # fmt: skip
 
@@ -207,7 +208,7 @@ _AXES = {
 def _permute(module: nn.Module, orders: dict[str, Tensor], group: int | None = None) -> None:
     """Permute axes of a mixer's weights; within one KV group where `group` is given."""
     for name, weight in module.named_parameters(recurse=False):
-        axes = _AXES.get(name, "")
+        axes = _AXES.get(name, "") if weight.dim() > 1 else ""  # one gain for all heads stays
         for axis, order in orders.items():
             if axis in axes:
                 block = weight if group is None else weight.select(axes.index("K"), group)
@@ -245,7 +246,7 @@ def _reorder_hidden(model: Transformer, order: Tensor) -> None:
         "embedding",
         "head",
     )
-    first = ("o", "norm", "mixer_norm", "ffn_norm")
+    first = ("o", "norm", "mixer_norm", "ffn_norm", "mixer_out_norm", "ffn_out_norm")
     for name, weight in model.named_parameters():
         kind = name.rsplit(".", 1)[-1]
         if kind in last or kind in first or kind == "down":

@@ -147,6 +147,11 @@ class Mixture(nn.Module):
 
     def __init__(self, supernet: Transformer) -> None:
         super().__init__()
+        base = supernet.base
+        if (base.norms, base.activation, base.qk_norm_over) != ("pre", "silu", "head"):
+            raise UserError(
+                "darts: mixtures are of blocks with norms: pre, activation: silu and qk_norm_over: head (space.base)"
+            )
         self.supernet = supernet
 
     def forward(self, tokens: Tensor, soft: SoftArchitecture, *, targets: Tensor) -> Losses:

@@ -20,7 +20,9 @@ def rope_of(config: Any, head_dim: int, depth: int, positions: int) -> dict[str,
     Raises:
         ValueError: another kind of scaling, or values that none can have.
     """
-    rope = config.rope_parameters
+    rope, other = config.rope_parameters, None
+    if "full_attention" in rope or "sliding_attention" in rope:  # one for each kind of layer
+        rope, other = _by_kind(rope, config.layer_types)
     part = float(rope.get("partial_rotary_factor") or 1.0)
     turning = int(head_dim * part)
     if turning % 2 or not turning:
@@ -30,14 +32,40 @@ def rope_of(config: Any, head_dim: int, depth: int, positions: int) -> dict[str,
         scaling.stretched([1.0] * (turning // 2), float(rope["rope_theta"]))  # raises where it does not fit
         if scaling.kind == "longrope":  # beyond, transformers turns by other numbers
             positions = min(positions, scaling.original_max_seq or positions)
-    still = [i for i, turns in enumerate(getattr(config, "no_rope_layers", None) or [1] * depth) if not turns]
+    if other is None:
+        other = _without_positions(config, depth)
     return {
         "rope_theta": float(rope["rope_theta"]),
         "rope_scaling": scaling,
         "rope_part": part,
-        "layer_rope": LayerRope(tuple(still)) if still else None,
+        "layer_rope": other,
         "max_seq": positions,
     }
+
+
+def _by_kind(ropes: dict[str, Any], kinds: list[str]) -> tuple[dict[str, Any], LayerRope | None]:
+    """Positions of the layers with full attention, and how the sliding ones turn where that is otherwise."""
+    full, sliding = ropes.get("full_attention"), ropes.get("sliding_attention")
+    if "full_attention" not in kinds or "sliding_attention" not in kinds or full == sliding:
+        found = full if "full_attention" in kinds else sliding
+        if not isinstance(found, dict):
+            raise ValueError(f"rope_parameters of {sorted(set(kinds))} layers are missing")
+        return found, None
+    if not isinstance(full, dict) or not isinstance(sliding, dict):
+        raise ValueError("rope_parameters of full_attention or sliding_attention are missing")
+    if sliding["rope_type"] != "default":
+        raise ValueError(f"rope_type = {sliding['rope_type']!r} of sliding layers alone is not supported")
+    places = tuple(i for i, kind in enumerate(kinds) if kind == "sliding_attention")
+    return full, LayerRope(places, float(sliding["rope_theta"]))
+
+
+def _without_positions(config: Any, depth: int) -> LayerRope | None:
+    """Layers that do not turn: named (SmolLM3), or those with full attention among sliding ones (EXAONE 4)."""
+    turning = getattr(config, "no_rope_layers", None) or [1] * depth
+    if config.model_type == "exaone4" and config.sliding_window is not None:
+        turning = [kind == "sliding_attention" for kind in config.layer_types]
+    still = tuple(i for i, turns in enumerate(turning) if not turns)
+    return LayerRope(still) if still else None
 
 
 def _scaling(rope: dict[str, Any], positions: int) -> RopeScaling | None:

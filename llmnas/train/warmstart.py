@@ -19,7 +19,7 @@ from llmnas.space import Architecture, BaseModel, FixedShape, LayerSpec
 from llmnas.space.architecture import RopeOrder
 from llmnas.space.space import MOST_LAYERS
 from llmnas.supernet import Transformer
-from llmnas.train.families import FAMILIES, REFUSED, Family
+from llmnas.train.families import EMBEDDING, FAMILIES, HEAD, NORM, REFUSED, Family
 from llmnas.train.stock_config import read_stock_config
 from llmnas.train.stock_rope import rope_of
 from llmnas.train.stock_weights import StockWeights
@@ -27,7 +27,6 @@ from llmnas.train.stock_weights import StockWeights
 _FREE = {"vocab_size", "rope_dim", "max_seq", "router", "norm_top_k", "shared_gate"}
 """What of a base the sizes say already, or only experts have."""
 _OF_THE_FUNCTION = [field.name for field in fields(BaseModel) if field.name not in _FREE]
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def check_pretrained(folder: Path) -> Pretrained:
 
 def _tied(weights: StockWeights) -> bool:
     """Whether a model whose config ties the head is tied: transformers keeps a head that is stored and differs."""
-    names = [name for name in (_EMBEDDING, _HEAD) if name in weights.tensors]
+    names = [name for name in (EMBEDDING, HEAD) if name in weights.tensors]
     if len(names) < 2:
         return True
     if len({weights.tensors[name].shape for name in names}) > 1:
@@ -139,26 +138,29 @@ def _translated(stock: dict[str, Tensor], opened: StockFolder) -> dict[str, Tens
     half = rotated(dim, base.rope_part) // 2
     # stock models turn channels (i, i + half) together, ours stand side by side; those that do not turn come last
     turning = torch.stack([torch.arange(half), torch.arange(half, 2 * half)], 1)
+    if opened.family.interleaved:
+        turning = torch.arange(2 * half).view(-1, 2)
     together = torch.cat([turning, torch.arange(2 * half, dim).view(-1, 2)])
     pairs = together[torch.tensor(pair_order(dim // 2, base.rope_order))].flatten()
     whole, layers = _by_layer(stock)
-    if base.tied and _EMBEDDING not in whole and _HEAD in whole:
-        whole[_EMBEDDING] = whole[_HEAD]
-    opened.family.whole(whole, opened.config)
+    if base.tied and HEAD in whole:
+        whole.setdefault(EMBEDDING, whole.pop(HEAD))
+    for change in opened.family.whole:
+        change(whole, opened.config)
 
     def take(name: str) -> Tensor:
         if name not in whole:
             raise UserError(f"{folder}: the weights have no {name}")
         return whole.pop(name)
 
-    weights = {"embedding": take(_EMBEDDING), "norm": take("model.norm.weight")}
+    weights = {"embedding": take(EMBEDDING), "norm": take(NORM)}
     if not base.tied:
-        weights["head"] = take(_HEAD)
-    whole.pop(_HEAD, None)
+        weights["head"] = take(HEAD)
     for i in range(arch.depth):
         layer = layers.pop(i, {})
-        opened.family.layer(layer, opened.config)
-        ours = _layer(layer, spec, pairs, folder, i)
+        for change in opened.family.layer:
+            change(layer, opened.config)
+        ours = _layer(layer, spec, pairs, folder, i, over_heads=base.qk_norm_over == "heads")
         weights |= {f"layers.{i}.{name}": weight.contiguous() for name, weight in ours.items()}
     left = [*whole, *(f"model.layers.{i}.{name}" for i, layer in layers.items() for name in layer)]
     if left:
@@ -218,24 +220,26 @@ def _longest(config: Any) -> int:
 
 
 def _shape(config: Any, family: Family, where: Path, rope_order: RopeOrder) -> tuple[BaseModel, Architecture]:
-    refused = {
-        "hidden_act": config.hidden_act not in ("silu", "swish"),
-        "mlp_bias": bool(getattr(config, "mlp_bias", False)),
-    }
-    wrong = [name for name, bad in refused.items() if bad]
+    act = next(name for name in ("hidden_activation", "hidden_act") if getattr(config, name, None))
+    wrong = [act] if getattr(config, act) not in _ACTIVATIONS[family.activation] else []
+    wrong += [name for name in family.refused if getattr(config, name, None)]
     if wrong:
         raise UserError(f"{where}: {wrong[0]} = {getattr(config, wrong[0])!r} is not supported")
     try:
         heads, hidden_size = _whole(config, "num_attention_heads"), _whole(config, "hidden_size")
         kv_heads = _whole(config, "num_key_value_heads")
         head_dim = getattr(config, "head_dim", None) or hidden_size // heads
-        spec = LayerSpec(kv_heads, heads // kv_heads, head_dim, _whole(config, "intermediate_size"))
+        spec = LayerSpec(kv_heads, heads // kv_heads, head_dim, **_feed_forward(config, family))
         arch = Architecture(hidden_size, (spec,) * _whole(config, "num_hidden_layers", most=MOST_LAYERS))
         turns = rope_of(config, head_dim, arch.depth, _longest(config))
         base = BaseModel(
             vocab_size=_whole(config, "vocab_size"),
             tied=config.tie_word_embeddings,
-            qk_norm=family.qk_norm,
+            qk_norm=family.qk_norm is not None,
+            qk_norm_over=family.qk_norm or "head",
+            norms=family.norms,
+            activation=family.activation,
+            norm_top_k=family.experts is not None and family.experts(config),
             qkv_bias=family.biased or bool(getattr(config, "attention_bias", False)),
             rope_dim=head_dim,
             rope_order=rope_order,
@@ -247,10 +251,25 @@ def _shape(config: Any, family: Family, where: Path, rope_order: RopeOrder) -> t
     return base, arch
 
 
+def _feed_forward(config: Any, family: Family) -> dict[str, Any]:
+    """Sizes of the feed-forwards of a layer."""
+    if family.experts is None:
+        return {"ffn_size": _whole(config, "intermediate_size")}
+    number = "num_local_experts" if config.model_type == "mixtral" else "num_experts"
+    size = "intermediate_size" if config.model_type == "mixtral" else "moe_intermediate_size"
+    if getattr(config, "decoder_sparse_step", 1) != 1:
+        raise ValueError("decoder_sparse_step must be 1: every layer has experts")
+    experts, top_k = _whole(config, number, least=2), _whole(config, "num_experts_per_tok")
+    return {"ffn_size": _whole(config, size), "experts": experts, "top_k": top_k}
+
+
+_ACTIVATIONS = {"silu": ("silu", "swish"), "gelu_tanh": ("gelu_pytorch_tanh", "gelu_new")}
 _OUTPUT_BIAS = "self_attn.o_proj.bias"
 
 
-def _layer(stock: dict[str, Tensor], spec: LayerSpec, pairs: Tensor, folder: Path, number: int) -> dict[str, Tensor]:
+def _layer(
+    stock: dict[str, Tensor], spec: LayerSpec, pairs: Tensor, folder: Path, number: int, *, over_heads: bool
+) -> dict[str, Tensor]:
     """One layer of a stock model by our names: heads on a grid, rotary pairs side by side."""
     kv, queries, dim = spec.kv_heads, spec.queries_per_group, spec.head_dim
     grids = {"q": (kv, queries, dim), "k": (kv, dim), "v": (kv, dim)}
@@ -260,8 +279,12 @@ def _layer(stock: dict[str, Tensor], spec: LayerSpec, pairs: Tensor, folder: Pat
             "ffn_norm": stock.pop("post_attention_layernorm.weight"),
             "attention.o": _grid(stock.pop("self_attn.o_proj.weight"), 1, grids["q"]),
         }
-        for name in ("gate", "up", "down"):
-            found[f"ffn.{name}"] = stock.pop(f"mlp.{name}_proj.weight")
+        found |= {name: stock.pop(f"{name}.weight") for name in _OUT_NORMS if f"{name}.weight" in stock}
+        found |= (
+            _experts(stock, spec.experts)
+            if spec.experts > 1
+            else {f"ffn.{name}": stock.pop(f"mlp.{name}_proj.weight") for name in ("gate", "up", "down")}
+        )
         for name, grid in grids.items():
             for suffix, kind in (("", "weight"), ("_bias", "bias")):
                 key = f"self_attn.{name}_proj.{kind}"
@@ -272,7 +295,9 @@ def _layer(stock: dict[str, Tensor], spec: LayerSpec, pairs: Tensor, folder: Pat
                     )
         for name in ("q_norm", "k_norm"):
             if f"self_attn.{name}.weight" in stock:
-                found[f"attention.{name}"] = stock.pop(f"self_attn.{name}.weight")[pairs]
+                gain = stock.pop(f"self_attn.{name}.weight")
+                grid = grids[name[0]] if over_heads else (dim,)
+                found[f"attention.{name}"] = gain.reshape(grid).index_select(len(grid) - 1, pairs)
     except (KeyError, RuntimeError) as error:
         raise UserError(
             f"{folder}: layer {number}: a weight is missing or has another shape than config.json says ({error})"
@@ -283,6 +308,18 @@ def _layer(stock: dict[str, Tensor], spec: LayerSpec, pairs: Tensor, folder: Pat
     if stock:
         raise UserError(f"{folder}: layer {number}: weights that no layer here has: {', '.join(sorted(stock)[:3])}")
     return found
+
+
+_OUT_NORMS = ("mixer_out_norm", "ffn_out_norm")
+
+
+def _experts(stock: dict[str, Tensor], experts: int) -> dict[str, Tensor]:
+    """The feed-forwards of a mixture, stacked, and its router."""
+    found = {
+        f"ffn.{name}": torch.stack([stock.pop(f"mlp.experts.{e}.{name}_proj.weight") for e in range(experts)])
+        for name in ("gate", "up", "down")
+    }
+    return found | {"ffn.router": stock.pop("mlp.gate.weight")}
 
 
 def _grid(weight: Tensor, axis: int, sizes: tuple[int, ...]) -> Tensor:

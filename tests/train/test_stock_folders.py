@@ -3,13 +3,18 @@
 import json
 import struct
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from stock_models import change, difference, stock
+from stock_models import alone, change, difference, stock
 
+from llmnas.cost import count_params
 from llmnas.errors import UserError
+from llmnas.space import Architecture
+from llmnas.supernet import extract
+from llmnas.supernet.importance import importance, reorder
 from llmnas.train.warmstart import check_pretrained, read_pretrained, read_shape
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -209,3 +214,92 @@ def test_adapters_and_quantised_models_are_named_with_what_to_do(tmp_path):
     assert "the weights are quantised (int4)" in refused(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}")
     assert "holds a LoRA adapter, no model of its own; merge it into its base model" in refused(tmp_path)
+
+
+FAMILIES = {
+    "ministral": {"layer_types": ["sliding_attention", "full_attention", "full_attention"], "sliding_window": 32},
+    "granite": {
+        "embedding_multiplier": 12.0, "logits_scaling": 0.2, "residual_multiplier": 0.22, "attention_multiplier": 0.2,
+        "tie_word_embeddings": True, "num_attention_heads": 3, "num_key_value_heads": 1,
+    },
+    "granite, its own head": {
+        "embedding_multiplier": 12.0, "logits_scaling": 8.0, "residual_multiplier": 0.22, "attention_multiplier": 0.2,
+        "num_attention_heads": 3, "num_key_value_heads": 1,
+    },
+    "phi3": {"num_attention_heads": 3, "num_key_value_heads": 3, "pad_token_id": None, "sliding_window": 48},
+    "phi3, a part turns and is stretched": {
+        "num_attention_heads": 3, "num_key_value_heads": 1, "pad_token_id": None, "partial_rotary_factor": 0.5,
+        "original_max_position_embeddings": 40,
+        "rope_parameters": {
+            "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 1.7], "long_factor": [2.0, 9.0],
+            "partial_rotary_factor": 0.5,
+        },
+    },
+    "ernie4_5": {"tie_word_embeddings": True},
+    "glm": {"attention_bias": True, "pad_token_id": None},
+    "glm4": {"attention_bias": True, "pad_token_id": None},
+    "olmo2": {"num_attention_heads": 3, "num_key_value_heads": 1, "pad_token_id": None},
+    "olmo3": {
+        "num_attention_heads": 3, "num_key_value_heads": 1, "pad_token_id": None, "sliding_window": 48,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+    "exaone4": {
+        "sliding_window": 48, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "sliding_window_pattern": 2,
+    },
+    "gemma": {"pad_token_id": None, "hidden_act": "gelu_pytorch_tanh"},
+    "gemma3_text": {
+        "sliding_window": 48, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "query_pre_attn_scalar": 5, "pad_token_id": None,
+    },
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "norm_topk_prob": True},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FAMILIES)
+def test_families_equal_transformers(tmp_path, case):
+    """In both orders of rotary pairs, with exactly as many parameters as are counted, and cut the same either way."""
+    stock(tmp_path, case.split(",")[0], **FAMILIES[case])
+    for order in ("leading", "spread"):
+        assert difference(tmp_path, order) < 1e-5
+    pretrained = read_pretrained(tmp_path)
+    model = alone(pretrained)
+    assert sum(p.numel() for p in model.parameters()) == count_params(pretrained.arch, pretrained.base).total
+
+
+@pytest.mark.parametrize("case", ["gemma3_text", "olmo3", "exaone4", "glm4", "qwen3_moe"])
+def test_parts_of_families_are_reordered_and_cut_out(tmp_path, case):
+    """Sorting by importance changes nothing; a cut-out network computes what it did inside, without two layers too."""
+    stock(tmp_path, case, **FAMILIES[case])
+    pretrained = read_pretrained(tmp_path)
+    model = alone(pretrained)
+    tokens = torch.randint(60, (2, 20), generator=torch.Generator().manual_seed(1))
+    before = model(tokens)
+    reorder(model, importance(model, [tokens]))
+    torch.testing.assert_close(model(tokens), before, rtol=1e-4, atol=1e-4)
+    spec = pretrained.arch.kept[0][1]
+    small = replace(spec, ffn_size=8, queries_per_group=max(1, spec.queries_per_group - 1))
+    arch = Architecture(16, (None, small, replace(small, head_dim=4)))
+    with torch.no_grad():
+        torch.testing.assert_close(extract(model, arch)(tokens), model(tokens, arch), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "words"),
+    [
+        ("cohere2", {}, "run side by side"),
+        ("starcoder2", {}, "its feed-forward has no gate"),
+        ("gemma2", {}, "soft caps on attention scores"),
+        ("gemma3_text", {"final_logit_softcapping": 30.0}, "final_logit_softcapping = 30.0 is not supported"),
+        ("qwen3_moe", {"mlp_only_layers": [1]}, r"mlp_only_layers = \[1\] is not supported"),
+        ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step must be 1"),
+        ("ernie4_5", {"use_bias": True}, "use_bias = True is not supported"),
+        ("gemma", {"hidden_act": "relu"}, "hidden_act = 'relu' is not supported"),
+    ],
+)
+def test_families_that_are_not_computed_here_say_why(tmp_path, kind, values, words):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, **values}))
+    with pytest.raises(UserError, match=words) as error:
+        read_shape(tmp_path)
+    assert "\n" not in str(error.value)
