@@ -18,7 +18,9 @@ def compress(
         Path,
         typer.Argument(metavar="HF_DIR", parser=user_path, help="Folder of a pretrained model, with its tokenizer."),
     ],
-    max_params: Annotated[str | None, typer.Option("--max-params", help="Budget: 800000, 1.5M, 2B.")] = None,
+    max_params: Annotated[
+        str | None, typer.Option("--max-params", help="Budget: 800000, 1.5M, 2B, or 50% of the model.")
+    ] = None,
     latency_ms: Annotated[
         float | None,
         typer.Option("--latency-ms", min=0, help="Budget: milliseconds a generated token on this machine."),
@@ -37,10 +39,9 @@ def compress(
     resume: Resume = False,
 ) -> None:
     """Make a pretrained model smaller: warm start, short supernet training, search, healing, export."""
-    from llmnas.pipeline.compress import Request, check_before, compress_config, compress_table
-    from llmnas.pipeline.init import parse_count
+    from llmnas.pipeline.compress import Request, check_before, compress_config, compress_table, parse_limit
 
-    count = None if max_params is None else parse_count(max_params)
+    count = None if max_params is None else parse_limit(max_params, model)
     config = compress_config(Request(model, corpus, count, latency_ms, per_layer, baselines), set_ or [])
     target = run_dir or Path("runs") / config.name
     require_fresh(target / "config.yaml", resume)

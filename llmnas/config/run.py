@@ -97,8 +97,9 @@ class Config(Strict):
                 )
 
     def _pretrained_fits(self, trainings: dict[str, TrainSettings]) -> None:
-        if self.retrain.pruned and not self.train.init_from:
-            raise ValueError("retrain.pruned needs train.init_from, the pretrained model that is cut down")
+        for key in ("pruned", "original"):
+            if getattr(self.retrain, key) and not self.train.init_from:
+                raise ValueError(f"retrain.{key} needs train.init_from, the pretrained model")
         if self.train.init_from and not self.data.tokenizer:
             raise ValueError(
                 f"train.init_from needs the model's own tokenizer: set data.tokenizer to {self.train.init_from}"

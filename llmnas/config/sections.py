@@ -112,7 +112,8 @@ class RetrainConfig(Strict):
     `pruned`: networks cut out of the pretrained model of `train.init_from`, to compare with: by recipe down to
     `budget.max_params` (without one: to the found size), with the last layers dropped, the least important ones
     dropped (`depth`), or every layer equally narrower (`width`); or the found shape itself (`found_cut`), which has
-    seen no more text than these, where one that inherits has.
+    seen no more text than these, where one that inherits has. `original`: also train that model itself, uncut and
+    without a teacher, on as many tokens as the found one has seen.
     """
 
     train: dict[str, Any] = {}
@@ -122,6 +123,7 @@ class RetrainConfig(Strict):
     random_baseline: NonNegativeInt = 0
     inherit: bool = False
     pruned: tuple[Literal["found_cut", "last_layers", "depth", "width"], ...] = ()
+    original: bool = False
 
 
 class CorrelateConfig(Strict):

@@ -46,6 +46,7 @@ class Stored:
         parameters: in the file.
         own_parameters: of the architecture itself.
         tokenizer: whether one lies beside the weights.
+        literal: it reads special tokens that are written out in a text as plain characters.
         reason: why no stock class holds the network, where none does.
         blocks: sizes of each layer in a checkpoint with `block_configs`.
         packed: how many of the parameters are stored as codes of 2 bits or 1.
@@ -57,6 +58,7 @@ class Stored:
     parameters: int
     own_parameters: int
     tokenizer: bool
+    literal: bool = True
     reason: str | None = None
     blocks: tuple[StockShape, ...] = ()
     packed: int = 0
@@ -149,10 +151,13 @@ def _loading(stored: Stored) -> str:
         'ids = tokenizer("The state of", return_tensors="pt")',
         "print(tokenizer.decode(model.generate(**ids, max_new_tokens=40)[0]))",
         "```",
-        "",
-        "A special token written out in a text is read as plain characters (`split_special_tokens`), so that no "
-        "text can forge the end of a document; append `tokenizer.eos_token_id` where you mean it.",
     ]
+    if stored.literal:
+        lines += [
+            "",
+            "A special token written out in a text is read as plain characters (`split_special_tokens`), so that no "
+            "text can forge the end of a document; append `tokenizer.eos_token_id` where you mean it.",
+        ]
     return "\n".join(lines)
 
 

@@ -170,6 +170,7 @@ def write_checkpoint(
         size=sum(weight.nbytes for weight in weights.values()),
         own_parameters=count_params(arch, base).total,
         tokenizer=tokenizer_path is not None,
+        literal=tokenizer.get("tokenizer") == "ours",
         reason=layout.reason and layout.reason.removeprefix("export: "),
         blocks=layout.blocks,
     )

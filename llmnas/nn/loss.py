@@ -47,22 +47,29 @@ class Losses(NamedTuple):
     routings: Mapping[int, Routing] = MappingProxyType({})
 
 
+_GAP = 0.1
+"""Nats between student and teacher over which a weight that is not given changes: the noise of a batch."""
+
+
 def losses(
     hidden: Tensor,
     head: Tensor,
     targets: Tensor,
     teacher: Teacher | None = None,
-    teacher_weight: float = 0.5,
+    teacher_weight: float | None = 0.5,
     emit_teacher: int = 0,
 ) -> Losses:
     """Mean loss over tokens: (1 - teacher_weight) cross entropy + teacher_weight KL(teacher || student).
+
+    Without a weight it is sigmoid(gap / 0.1) / 2, where the gap is the student's cross entropy on these tokens minus
+    the teacher's, nats: a half for a student far behind, a quarter at equal terms, nothing for one far ahead.
 
     Args:
         hidden: [..., H], after the final norm.
         head: [V, H].
         targets: [...] int64 next tokens; negative ones are only read, and count for nothing.
         teacher: a distribution over the same tokens to learn from besides the targets, or None.
-        teacher_weight: its share of the loss.
+        teacher_weight: its share of the loss, None to decide by this batch.
         emit_teacher: how many entries of the own distribution to return (0: none).
     """
     hidden, targets = hidden.flatten(0, -2), targets.flatten()
@@ -76,7 +83,12 @@ def losses(
     cross_entropy = F.nll_loss(log_probs, targets)
     loss = cross_entropy
     if teacher is not None:
-        loss = torch.lerp(cross_entropy, top_k_divergence(log_probs, teacher), teacher_weight)
+        divergence = top_k_divergence(log_probs, teacher)
+        if teacher_weight is None:
+            gap = cross_entropy.detach() - surprise(teacher, targets, log_probs.shape[-1])
+            loss = torch.lerp(cross_entropy, divergence, torch.sigmoid(gap / _GAP) / 2)
+        else:
+            loss = torch.lerp(cross_entropy, divergence, teacher_weight)
     own = None
     if emit_teacher:
         own = most_likely(log_probs.detach(), emit_teacher)
@@ -84,7 +96,13 @@ def losses(
 
 
 def _of_some(
-    hidden: Tensor, head: Tensor, targets: Tensor, learned: Tensor, teacher: Teacher | None, weight: float, emit: int
+    hidden: Tensor,
+    head: Tensor,
+    targets: Tensor,
+    learned: Tensor,
+    teacher: Teacher | None,
+    weight: float | None,
+    emit: int,
 ) -> Losses:
     """`losses` of the rows that are `learned`; the own distribution is of all rows, as a student reads them."""
     own = None
@@ -102,6 +120,21 @@ def most_likely(log_probs: Tensor, entries: int) -> Teacher:
     """The `entries` most likely tokens of every row of [N, V]; all of them where there are fewer."""
     top = log_probs.topk(min(entries, log_probs.shape[-1]))
     return Teacher(top.indices, top.values.exp())
+
+
+def surprise(teacher: Teacher, targets: Tensor, vocab_size: int) -> Tensor:
+    """Cross entropy of what is kept of a teacher, a scalar: tokens that are not kept share the rest equally.
+
+    Args:
+        teacher: of N tokens.
+        targets: [N].
+        vocab_size: V.
+    """
+    kept = teacher.tokens == targets[:, None]
+    others = max(1, vocab_size - teacher.tokens.shape[-1])
+    rest = (1 - teacher.probability.sum(-1)).clamp_min(1e-8) / others
+    p = torch.where(kept.any(-1), (teacher.probability * kept).sum(-1), rest)
+    return -p.clamp_min(1e-12).log().mean()
 
 
 def top_k_divergence(log_probs: Tensor, teacher: Teacher) -> Tensor:

@@ -28,6 +28,7 @@ from llmnas.errors import UserError
 from llmnas.evaluate.measure import measure_latency, this_device
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.decide import chosen
+from llmnas.pipeline.init import parse_count
 from llmnas.pipeline.results import retrained, train_facts
 from llmnas.pipeline.retrain import verdict
 from llmnas.report.html import Table
@@ -40,7 +41,9 @@ _BASELINES = {
     "last_layers": "last layers dropped, healed",
     "depth": "least important layers dropped, healed",
     "width": "all layers narrower, healed",
+    "original": "the model, trained on as many tokens",
 }
+_RECIPES = ("found_cut", "last_layers", "depth", "width")
 _LEAST_SHARE = 0.9
 _CHECK_SECONDS = 2.0
 _CONTEXT = 512
@@ -71,7 +74,7 @@ def compress_values(request: Request) -> dict[str, Any]:
     seq_len = min(128 if params < 10**7 else 256, base.max_seq)
     lr = 1e-3 if params < 10**7 else 3e-4 if params < 10**9 else 1e-4
     healing_lr = 3e-3 if params < 10**7 else lr
-    teach = {"source": "original", "weight": 0.5, "top_k": 64}
+    teach = {"source": "original", "weight": "auto", "top_k": 64}
     values: dict[str, Any] = {
         "name": "compress-" + re.sub(r"[^A-Za-z0-9._-]", "-", request.model.resolve().name),
         "data": {"source": request.corpus, "tokenizer": str(request.model)},
@@ -84,7 +87,7 @@ def compress_values(request: Request) -> dict[str, Any]:
         "search": {"objectives": {"val_loss": "min", "params": "min"}, "evaluations": 100},
         "retrain": {
             "train": {"steps": 500, "lr": healing_lr, "distill": teach | {"blocks": 0.1}}, "seeds": 1, "inherit": True,
-            "hand_designed": [], "pruned": list(_BASELINES) if request.baselines else [],
+            "hand_designed": [], "pruned": list(_RECIPES) if request.baselines else [], "original": True,
         },
     }  # fmt: skip
     if request.max_params is not None:
@@ -139,6 +142,24 @@ def space_values(model: Path, *, per_layer: bool) -> dict[str, Any]:
             "per_layer": per_layer,
         },
     }
+
+
+def parse_limit(text: str, model: Path) -> int:
+    """A number of parameters: 800000, 1.5M, 2B, or a share of the model's, 50%.
+
+    Raises:
+        UserError: neither.
+    """
+    if not text.strip().endswith("%"):
+        return parse_count(text)
+    try:
+        share = float(text.strip()[:-1]) / 100
+    except ValueError:
+        share = math.nan
+    if not 0 < share < 1:
+        raise UserError(f"--max-params {text}: a share of the model must lie between 0% and 100%, both excluded")
+    base, whole = read_shape(model)
+    return int(share * count_params(whole, base).total)
 
 
 def check_before(config: Config) -> None:
@@ -215,5 +236,12 @@ def compress_table(context: Context) -> Table:
         f"found one starts from the supernet, which saw {spent:,} tokens before, the others from the model."
     )
     equal = [f"{c['against']}: {verdict(c)}" for c in result["comparisons"] if c.get("of") == "found_cut"]
+    healed, original = (named[titles[name]][1] for name in ("found", "original"))
+    if healed < taught:
+        note += (
+            " The found one foresees this text better than its teacher, whose weight then falls (distill.weight: auto)."
+        )
+    if original < healed:
+        note += f" The model trained alike is {healed - original:.4f} nats better than the found one: what size costs."
     note += f" From equal starts, found_cut against {'; against '.join(equal)}." if equal else ""
     return Table("Compressed", ("network", "parameters", "of the model", "val loss (nats)", "perplexity"), rows, note)

@@ -21,8 +21,9 @@ from llmnas.pipeline.pruned import layer_scores, pruned
 from llmnas.pipeline.stand_alone import Start, train_alone
 from llmnas.rng import generator
 from llmnas.space import Architecture
-from llmnas.train.settings import TrainSettings
+from llmnas.train.settings import DistillSettings, TrainSettings
 
+ORIGINAL = "original"
 EQUAL = 0.02
 """Networks of equal size: at most the found one's parameters, and at least this share below them."""
 
@@ -47,6 +48,8 @@ def retrain(context: Context) -> dict[str, Any]:
         else:
             # a recipe may use the whole budget, also where the search left some of it
             networks[recipe] = pruned(recipe, config.space, config.budget.max_params or params, layer_scores(context))
+    if config.retrain.original:
+        networks[ORIGINAL] = config.space.envelope
     drawn = random_runs(context, found.arch, params)
     if drawn:
         best = min(drawn, key=lambda r: r["val_loss"])
@@ -58,7 +61,7 @@ def retrain(context: Context) -> dict[str, Any]:
             note = f"{name} {seed + 1}/{config.retrain.seeds}"
             runs[name].append(_train(context, name, arch, best_settings(context, grids[name]), seed, note))
     losses = {name: np.array([r["val_loss"] for r in rows]) for name, rows in runs.items()}
-    pairs = [("found", name) for name in networks if name != "found"]
+    pairs = [("found", name) for name in networks if name not in {"found", ORIGINAL}]  # those of its size
     if "found_cut" in networks:
         pairs += [("found_cut", recipe) for recipe in config.retrain.pruned if recipe != "found_cut"]
     comparisons = []
@@ -78,7 +81,7 @@ def trainings(config: Config) -> int:
     The best draw was trained at the stage's own rate: where the grid has that rate, one less.
     """
     options = config.retrain
-    names = 1 + len({*options.hand_designed, *options.pruned}) + (options.random_baseline > 0)
+    names = 1 + len({*options.hand_designed, *options.pruned}) + (options.random_baseline > 0) + options.original
     grid = set(options.lr_grid)
     stored = options.random_baseline > 0 and config.stage_settings("retrain", options.train).lr in grid
     return names * (options.seeds + len(grid)) + options.random_baseline - stored
@@ -130,11 +133,20 @@ def _train(
     label = f"{'cut' if cut else name}-{arch.id}"  # recipes that agree are one network
     folder = context.run.stand_alone("retrain", f"{label}-lr{settings.lr:g}" if tuned else label, seed)
     start: Start = "scratch"
-    if cut:
+    if name == ORIGINAL:
+        start, settings = "pretrained", _as_the_found_one(context, settings)
+    elif cut:
         start = "pretrained"
     elif name == "found" and options.inherit:
         start = "supernet"
     return train_alone(context, arch, settings, seed, folder, note, start)
+
+
+def _as_the_found_one(context: Context, settings: TrainSettings) -> TrainSettings:
+    """For the whole pretrained model: the text alone, and the supernet's tokens too where the found one has them."""
+    spent = context.run.recorded("train").get("tokens", 0) if context.config.retrain.inherit else 0
+    more = math.ceil(spent / (settings.batch_size * settings.seq_len))
+    return settings.model_copy(update={"steps": settings.steps + more, "distill": DistillSettings()})
 
 
 def verdict(comparison: Mapping[str, Any]) -> str:

@@ -63,7 +63,7 @@ class Transformer(nn.Module):
         *,
         targets: Tensor | None = None,
         teacher: Teacher | None = None,
-        teacher_weight: float = 0.5,
+        teacher_weight: float | None = 0.5,
         emit_teacher: int = 0,
         block_aims: Mapping[int, Tensor] | None = None,
         block_weight: float = 0.0,
@@ -81,7 +81,7 @@ class Transformer(nn.Module):
             arch: a sub-network, one entry a layer of this module; None for the largest.
             targets: [batch, seq] int64; the loss is computed here, since DeepSpeed wraps only `forward`.
             teacher: a distribution over the same positions to learn from, besides `targets`.
-            teacher_weight: its share of the loss.
+            teacher_weight: its share of the loss; None for one that falls where the teacher is worse, see `losses`.
             emit_teacher: entries of the own distribution to return with the losses.
             block_aims: by layer, what the residual stream after it should be, [batch, seq, at least hidden].
             block_weight: of the mean distance to them, added to the loss.

@@ -138,17 +138,16 @@ class DistillSettings(Strict):
     """Learning from another network's distribution, and from what its blocks put out.
 
     Attributes:
-        source: `largest` is in-place distillation (Yu et al. 2020, BigNAS), the largest network teaches the others
-            of its step; `original` is the pretrained model that training started from, frozen.
-        weight: share of the teacher's distribution in the loss, the rest is the text's.
+        source: `largest`, the largest network teaches the others of its step (Yu et al. 2020, BigNAS); `original`,
+            the pretrained model that training started from, frozen.
+        weight: the teacher's share of the loss; `auto`, with `original`: less where the student is better (`losses`).
         top_k: how many of the teacher's most likely tokens are kept.
-        blocks: weight of the distance between block outputs, added to the loss (Minitron, Muralidharan et al.
-            2024, section 3; Puzzle, Bercovich et al. 2024, section 3.1); only with `original`.
+        blocks: weight of the distance between block outputs, added to the loss (`Original`); only with `original`.
         block_loss: that distance, `mse` relative to the teacher's mean square or `cosine`.
     """
 
     source: Literal["largest", "original"] = "largest"
-    weight: float = Field(0.0, ge=0, le=1)
+    weight: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = 0.0
     top_k: PositiveInt = 32
     blocks: NonNegativeFloat = 0.0
     block_loss: Literal["mse", "cosine"] = "mse"
@@ -157,6 +156,8 @@ class DistillSettings(Strict):
     def _what_is_given_is_used(self) -> Self:
         if self.blocks and self.source != "original":
             raise ValueError("distill.blocks needs source: original, the frozen model whose blocks are the aim")
+        if self.weight == "auto" and self.source != "original":
+            raise ValueError("distill.weight: auto needs source: original, a teacher that does not learn itself")
         if self.block_loss != "mse" and not self.blocks:
             raise ValueError("distill.block_loss does nothing without distill.blocks > 0")
         if "top_k" in changed(self) and not self.weight:
@@ -164,6 +165,11 @@ class DistillSettings(Strict):
         if self.source == "original" and not (self.weight or self.blocks):
             raise ValueError("distill.source: original does nothing without distill.weight or distill.blocks > 0")
         return self
+
+    @property
+    def share(self) -> float | None:
+        """The weight where it is a number."""
+        return None if self.weight == "auto" else self.weight
 
 
 class SecondPhase(Strict):

@@ -156,7 +156,7 @@ def train_step(
     entropies = torch.zeros(len(networks), device=engine.device)
     for i, arch in enumerate(networks):
         first = first_sequence(step, i, settings) + engine.processes.rank * engine.local_batch
-        teaches = i == 0 and settings.distill.weight > 0 and guide is None
+        teaches = i == 0 and bool(settings.distill.weight) and guide is None
         for piece in range(pieces):
             batch = torch.from_numpy(sequences.batch(first + piece * size, size)).to(engine.device)
             tokens, targets = split_windows(batch)
@@ -167,7 +167,7 @@ def train_step(
                 arch,
                 targets=targets,
                 teacher=aim.teacher,
-                teacher_weight=settings.distill.weight,
+                teacher_weight=settings.distill.share,
                 emit_teacher=settings.distill.top_k if teaches else 0,
                 block_aims=aim.blocks,
                 block_weight=settings.distill.blocks,

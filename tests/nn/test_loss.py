@@ -8,7 +8,7 @@ import torch.nn.functional as F  # noqa: N812
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from llmnas.nn.loss import Teacher, losses, top_k_divergence
+from llmnas.nn.loss import Teacher, losses, surprise, top_k_divergence
 
 CASES = st.tuples(st.integers(1, 6), st.integers(2, 12), st.integers(0, 10_000), st.sampled_from([0.1, 1.0, 5.0]))
 
@@ -174,3 +174,20 @@ def test_tokens_that_are_only_read_count_for_nothing(taught, emit):
     nothing = losses(hidden, head, torch.full((2, 5), -100), teacher, 0.3, emit)
     assert nothing.loss == 0
     assert all((gradient == 0).all() for gradient in torch.autograd.grad(nothing.loss, (hidden, head)))
+
+
+def test_a_teacher_that_the_student_beats_is_heard_less():
+    """The weight of its distribution is sigmoid(gap / 0.1) / 2 of what is known of both on the batch."""
+    targets = torch.arange(6)
+    good, bad = (torch.full((6, 7), -3.0).scatter(1, targets[:, None], value).log_softmax(1) for value in (3.0, -6.0))
+    head = torch.eye(7)
+    for student, teacher, heard in ((bad, good, 0.5), (good, good, 0.25), (good, bad, 0.0)):
+        everything = top(teacher, 7)
+        entropy = F.nll_loss(teacher, targets)
+        torch.testing.assert_close(surprise(everything, targets, 7), entropy)
+        found = losses(student, head, targets, everything, None)
+        expected = losses(student, head, targets, everything, heard)
+        torch.testing.assert_close(found.loss, expected.loss, rtol=1e-4, atol=1e-5)
+    kept = top(good.roll(1, 1), 2)  # never the target: the five others share the rest
+    rest = (1 - kept.probability.sum(1)) / 5
+    torch.testing.assert_close(surprise(kept, targets, 7), -rest.log().mean())

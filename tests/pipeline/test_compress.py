@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llmnas.archive import Archive
 from llmnas.config import make_config
 from llmnas.cost import Budget, count_params
-from llmnas.pipeline.compress import Request, compress_config, compress_values, space_values
+from llmnas.pipeline.compress import Request, compress_config, compress_values, parse_limit, space_values
 from llmnas.pipeline.pruned import beginnings, pruned
 from llmnas.runs import RunFolder
 from llmnas.space import Architecture, SearchSpace
@@ -42,6 +42,10 @@ def corpus(tmp_path_factory):
     return tiny.write_corpus(tmp_path_factory.mktemp("corpus") / "text", 6)
 
 
+def run_tokens(run, stage):
+    return json.loads(run.manifest.read_text())["stages"][stage]["tokens"]
+
+
 def sets(**changes):
     return [argument for key, value in {**QUICK, **changes}.items() for argument in ("--set", f"{key}={value}")]
 
@@ -60,19 +64,31 @@ def test_a_folder_and_a_budget_give_a_smaller_checkpoint(llmnas, folder, corpus,
         "found, cut out of the model, healed",
         "last layers dropped",
         "all layers narrower",
+        "the model, trained on as many tokens",
     ):
         assert row in done.out
     (export,) = run.export("x").parent.iterdir()
     model = AutoModelForCausalLM.from_pretrained(export)
     assert model.__class__.__module__.startswith("transformers.")
     assert sum(p.numel() for p in model.parameters()) <= 600_000
+    card = (export / "README.md").read_text()
+    assert f'base_model: "{folder.name}"' in card
+    assert "split_special_tokens" not in card  # it reads them as ids
+    before = sum(run_tokens(run, stage) for stage in ("correction", "train"))
+    (found_run,) = json.loads(run.result("retrain").read_text())["runs"]["found"]
+    assert f"Tokens seen: {before + found_run['tokens']:,}" in card
+    generation = json.loads((export / "generation_config.json").read_text())
+    assert {name: generation[name] for name in ("bos_token_id", "eos_token_id")} == {
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+    }
     tokenizer = AutoTokenizer.from_pretrained(export)
     text = "The people of the United States"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     assert tokenizer.eos_token_id == model.config.eos_token_id == 3
     assert tokenizer(tokenizer.eos_token)["input_ids"] == [3]  # its own settings, not ours
     result = json.loads(run.result("retrain").read_text())
-    assert [runs[0]["start"] for runs in result["runs"].values()] == ["supernet", *["pretrained"] * 4]
+    assert [runs[0]["start"] for runs in result["runs"].values()] == ["supernet", *["pretrained"] * 5]
     space = SearchSpace.from_dict(space_values(folder, per_layer=False))
     scores = json.loads(run.initial.with_name("layers.json").read_text())
     for recipe in ("last_layers", "depth", "width"):  # the whole budget, whatever the search left of it
@@ -84,6 +100,8 @@ def test_a_folder_and_a_budget_give_a_smaller_checkpoint(llmnas, folder, corpus,
     pairs = {(c["of"], c["against"]): c["difference"] for c in result["comparisons"]}
     assert pairs["found_cut", "width"] == cut["val_loss"] - result["runs"]["width"][0]["val_loss"]
     assert len(pairs) == 4 + 3
+    (uncut,) = result["runs"]["original"]
+    assert (uncut["params"], uncut["tokens"]) == (WHOLE, found["tokens"] + run_tokens(run, "train"))
     cuts = beginnings(space, Budget(max_params=600_000, min_params=540_000), scores)
     largest = max(count_params(arch, space.base).total for arch in cuts)
     assert Archive.load(run.evaluations).evaluations[0].metrics["params"] == largest
@@ -129,6 +147,8 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(llmnas, folder, corpus, t
     assert "no such folder" in complaint("--max-params", "600k", model=tmp_path / "absent")
     assert "holds no config.json; give the Hugging Face folder" in complaint("--max-params", "600k", model=tmp_path)
     assert "give one budget" in complaint()
+    assert "--max-params 100%: a share of the model must lie between 0% and 100%" in complaint("--max-params", "100%")
+    assert "below the smallest network of the space" in complaint("--max-params", "0.1%")
     assert "give one budget" in complaint("--max-params", "600k", "--latency-ms", "3")
     assert f"the model has {WHOLE:,} parameters already" in complaint("--max-params", WHOLE)
     assert "below the smallest network of the space" in complaint("--max-params", "1000")
@@ -153,6 +173,12 @@ def test_the_space_holds_the_model_and_its_halves(folder, per_layer):
     assert (smallest.hidden_size, smallest.depth) == (64, 2)
     assert smallest.kept[0][1].ffn_size == 88
     assert space.ffn_size.per_layer is per_layer
+
+
+def test_a_share_of_the_model_is_a_budget(folder):
+    assert parse_limit("50%", folder) == WHOLE // 2
+    assert parse_limit(" 62.5 %", folder) == int(0.625 * WHOLE)
+    assert parse_limit("1.5M", folder) == 1_500_000
 
 
 def test_a_folder_of_any_name_gives_a_run_a_name(folder, tmp_path):
