@@ -166,11 +166,6 @@ class DistillSettings(Strict):
             raise ValueError("distill.source: original does nothing without distill.weight or distill.blocks > 0")
         return self
 
-    @property
-    def share(self) -> float | None:
-        """The weight where it is a number."""
-        return None if self.weight == "auto" else self.weight
-
 
 class SecondPhase(Strict):
     """The end of a training of low-bit weights: a lower learning rate, and no weight decay.

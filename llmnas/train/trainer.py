@@ -167,7 +167,7 @@ def train_step(
                 arch,
                 targets=targets,
                 teacher=aim.teacher,
-                teacher_weight=settings.distill.share,
+                teacher_weight=None if settings.distill.weight == "auto" else settings.distill.weight,
                 emit_teacher=settings.distill.top_k if teaches else 0,
                 block_aims=aim.blocks,
                 block_weight=settings.distill.blocks,
