@@ -184,12 +184,9 @@ class SearchSpace(_Strict):
     @model_validator(mode="after")
     def _base_fits(self) -> Self:
         """Low-bit layers, MLGRUs and experts have one kind of norm and activation."""
-        base, dense = self.base, self.weights.choices == ("dense",)
-        if (base.norms, base.activation) != ("pre", "silu") and not (dense and "mlgru" not in self.mixer.choices):
-            raise ValueError(
-                "base.norms and base.activation other than pre and silu are for dense weights and attention, got "
-                f"{_listed(self.weights.choices)} and {_listed(self.mixer.choices)}"
-            )
+        base, plain = self.base, self.weights.choices == ("dense",) and "mlgru" not in self.mixer.choices
+        if (base.norms, base.activation) != ("pre", "silu") and not plain:
+            raise ValueError("base.norms other than pre and activation than silu need dense weights and attention")
         if base.activation != "silu" and max(self.experts.choices) > 1:
             raise ValueError(f"base.activation = {base.activation} is for feed-forwards without experts")
         if base.layer_rope and max(base.layer_rope.layers) >= self.layers:

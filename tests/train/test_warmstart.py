@@ -113,7 +113,7 @@ def change(folder, **values):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model_type": "gpt2"}, "model_type is 'gpt2'; allowed: llama"),
+        ({"model_type": "gpt2"}, "model_type is 'gpt2': positions are learned vectors"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported"),
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "Missing required keys in `rope_parameters`"),
         ({"rope_parameters": {"rope_type": "axial", "rope_theta": 1e4}}, "rope_type = 'axial' is not supported"),
