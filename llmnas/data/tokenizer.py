@@ -8,7 +8,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from llmnas.errors import UserError
-from llmnas.files import read_json, write_text
+from llmnas.files import write_text
+from llmnas.files.tokenizer_files import open_tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 EOS_ID = 0
@@ -57,11 +58,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     Raises:
         UserError: no such file, damaged, or one whose entry 0 is not the end of text.
     """
-    read_json(path)  # says "no such file" and "damaged JSON" in our words
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # noqa: BLE001 (tokenizers raises nothing more precise)
-        raise UserError(f"{path}: not a tokenizer ({error}); delete it to have it made again") from None
+    tokenizer = open_tokenizer(path)
     if tokenizer.token_to_id(END_OF_TEXT) != EOS_ID:
         raise UserError(f"{path}: entry {EOS_ID} must be {END_OF_TEXT}, found {tokenizer.id_to_token(EOS_ID)!r}")
     return _literal(tokenizer)

@@ -19,6 +19,7 @@ from llmnas.data import (
     Split,
     copy_tokenizer,
     open_corpus,
+    require_lossless,
     save_tokenizer,
     split_documents,
     token_writer,
@@ -60,6 +61,8 @@ def _prepare(context: Context) -> None:
         save_tokenizer(tokenizer, run.tokenizer)
         context.tracker.progress("tokenizer", 1, 1, note)
     else:
+        if not config.data.lossy_tokenizer:
+            require_lossless(model, ((document.id, document.text) for document in corpus))
         context.tracker.progress("tokenizer", 1, 1, f"{count:,} documents, tokenizer {model.path}")
         tokenizer, eos_id = model.tokenizer, model.eos_id
         copy_tokenizer(model, run.tokenizer.parent)

@@ -81,7 +81,7 @@ def test_saved_tokenizer_is_the_same_again(tmp_path, tokenizer):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda text: text[:-10], "damaged JSON"),
+        (lambda text: text[:-10], "not JSON"),
         (lambda text: text.replace('"merges"', '"mergers"'), "not a tokenizer"),
         (lambda text: "{}", "not a tokenizer"),
         (lambda text: text.replace(END_OF_TEXT, "<s>"), "entry 0 must be <|endoftext|>, found '<s>'"),

@@ -20,6 +20,7 @@ from llmnas.runs import RunFolder
 from llmnas.space import Architecture, SearchSpace
 
 WHOLE = 852_608
+LOSSY = ("--set", "data.lossy_tokenizer=true")  # the model knows no quotation marks
 QUICK = {
     "train.steps": 2, "train.batch_size": 2, "train.seq_len": 32, "train.calibration": 4, "train.eval_sequences": 2,
     "search.evaluations": 6, "search.windows": 8, "search.sample": 4, "retrain.train.steps": 2, "tracking.wandb": "off",
@@ -52,7 +53,7 @@ def sets(**changes):
 
 def test_a_folder_and_a_budget_give_a_smaller_checkpoint(llmnas, folder, corpus, tmp_path):
     run = RunFolder(tmp_path / "run")
-    arguments = ("compress", folder, "--corpus", corpus, "--run-dir", run.path, "--baselines")
+    arguments = ("compress", folder, "--corpus", corpus, *LOSSY, "--run-dir", run.path, "--baselines")
     quick = sets(**{"train.correction": 8})
     done = llmnas(*arguments, "--max-params", "600k", *quick)
     assert done.code == 0, done.err
@@ -122,7 +123,7 @@ def test_a_folder_and_a_budget_give_a_smaller_checkpoint(llmnas, folder, corpus,
 @pytest.mark.full
 def test_a_latency_budget(llmnas, folder, corpus, tmp_path):
     run = tmp_path / "run"
-    arguments = ("compress", folder, "--corpus", corpus, "--run-dir", run)
+    arguments = ("compress", folder, "--corpus", corpus, *LOSSY, "--run-dir", run)
     done = llmnas(*arguments, "--latency-ms", "1e-6", *sets())
     assert "below the smallest network" in done.complaint
     for _ in range(5):  # on a busy machine the next measurement may be twice this one
@@ -139,7 +140,7 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(llmnas, folder, corpus, t
     run = tmp_path / "run"
 
     def complaint(*arguments, model=folder, text=corpus):
-        done = llmnas("compress", model, "--corpus", text, "--run-dir", run, *arguments)
+        done = llmnas("compress", model, "--corpus", text, *LOSSY, "--run-dir", run, *arguments)
         assert done.code == 2
         assert not run.exists()
         return done.complaint
