@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer
 
 from llmnas.errors import RunError, UserError
-from llmnas.files import ABOUT_FILE, COMPANIONS, ORIGIN_FILE, read_json, sync_dir, write_json
+from llmnas.files import ABOUT_FILE, COMPANIONS, ORIGIN_FILE, sync_dir, write_json
+from llmnas.files.tokenizer_files import open_tokenizer
 
 EOS_ID = 0  # tokenizers of this project have the end of text first
 
@@ -80,11 +81,7 @@ def check_tokenizer_file(path: Path, vocab_size: int, eos_id: int = EOS_ID) -> N
     A pretrained model (there is an `ORIGIN_FILE`, or a companion) may have more rows than its tokenizer has entries,
     and any entry for the end of text.
     """
-    read_json(path)  # says "no such file" and "damaged JSON" in our words
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # noqa: BLE001 (tokenizers raises nothing more precise)
-        raise UserError(f"{path}: not a tokenizer ({error})") from None
+    tokenizer = open_tokenizer(path)
     rows_left = vocab_size - tokenizer.get_vocab_size()
     pretrained = bool(_companions(path)) or path.with_name(ORIGIN_FILE).is_file()
     if rows_left < 0 or (rows_left and not pretrained):

@@ -15,6 +15,7 @@ from llmnas.errors import UserError
 from llmnas.export.modeling_decilm import DeciLMForCausalLM
 from llmnas.export.modeling_llmnas import LlmnasForCausalLM, require_whole
 from llmnas.files import ABOUT_FILE, read_json
+from llmnas.files.tokenizer_files import open_tokenizer
 from llmnas.supernet import pack, packable
 
 
@@ -56,6 +57,7 @@ def read_prompt(folder: Path, prompt: str, longest: int) -> tuple[PreTrainedToke
     Raises:
         UserError: a prompt without a token, or one that leaves no room within `longest` tokens.
     """
+    open_tokenizer(folder / "tokenizer.json")  # in a child process: a bad one ends the process that loads it
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)  # AutoTokenizer would ask for the model's code
     ids: Tensor = tokenizer(prompt, return_tensors="pt")["input_ids"].long()
     length = ids.shape[1]
