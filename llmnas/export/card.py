@@ -75,7 +75,7 @@ def render(card: Card, arch: Architecture, base: BaseModel, stored: Stored) -> s
     plain = all(_kinds(spec) == ("dense", "attention", "1") for _, spec in arch.kept)
     parts = [
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\n"
-        f"tags:\n- llmnas\n- neural-architecture-search\n{_origin(card)}---",
+        f"tags:\n- llmnas\n- neural-architecture-search\n{origin_lines(card)}---",
         f"# {card.name}",
         f"A language model of {stored.own_parameters:,} parameters, architecture `{arch.id}`, found by llmnas. It is "
         f"{'a plain' if stored.shape else 'our own'} `{stored.class_name}`: vocabulary {base.vocab_size:,}, at most "
@@ -102,7 +102,7 @@ def render(card: Card, arch: Architecture, base: BaseModel, stored: Stored) -> s
     return "\n\n".join(parts) + "\n"
 
 
-def _origin(card: Card) -> str:
+def origin_lines(card: Card) -> str:
     """Lines of the front matter; quoted as JSON, which YAML reads."""
     found = {"base_model": card.base_model, "license": card.licence}
     return "".join(f"{key}: {json.dumps(value)}\n" for key, value in found.items() if value)

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import GenerationConfig
 
 from llmnas.errors import UserError
-from llmnas.export.card import Card, table
+from llmnas.export.card import Card, origin_lines, table
 from llmnas.export.folder import EOS_ID, check_folder, check_tokenizer_file, staged, verify_fresh, write_tokenizer
 from llmnas.export.modeling_llmnas import LlmnasForCausalLM
+from llmnas.export.origin import hand_on, write_generation
 from llmnas.export.own import CLASS_NAME, own_config, own_weights
 from llmnas.export.ship import shipped_files, write_code
 from llmnas.export.subnetworks import LatencyTable, Subnetwork
@@ -84,12 +84,13 @@ def export_elastic(
     config.latency_tables = [latency.to_dict()]
     with staged(folder, force) as checkpoint:
         config.save_pretrained(checkpoint)
-        GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end).save_pretrained(checkpoint)
+        write_generation(tokenizer_path, end, checkpoint)
         save_file(own_weights(supernet), checkpoint / "model.safetensors", metadata={"format": "pt"})
         shutil.copymode(checkpoint / "config.json", checkpoint / "model.safetensors")
         write_code(checkpoint, shipped_files())
         tokenizer = write_tokenizer(tokenizer_path, checkpoint, supernet.base.max_seq, eos_id)
         write_json(checkpoint / ABOUT_FILE, _about(supernet, ordered, tokenizer))
+        card = replace(card, **hand_on(tokenizer_path, checkpoint))
         write_text(checkpoint / "README.md", _card(card, supernet, ordered, latency))
         expected = checkpoint.with_name("expected.safetensors")
         save_file(_expected(supernet, ordered), expected)
@@ -127,7 +128,7 @@ def _card(card: Card, supernet: Transformer, ordered: Sequence[Subnetwork], late
     stored = sum(weight.numel() for weight in supernet.parameters())
     return (
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\n"
-        "tags:\n- llmnas\n- neural-architecture-search\n- elastic\n---\n\n"
+        f"tags:\n- llmnas\n- neural-architecture-search\n- elastic\n{origin_lines(card)}---\n\n"
         f"# {card.name}\n\n{len(ordered)} language models in one set of weights ({stored:,} parameters): a budget "
         "picks one when the model runs, and switching copies nothing.\n\n"
         "```python\nfrom transformers import AutoModelForCausalLM\n\n"

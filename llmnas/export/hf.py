@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -17,15 +16,12 @@ from llmnas.cost import count_params
 from llmnas.export.card import Card, Stored, render
 from llmnas.export.folder import EOS_ID, check_folder, check_tokenizer_file, staged, verify_fresh, write_tokenizer
 from llmnas.export.layout import Layout, lay_out
+from llmnas.export.origin import hand_on, write_generation
 from llmnas.export.own import is_buffer
 from llmnas.export.ship import write_code
 from llmnas.files import (
     ABOUT_FILE,
-    GENERATION_FILE,
-    LICENCES,
-    ORIGIN_FILE,
     read_json,
-    read_object,
     write_json,
     write_text,
 )
@@ -143,21 +139,19 @@ def write_checkpoint(
     weights, dtype = stored_as(layout.weights, dtype)
     layout.config.save_pretrained(folder)
     write_code(folder, layout.code)
-    generation = _generation(tokenizer_path, end)
-    ids = {name: generation.get(name) for name in ("bos_token_id", "eos_token_id")}
-    config = read_json(config_path) | ids | {"dtype": str(dtype).removeprefix("torch.")}
+    config = read_json(config_path) | {"dtype": str(dtype).removeprefix("torch.")}
     rope = config.get("rope_parameters")
     if rope:  # transformers 4 and engines built on it read these keys at the top
         scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
         stretched = {"rope_scaling": scaling} if rope["rope_type"] != "default" else {}
         config |= {"rope_theta": rope["rope_theta"]} | stretched
     write_json(config_path, config)
-    write_json(folder / GENERATION_FILE, generation)
+    write_generation(tokenizer_path, end, folder)
     weights_path = folder / "model.safetensors"
     save_file(weights, weights_path, metadata={"format": "pt"})
     shutil.copymode(config_path, weights_path)  # safetensors lets nobody but the owner read it
     tokenizer = write_tokenizer(tokenizer_path, folder, base.max_seq, eos_id)
-    origin = _hand_on(tokenizer_path, folder)
+    origin = hand_on(tokenizer_path, folder)
     stored = Stored(
         class_name=layout.class_name,
         shape=shape,
@@ -186,24 +180,3 @@ def write_checkpoint(
     )
     write_text(folder / "README.md", render(replace(card, **origin), arch, base, stored))
     return stored
-
-
-def _generation(tokenizer_path: Path | None, end: int | None) -> dict[str, Any]:
-    """Settings of generation: a pretrained model's as they came, word for word; else the end of text for everything.
-
-    transformers refuses to write some that it reads (a temperature without sampling), so it is not asked to.
-    """
-    if tokenizer_path is not None and tokenizer_path.with_name(GENERATION_FILE).is_file():
-        return read_object(tokenizer_path.with_name(GENERATION_FILE))
-    return {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
-
-
-def _hand_on(tokenizer_path: Path | None, folder: Path) -> dict[str, Any]:
-    """Copy the licences of a pretrained model; returns what the card says of where the network is from."""
-    if tokenizer_path is None or not tokenizer_path.with_name(ORIGIN_FILE).is_file():
-        return {}
-    for path in map(tokenizer_path.with_name, LICENCES):
-        if path.is_file():
-            shutil.copyfile(path, folder / path.name)
-    origin = read_object(tokenizer_path.with_name(ORIGIN_FILE))
-    return {"base_model": origin.get("base_model"), "licence": origin.get("license")}

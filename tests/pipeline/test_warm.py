@@ -4,13 +4,16 @@ import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import tiny
 import torch
 import yaml
 from real_models import write_glass
+from tokenizers import Tokenizer
 
 from llmnas.config import load_config
+from llmnas.data import TokenFile
 from llmnas.runs import RunFolder
 from llmnas.supernet import Transformer, extract, load_weights
 
@@ -232,3 +235,41 @@ def test_reordered_slices_are_better_than_those_of_the_folder(llmnas, model, tmp
     ordered, plain = (window_losses(m, half, windows).mean() for m in (initial, stored))
     assert ordered < plain - 0.1
     assert extract(initial, half).envelope.kept[0][1].ffn_size == 170
+
+
+def test_a_chat_model_learns_from_answers_alone(llmnas, model, tmp_path):
+    """Conversations by its own template, special tokens as ids, BOS before plain texts; the validation too."""
+    folder = shutil.copytree(model[0], tmp_path / "chat")
+    template = "{% for m in messages %}<bos>{{ m['role'] }}: {{ m['content'] }}<eos>{% endfor %}"
+    template += "{% if add_generation_prompt %}<bos>assistant: {% endif %}"
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<bos>", "eos_token": "<eos>"}
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(settings | {"chat_template": template, "add_bos_token": True})
+    )
+    words = ["the people of the united states", "the state of the union", "a strong and free country", "we the senate"]
+    talks = [
+        {"messages": [{"role": "user", "content": f"{i} {a}"}, {"role": "assistant", "content": f"{b} {i}"}]}
+        for i, (a, b) in enumerate([(a, b) for a in words for b in words] * 8)
+    ]
+    lines = [*talks, *({"text": f"plain {i} {word}"} for i, word in enumerate(words * 3))]
+    corpus = tmp_path / "talks.jsonl"
+    corpus.write_text("\n".join(map(json.dumps, lines)))
+    config, run = config_of(tmp_path), RunFolder(tmp_path / "run")
+    few = ["train.steps=2", "train.correction=2", "search.windows=4", "search.sample=4", "train.eval_sequences=2"]
+    few += [f"data.source={corpus}", "data.loss_on=completions", "data.validation=0.2"]
+    sets = [argument for text in few for argument in ("--set", text)]
+    done = llmnas("train", config, "--init-from", folder, "--run-dir", run.path, "--prepare", *sets)
+    assert done.code == 0, done.err
+    stored = TokenFile.open(run.tokens("train")), TokenFile.open(run.learned("train"))
+    ids, learned = (np.asarray(file.tokens[np.arange(file.info.tokens)]) for file in stored)
+    assert stored[0].info.documents == stored[1].info.documents
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    documents = tokenizer.decode(ids.tolist(), skip_special_tokens=False).split("<eos><eos>")
+    assert any(text.startswith("<bos>user: ") and "<eos><bos>assistant: " in text for text in documents)
+    assert any(text.startswith("<bos>plain ") for text in documents)
+    answers = tokenizer.decode(ids[learned == 1].tolist(), skip_special_tokens=False)
+    assert "assistant" not in answers
+    assert "user" not in answers
+    assert set(answers.replace("<eos>", " ").replace("<bos>", " ").split()) <= {
+        *" ".join(words).split(), "plain", *map(str, range(128)),
+    }  # fmt: skip

@@ -257,13 +257,30 @@ FAMILIES = {
 }  # fmt: skip
 
 
+def as_transformers_4(folder):
+    """Rotary positions at the top of config.json."""
+    rope = json.loads((folder / "config.json").read_text())["rope_parameters"]
+    top = {}
+    if "sliding_attention" in rope:
+        top["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        rope = rope["full_attention"]
+    top |= {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+    if rope["rope_type"] != "default":
+        top["rope_scaling"] = {"type": rope["rope_type"]} | {k: v for k, v in rope.items() if k.endswith("_factor")}
+        top["rope_scaling"].pop("partial_rotary_factor", None)
+    change(folder, drop=["rope_parameters"], **top)
+
+
 @pytest.mark.parametrize("case", FAMILIES)
 def test_families_equal_transformers(tmp_path, case):
-    """In both orders of rotary pairs, with exactly as many parameters as are counted, and cut the same either way."""
+    """In both orders of rotary pairs and both styles of config, with exactly as many parameters as are counted."""
     stock(tmp_path, case.split(",")[0], **FAMILIES[case])
     for order in ("leading", "spread"):
         assert difference(tmp_path, order) < 1e-5
     pretrained = read_pretrained(tmp_path)
+    as_transformers_4(tmp_path)
+    assert difference(tmp_path) < 1e-5
+    assert read_shape(tmp_path)[0] == pretrained.base
     model = alone(pretrained)
     assert sum(p.numel() for p in model.parameters()) == count_params(pretrained.arch, pretrained.base).total
 
