@@ -38,7 +38,7 @@ CASES = {
         },
         "LlamaForCausalLM",
     ),
-    "smollm3": ("smollm3", {"no_rope_layers": [1, 0, 1], "pad_token_id": None}, "SmolLM3ForCausalLM"),
+    "smollm3": ("smollm3", {"no_rope_layers": [0, 0, 1], "pad_token_id": None}, "SmolLM3ForCausalLM"),
     "olmo3": (
         "olmo3",
         {"num_attention_heads": 3, "num_key_value_heads": 1, "pad_token_id": None, "layer_types": SLIDING},
