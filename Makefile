@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv lock check test test-full demo bench clean
+.PHONY: help venv lock check test test-full test-avx2 demo bench clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -23,9 +23,9 @@ export DS_ACCELERATOR ?= cpu
 endif
 
 # No test reaches for the network.
-test test-full: export HF_HUB_OFFLINE := 1
-test test-full: export WANDB_MODE := offline
-test test-full: export TOKENIZERS_PARALLELISM := false
+test test-full test-avx2: export HF_HUB_OFFLINE := 1
+test test-full test-avx2: export WANDB_MODE := offline
+test test-full test-avx2: export TOKENIZERS_PARALLELISM := false
 
 # Groups and order are those of tests/conftest.py. Three workers on two cores: some tests wait.
 PYTEST := $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
@@ -37,6 +37,7 @@ help:
 	@echo "make check      format, lint, types"
 	@echo "make test       the tests"
 	@echo "make test-full  the tests with their long versions"
+	@echo "make test-avx2  the numerical tests, as on a processor without AVX-512"
 	@echo "make bench      measure the supernet's speed side by side"
 	@echo "make clean      delete caches and build output (.venv and runs/ stay)"
 
@@ -71,6 +72,23 @@ test: venv
 
 test-full: venv
 	$(PYTEST)
+
+# Once more as a processor without AVX-512 computes (x86-64 only): the rooms that do the arithmetic, whose results torch,
+# oneDNN, MKL, OpenBLAS, numpy and numba round each in its own way. Training and what is made of it rests on them.
+test-avx2: export ATEN_CPU_CAPABILITY := avx2
+test-avx2: export ONEDNN_MAX_CPU_ISA := AVX2
+test-avx2: export MKL_ENABLE_INSTRUCTIONS := AVX2
+test-avx2: export OPENBLAS_CORETYPE := Haswell
+test-avx2: export NPY_DISABLE_CPU_FEATURES := X86_V4 AVX512_ICL AVX512_SPR
+test-avx2: export NUMBA_CPU_NAME := haswell
+test-avx2: export NUMBA_CPU_FEATURES := +avx2,+fma,+bmi,+bmi2,+lzcnt,+popcnt,+f16c,+movbe
+test-avx2: export NUMBA_CACHE_DIR := $(CURDIR)/build/numba-avx2
+test-avx2: venv
+ifeq ($(shell uname -m),x86_64)
+	$(PYTEST) -m "not full" tests/nn tests/triton_kernels/test_interpreter.py tests/supernet tests/evaluate
+else
+	@echo "test-avx2: only on x86-64"
+endif
 
 # --resume: an interrupted demo goes on where it stopped.
 demo: venv

@@ -26,7 +26,8 @@ from llmnas.space import Architecture
 from llmnas.supernet import Transformer
 from llmnas.supernet.importance import importance, reorder_experts
 from llmnas.supernet.routing import RouterStudy, study_routers
-from llmnas.train.engine import set_threads, start_processes
+from llmnas.train.engine import start_processes
+from llmnas.train.threads import set_threads
 
 _PARENTS = 3  # members of the front that proposals start from, besides the largest network
 _BATCHES, _BATCH = 4, 8  # windows of training text that routers are watched on
@@ -42,7 +43,7 @@ def analyse_experts(context: Context) -> dict[str, Any]:
     config, run = context.config, context.run
     if max(config.space.experts.choices) == 1:
         raise UserError("space.experts is [1]: there is no router to analyse; give layers experts to choose from")
-    set_threads(config.train, start_processes())
+    set_threads(config.train, start_processes(), run.checkpoints)
     archive = Archive.load(run.require(run.evaluations, "search"), measured_how(config))
     evaluator = context.evaluator()
     model, batches = evaluator.model, _text(context)

@@ -29,9 +29,10 @@ from llmnas.runs import RunFolder
 from llmnas.search import search
 from llmnas.search.loop import open_search
 from llmnas.space import Architecture
-from llmnas.train.engine import set_threads, start_processes
+from llmnas.train.engine import start_processes
 from llmnas.train.preemption import Preemption
 from llmnas.train.processes import Processes
+from llmnas.train.threads import set_threads
 
 _CUTS = 16
 
@@ -58,7 +59,7 @@ def search_supernet(context: Context, evaluations: int | None = None) -> Archive
 def _processes(context: Context) -> Processes:
     """Those of the launch, each with its threads set."""
     processes = start_processes()
-    set_threads(context.config.train, processes)
+    set_threads(context.config.train, processes, context.run.checkpoints)
     return processes
 
 

@@ -20,7 +20,8 @@ from llmnas.search import search
 from llmnas.serve.speculative import Drafting
 from llmnas.space import Architecture
 from llmnas.supernet import split_windows
-from llmnas.train.engine import set_threads, start_processes
+from llmnas.train.engine import start_processes
+from llmnas.train.threads import set_threads
 
 _ROUNDS = 3  # plain and speculative generation in turn
 _SHOWN = 8
@@ -37,7 +38,7 @@ def speculate(context: Context) -> dict[str, Any]:
     """
     config, run = context.config, context.run
     options = config.speculate
-    set_threads(config.train, start_processes())
+    set_threads(config.train, start_processes(), run.checkpoints)
     model = context.supernet()
     _check(context, model.envelope)
     choosing, measuring = (

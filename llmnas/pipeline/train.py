@@ -75,6 +75,6 @@ def train_supernet(context: Context, *, prepare_first: bool = False) -> Outcome 
         cpu_seconds = known if outcome.cpu_seconds is None else outcome.cpu_seconds
         # before the weights, whose presence ends the stage: a kill between the two loses nothing
         run.record("train", steps=outcome.steps, tokens=outcome.tokens, seconds=round(outcome.seconds, 1),
-            cpu_seconds=cpu_seconds)  # fmt: skip
+            cpu_seconds=cpu_seconds, threads=outcome.threads)  # fmt: skip
         save_weights(model, run.supernet)
     return outcome

@@ -1,15 +1,15 @@
 """Every step the processes compare what they are about to do, before any of them waits for the others in vain.
 
 Ranks that train different networks hang or crash far from the cause under ZeRO 2 and 3. The
-comparison is one all-reduce of three integers over gloo: no GPU is synchronised for it. The same
-message carries the wish to stop, so that all processes leave after the same step.
+comparison is one all-reduce of four integers over gloo: no GPU is synchronised for it. The same
+message carries what any one of them wishes, so that all processes do it before the same step.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -35,6 +35,13 @@ def all_of(value: T, size: int) -> list[T]:
     return found
 
 
+class Wishes(NamedTuple):
+    """What is to be done before a step: stop, or look at the number of threads again."""
+
+    stop: bool
+    look: bool
+
+
 class Agreement:
     """The comparison among `size` processes; nothing to do for one."""
 
@@ -43,16 +50,16 @@ class Agreement:
         self._group = dist.new_group(backend="gloo") if size > 1 else None
         self._size = size
 
-    def check(self, step: int, networks: Sequence[Architecture], stop: bool) -> bool:
-        """Compare, and say whether any process wants to stop before this step; collective.
+    def check(self, step: int, networks: Sequence[Architecture], wishes: Wishes) -> Wishes:
+        """Compare, and say what any process wishes before this step; collective.
 
         Raises:
             RunError: on every rank, naming the step and the ranks that differ from rank 0.
         """
         if self._group is None:
-            return stop
+            return wishes
         own = digest(self.identity, step, networks)
-        message = torch.tensor([own, -own, int(stop)])
+        message = torch.tensor([own, -own, int(wishes.stop), int(wishes.look)])
         dist.all_reduce(message, dist.ReduceOp.MAX, group=self._group)
         if message[0] != -message[1]:
             every = [torch.zeros(1, dtype=torch.int64) for _ in range(self._size)]
@@ -62,4 +69,4 @@ class Agreement:
                 f"step {step}: rank {', '.join(map(str, ranks))} would train other networks than rank 0 "
                 "(another config, seed, code or checkpoint); start all ranks from the same files"
             )
-        return bool(message[2])
+        return Wishes(*map(bool, message[2:].tolist()))

@@ -25,15 +25,17 @@ from llmnas.train.alphas import AlphaTraining
 from llmnas.train.checkpoint import Checkpoints, newest
 from llmnas.train.darts_settings import DartsSettings
 from llmnas.train.decode import decode, free_share
-from llmnas.train.engine import Engine, Step, set_threads
+from llmnas.train.engine import Engine, Step
 from llmnas.train.health import Meter, Skips
 from llmnas.train.hypergradient import first_order, second_order
 from llmnas.train.preemption import Preemption
 from llmnas.train.processes import Processes
+from llmnas.train.rehearsal import Rehearsal
 from llmnas.train.relaxed_cost import ExpectedParams, budget_penalty
 from llmnas.train.schedule import learning_rate, weight_decay
 from llmnas.train.settings import TrainSettings, changed
 from llmnas.train.spectrum import dominant_eigenvalue
+from llmnas.train.threads import Threads
 from llmnas.train.trainer import Log
 
 _UNUSED = (
@@ -152,16 +154,21 @@ class Search:
             )
         return {"alpha_loss": float(seen[0]), "alpha_grad_norm": self.alphas.step(gradients)}
 
-    def weight_step(self, step: int) -> tuple[Tensor, Step]:
+    def weight_step(self, step: int, engine: Engine | Rehearsal | None = None) -> tuple[Tensor, Step]:
         """One update of the weights under the present mixture; its cross entropy ([1], detached) and what it did."""
+        engine = engine or self.engine
         size = self.settings.batch_size
         tokens, targets = self._batch(self._weight_data, step * size, size)
         with torch.no_grad():
             soft = soften(self.space, self.alphas.values, self.mixture.supernet)
-        out = self.engine.forward(tokens, soft, targets=targets)
-        self.engine.backward(out.loss)
-        result = self.engine.step(learning_rate(step, self.settings), weight_decay(step, self.settings))
+        out = engine.forward(tokens, soft, targets=targets)
+        engine.backward(out.loss)
+        result = engine.step(learning_rate(step, self.settings), weight_decay(step, self.settings))
         return out.cross_entropy.reshape(1), result
+
+    def rehearse(self, step: int) -> None:
+        """The work of `weight_step`, which leaves no trace."""
+        self.weight_step(step, Rehearsal(self.engine))
 
     def measure(self) -> float:
         """Measure the dominant eigenvalue of alpha's Hessian of the loss on alpha's half, and note it."""
@@ -215,9 +222,11 @@ def search_relaxed(
         Preempted: SIGTERM came; a checkpoint of the step boundary is in `folder`.
     """
     engine, alphas, settings, darts = search.engine, search.alphas, search.settings, search.darts
-    set_threads(settings, engine.processes)
     checkpoints = Checkpoints(engine, folder, settings.keep, identity, {"sampler": alphas})
     first = checkpoints.restore()
+    threads = Threads(settings, engine, folder, search.rehearse)
+    if first < settings.steps:
+        threads.start(first)
     skips, meter = Skips(settings, folder), Meter(engine, settings)
     say: Log = log or (lambda *_: None)
     with Preemption() as preemption:
@@ -226,9 +235,13 @@ def search_relaxed(
                 if not skips.in_a_row:
                     checkpoints.save(step)
                 raise Preempted(f"SIGTERM at step {step}: {newest(folder)}; start again with --resume")
+            if threads.changed(step) and not skips.in_a_row:
+                checkpoints.save(step)
+                threads.look(step)
             moves = step >= darts.alpha_from and alphas.stopped is None
-            found = search.alpha_step(step) if moves else {}
-            losses, result = search.weight_step(step)
+            with threads.of(step, 10**6):  # every step trains the same mixture
+                found = search.alpha_step(step) if moves else {}
+                losses, result = search.weight_step(step)
             skips.count(step + 1, result)
             meter.add(1)
             done, last = step + 1, step + 1 == settings.steps

@@ -103,13 +103,6 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
-def set_threads(settings: TrainSettings, processes: Processes) -> None:
-    """As the config says, else OMP_NUM_THREADS, else the cores shared among processes: more run slower than one."""
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    shared = max(1, len(os.sched_getaffinity(0)) // processes.local_size)
-    torch.set_num_threads(settings.threads or (int(asked) if asked.isdecimal() else 0) or shared)
-
-
 @contextlib.contextmanager
 def gathered(parameters: list[nn.Parameter], *, write: bool = False) -> Iterator[None]:
     """The whole parameters on every rank while entered; with `write`, rank 0's values go back to all. Collective."""

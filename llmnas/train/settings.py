@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel as Model
 from pydantic import (
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -18,6 +19,15 @@ from pydantic import (
 from llmnas.files import PathText
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _auto_or_number(value: object) -> object:
+    if value != "auto" and not (isinstance(value, int) and value >= 0):
+        raise ValueError("must be auto, a number of threads, or 0 for all")
+    return value
+
+
+ThreadCount = Annotated[Literal["auto"] | NonNegativeInt, BeforeValidator(_auto_or_number)]
 
 
 class Strict(Model):
@@ -252,7 +262,10 @@ class TrainSettings(Strict):
         eval_sequences: validation sequences of each.
         save_every: steps between checkpoints; the last `keep` stay.
         skip_limit: steps in a row whose update may be skipped because a gradient is not finite.
-        threads: CPU threads a process; 0: as OMP_NUM_THREADS says, else the cores shared among local processes.
+        threads: CPU threads a process. `auto` times steps with one thread and with all, keeps what is faster, and looks
+            again when steps become slower or faster than they were; what it chose is part of the run and replayed where
+            it goes on. A number never changes; 0: all, as OMP_NUM_THREADS says, else the cores shared among the
+            processes of a machine.
         init_from: folder of a pretrained model to start the supernet from; None starts from random weights.
         calibration: training sequences on which the importance of its parts is measured.
         correction: steps that the pretrained model itself is trained on the text first; where the text is new to it,
@@ -288,7 +301,7 @@ class TrainSettings(Strict):
     save_every: PositiveInt = 200
     keep: PositiveInt = 2
     skip_limit: PositiveInt = 10
-    threads: NonNegativeInt = 0
+    threads: ThreadCount = "auto"
     init_from: PathText | None = None
     calibration: PositiveInt = 64
     correction: NonNegativeInt = 0

@@ -15,17 +15,19 @@ from llmnas.data import Sequences
 from llmnas.errors import Preempted
 from llmnas.space import Architecture
 from llmnas.supernet import Losses, Teacher, Transformer, document_numbers, split_windows
-from llmnas.train.agreement import Agreement
+from llmnas.train.agreement import Agreement, Wishes
 from llmnas.train.balance import Balance
 from llmnas.train.checkpoint import Checkpoints, newest
 from llmnas.train.distill import Guide, Signal
-from llmnas.train.engine import Engine, Step, set_threads
+from llmnas.train.engine import Engine, Step
 from llmnas.train.health import Meter, Skips
 from llmnas.train.preemption import Preemption
 from llmnas.train.processes import Processes
+from llmnas.train.rehearsal import Rehearsal
 from llmnas.train.sampling import Sampler
 from llmnas.train.schedule import first_sequence, learning_rate, weight_decay
 from llmnas.train.settings import TrainSettings
+from llmnas.train.threads import Threads
 
 Log = Callable[[int, dict[str, float]], None]
 Evaluate = Callable[[Transformer], dict[str, float]]
@@ -41,12 +43,14 @@ class Outcome:
         seconds: of this start.
         cpu_seconds: of this process, all threads, for the whole run: where it went on from a
             checkpoint, the steps of this start stand for the others. None where no step was left.
+        threads: (first step, CPU threads) of every stretch of the run.
     """
 
     steps: int
     tokens: int
     seconds: float
     cpu_seconds: float | None
+    threads: list[tuple[int, int]]
 
 
 def train(
@@ -82,12 +86,19 @@ def train(
     """
     if (guide is not None) != (settings.distill.source == "original"):
         raise ValueError(f"distill.source: {settings.distill.source}, guide: {guide}")
-    set_threads(settings, processes)
     engine = Engine(model, settings, processes)
     balance = Balance(model, settings.moe, engine.average)
     predictor = sampler.predictor
     checkpoints = Checkpoints(engine, folder, settings.keep, identity, {"sampler": predictor, "experts": balance})
     first = checkpoints.restore()
+
+    def rehearse(step: int) -> None:
+        unheard = Balance(model, settings.moe)
+        train_step(Rehearsal(engine), sampler.networks(step), sequences, settings, step, unheard, guide)
+
+    threads = Threads(settings, engine, folder, rehearse)
+    if first < settings.steps:
+        threads.start(first)
     agreement = Agreement(processes.size, identity)
     writer = processes.rank == 0
     everyone = engine.everyone_runs
@@ -97,11 +108,16 @@ def train(
     with Preemption() as preemption:
         for step in range(first, settings.steps):
             networks = sampler.networks(step)
-            if agreement.check(step, networks, preemption.requested):
+            wishes = agreement.check(step, networks, Wishes(preemption.requested, threads.changed(step)))
+            if wishes.stop:
                 if not skips.in_a_row:
                     checkpoints.save(step)
                 raise Preempted(f"SIGTERM at step {step}: {newest(folder)}; start again with --resume")
-            losses, result = train_step(engine, networks, sequences, settings, step, balance, guide)
+            if wishes.look and not skips.in_a_row:
+                checkpoints.save(step)
+                threads.look(step)
+            with threads.of(step, _active_params(model, networks)):
+                losses, result = train_step(engine, networks, sequences, settings, step, balance, guide)
             if predictor:
                 predictor.observe(networks, engine.means(losses).cpu().numpy())
             routing = balance.end_step()
@@ -129,7 +145,13 @@ def train(
     # a start that found every step done has counted none
     size = 0 if taken else len(sampler.networks(settings.steps - 1))
     tokens_per_step = meter.tokens_per_step or size * settings.batch_size * settings.seq_len
-    return Outcome(settings.steps, settings.steps * tokens_per_step, meter.seconds(), cpu_seconds)
+    tokens = settings.steps * tokens_per_step
+    return Outcome(settings.steps, tokens, meter.seconds(), cpu_seconds, threads.used(settings.steps))
+
+
+def _active_params(model: Transformer, networks: list[Architecture]) -> int:
+    """Of all networks of a step, which its time goes by."""
+    return sum(count_params(arch, model.base).active for arch in networks)
 
 
 def _sizes(model: Transformer, networks: list[Architecture]) -> dict[str, float]:
@@ -138,7 +160,7 @@ def _sizes(model: Transformer, networks: list[Architecture]) -> dict[str, float]
 
 
 def train_step(
-    engine: Engine,
+    engine: Engine | Rehearsal,
     networks: list[Architecture],
     sequences: Sequences,
     settings: TrainSettings,

@@ -18,7 +18,8 @@ BELOW_PIPELINE |= {"evaluate", "search", "export", "serve", "report"}
 
 # room -> what it may import: a room, or one module of a room
 MAY_IMPORT = {
-    "__init__": {"space", "cost", "pareto"},
+    "__init__": {"space", "cost", "pareto", "waiting"},
+    "waiting": set(),
     "errors": set(),
     "files": {"errors"},
     "rng": set(),
@@ -63,7 +64,7 @@ ONLY_IN = {
 }
 
 # rooms that work without torch: configs, spaces, costs and searches are plain values
-NO_TORCH = {"__init__", "errors", "files", "rng", "space", "cost", "pareto", "config", "runs", "tracking"}
+NO_TORCH = {"__init__", "waiting", "errors", "files", "rng", "space", "cost", "pareto", "config", "runs", "tracking"}
 NO_TORCH |= {"archive", "distributed", "search", "report", "cli", "process"}
 LIGHT = {"pipeline/exported.py"}  # says what is wrong with a folder before anything heavy is loaded
 # strategies that fit models: loaded by name when a search asks for one (`load_strategy`), never with the room

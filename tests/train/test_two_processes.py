@@ -23,6 +23,7 @@ from llmnas.errors import Preempted
 from llmnas.evaluate.quality import window_losses
 from llmnas.supernet import Transformer, load_weights, save_weights
 from llmnas.train.engine import build, start_processes
+from llmnas.train.threads import stored
 from llmnas.train.trainer import train
 
 TOLERANCE = 1e-3  # of the update; seen: 5e-6, and 6e-2 for the smallest of the mistakes below
@@ -251,6 +252,16 @@ def test_resumed_processes_go_on_as_if_nothing_had_happened(launched, stage):
         assert max(float((resumed[name] - straight[name]).abs().max()) for name in straight) <= 1e-6
     losses = [[m["train_loss"] for m in log_of(launched, f"{name}-{stage}")] for name in ("straight", "resumed")]
     assert losses[1] == pytest.approx(losses[0][3:], abs=1e-6)
+
+
+def test_ranks_agree_on_the_number_of_threads(launched):
+    """The neighbours of one rank decide for both, before the same step."""
+    steps = [json.loads((launched / f"threads-rank{rank}.json").read_text()) for rank in (0, 1)]
+    assert steps[0] == steps[1]
+    first, second = stored(launched / "threads")
+    assert (first.threads, second.threads) == (2, 1)
+    assert list(steps[0].values()) == [2] * second.step + [1] * (32 - second.step)
+    assert same(weights_of(launched, "threads", 0), weights_of(launched, "threads", 1))
 
 
 def test_ranks_agree_on_what_losses_decide(launched):

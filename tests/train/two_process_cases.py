@@ -9,6 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
+from threads_script import Machine
 from train_script import SEQUENCES, SPACE
 
 from llmnas.errors import Preempted, RunError
@@ -207,6 +208,25 @@ class Cases:
         """Which networks are trained depends on losses: the ranks must have averaged them."""
         self.run("attentive", ATTENTIVE)
 
+    def threads(self):
+        """Rank 1 alone gets busy neighbours."""
+        os.environ["OMP_NUM_THREADS"] = "2"
+        machine = Machine(busy_from=12 if self.processes.rank == 1 else None)
+        plain = trainer.train_step
+
+        def noted(engine, networks, sequences, settings, step, *rest):
+            if isinstance(engine, Engine):
+                machine.note(step + 1)
+            return plain(engine, networks, sequences, settings, step, *rest)
+
+        trainer.train_step = noted
+        settings = settings_of("uniform", 1, steps=32, save_every=10, threads="auto")
+        with machine.clock():
+            self.run("threads", settings, self.out / "threads")
+        trainer.train_step = plain
+        os.environ["OMP_NUM_THREADS"] = "1"
+        (self.out / f"threads-rank{self.processes.rank}.json").write_text(json.dumps(machine.steps))
+
     def handed_over(self):
         """Go on with what one process saved after two steps; rank 1 is told to stop while it prepares the fourth."""
         for stage in (1, 2, 3):
@@ -262,6 +282,7 @@ def main(out, only=None):
     cases.faults()
     cases.evaluated()
     cases.attentive()
+    cases.threads()
     cases.handed_over()
     cases.killed()
 
