@@ -239,7 +239,7 @@ def search_relaxed(
                 checkpoints.save(step)
                 threads.look(step)
             moves = step >= darts.alpha_from and alphas.stopped is None
-            with threads.of(step, 10**6):  # every step trains the same mixture
+            with threads.of(step):
                 found = search.alpha_step(step) if moves else {}
                 losses, result = search.weight_step(step)
             skips.count(step + 1, result)

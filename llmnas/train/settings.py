@@ -6,7 +6,6 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel as Model
 from pydantic import (
-    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -17,17 +16,7 @@ from pydantic import (
 )
 
 from llmnas.files import PathText
-
-Decay = Annotated[float, Field(ge=0, lt=1)]
-
-
-def _auto_or_number(value: object) -> object:
-    if value != "auto" and not (isinstance(value, int) and value >= 0):
-        raise ValueError("must be auto, a number of threads, or 0 for all")
-    return value
-
-
-ThreadCount = Annotated[Literal["auto"] | NonNegativeInt, BeforeValidator(_auto_or_number)]
+from llmnas.train.numbers import Decay, ThreadCount
 
 
 class Strict(Model):

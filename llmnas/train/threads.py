@@ -44,7 +44,7 @@ class Choice(Model):
         step: the first with that number, from 0.
         threads: of torch.
         seconds: of a rehearsed step by number of threads, on the slowest process.
-        pace: seconds a step and a million active parameters, once the run was under way with that number.
+        pace: seconds of a step (median) once the run was under way with that number.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -140,13 +140,8 @@ class Threads:
         return next((choice for choice in reversed(self.choices) if choice.step <= step), None)
 
     @contextlib.contextmanager
-    def of(self, step: int, parameters: int) -> Iterator[None]:
-        """While entered, the step has its number; its time is noted.
-
-        Args:
-            step: from 0.
-            parameters: active ones of all its networks, which the time goes by.
-        """
+    def of(self, step: int) -> Iterator[None]:
+        """While entered, the step (from 0) has its number; its time is noted."""
         choice = self._in_force(step)
         number = choice.threads if choice else self._fixed
         if torch.get_num_threads() != number:
@@ -157,7 +152,7 @@ class Threads:
         if choice:
             seconds = self._now() - begun
             self._trained += seconds
-            self._pace.append(1e6 * seconds / parameters)
+            self._pace.append(seconds)
             if choice.pace is None and len(self._pace) == WINDOW:
                 choice.pace = statistics.median(self._pace)
                 self._write()

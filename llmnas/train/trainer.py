@@ -116,7 +116,7 @@ def train(
             if wishes.look and not skips.in_a_row:
                 checkpoints.save(step)
                 threads.look(step)
-            with threads.of(step, _active_params(model, networks)):
+            with threads.of(step):
                 losses, result = train_step(engine, networks, sequences, settings, step, balance, guide)
             if predictor:
                 predictor.observe(networks, engine.means(losses).cpu().numpy())
@@ -147,11 +147,6 @@ def train(
     tokens_per_step = meter.tokens_per_step or size * settings.batch_size * settings.seq_len
     tokens = settings.steps * tokens_per_step
     return Outcome(settings.steps, tokens, meter.seconds(), cpu_seconds, threads.used(settings.steps))
-
-
-def _active_params(model: Transformer, networks: list[Architecture]) -> int:
-    """Of all networks of a step, which its time goes by."""
-    return sum(count_params(arch, model.base).active for arch in networks)
 
 
 def _sizes(model: Transformer, networks: list[Architecture]) -> dict[str, float]:
