@@ -21,11 +21,13 @@ class ModelSizes:
         total: all of them, used by an architecture or not.
         root: embedding, head and final norm: gathered for the whole forward and backward pass.
         block: of the largest block: gathered while it runs.
+        one_moment: those of which an optimizer keeps one moment instead of two (the matrices of Muon).
     """
 
     total: int
     root: int
     block: int
+    one_moment: int = 0
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class TrainingMemory:
     Attributes:
         weights: in the type of training.
         gradients: sums over the networks of a step, and what is on its way.
-        optimizer: fp32 master weights (where they are another copy) and two moments.
+        optimizer: fp32 master weights (where they are another copy) and the moments.
         gathered: stage 3's whole parameters, and their gradients, at one time.
         activations: kept for the backward pass.
         host: main memory of one process.
@@ -99,15 +101,17 @@ def model_states(
         bucket: values that stages 1 to 3 reduce at once.
 
     Raises:
-        ValueError: stage 0 in bf16, or offloading below stage 3.
+        ValueError: stage 0 in bf16, offloading below stage 3, or weights of one moment above stage 0.
     """
+    if sizes.one_moment and stage:
+        raise ValueError("Muon, which keeps one moment, needs stage 0")
     if (stage == 0 and bf16) or (offload and stage < 3):
         raise ValueError("stage 0 trains in fp32 only; offloading needs stage 3")
     value, total = 2 if bf16 else 4, sizes.total
     share = -(-total // gpus)
     moving = value * min(bucket, total)
     if stage == 0:
-        return TrainingMemory(4 * total, 4 * total, 8 * total, 0, 0)
+        return TrainingMemory(4 * total, 4 * total, 8 * total - 4 * sizes.one_moment, 0, 0)
     if stage == 1:
         # every process adds up all gradients before they are reduced; in bf16 in a second, fp32 buffer
         return TrainingMemory(value * total, (6 if bf16 else 4) * total, 12 * share, 0, 0)

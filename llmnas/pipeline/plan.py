@@ -15,6 +15,7 @@ from llmnas.report.html import Table
 from llmnas.rng import generator
 from llmnas.supernet import Transformer
 from llmnas.train.deepspeed_json import shares
+from llmnas.train.optimizer import matrices_of
 from llmnas.train.sampling import SupernetSampler, largest_within
 from llmnas.train.settings import TrainSettings
 
@@ -87,11 +88,12 @@ class Plan:
         return operations / rate / 86400
 
 
-def model_sizes(model: Transformer) -> ModelSizes:
+def model_sizes(model: Transformer, optimizer: str) -> ModelSizes:
     """Counted on the module itself (on the meta device: no memory)."""
     root = sum(p.numel() for p in model.parameters(recurse=False))
     block = max(sum(p.numel() for p in layer.parameters()) for layer in model.layers)
-    return ModelSizes(sum(p.numel() for p in model.parameters()), root, block)
+    one_moment = sum(weight.numel() for weight in matrices_of(model)) if optimizer == "muon" else 0
+    return ModelSizes(sum(p.numel() for p in model.parameters()), root, block, one_moment)
 
 
 def plan(config: Config, machine: Machine) -> Plan:
@@ -103,12 +105,13 @@ def plan(config: Config, machine: Machine) -> Plan:
     train, space = config.train, config.space
     at_once = shares(train, machine.gpus)[1]
     with torch.device("meta"):
-        sizes = model_sizes(Transformer(space, seed=None))
+        sizes = model_sizes(Transformer(space, seed=None), train.optimizer)
     tokens = at_once * train.seq_len
     bf16 = train.dtype == "bf16"
     activations = saved_bytes(space.envelope, space.base, tokens, 2 if bf16 else 4, train.checkpoint_blocks)
     rows = [("stage 0", 0, False)] if not bf16 else []
-    rows += [("stage 1", 1, False), ("stage 2", 2, False), ("stage 3", 3, False), ("stage 3, offload", 3, True)]
+    if train.optimizer != "muon":  # which the other stages refuse
+        rows += [("stage 1", 1, False), ("stage 2", 2, False), ("stage 3", 3, False), ("stage 3, offload", 3, True)]
     memory = {}
     for name, stage, offload in rows:
         states = model_states(sizes, stage, machine.gpus, bf16=bf16, offload=offload)

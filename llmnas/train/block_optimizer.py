@@ -22,7 +22,7 @@ from llmnas.supernet import Box, hull
 from llmnas.train.fragments import Held, View, views
 from llmnas.train.newton_schulz import orthogonalise
 
-_CHUNK = 1 << 22  # elements whose copies are held at once
+_CHUNK = 1 << 22  # elements that are copied at once, four numbers of each: 64 MiB
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 Boxes = Mapping[str, tuple[Box, ...]]
 
@@ -68,19 +68,18 @@ class BlockOptimizer(torch.optim.Optimizer):
             (self._muon if group["muon"] else self._adamw)(group, tensors)
 
     def _adamw(self, group: dict[str, Any], tensors: list[Tensor]) -> None:
-        chunk, elements = _Chunk(group), 0
+        chunk = _Chunk(group)
+        everything = self.boxes is None or not self._active
         for tensor in tensors:
             state = self.state[tensor]
             if not state:
                 state["step"] = torch.zeros((), dtype=torch.float32, device=tensor.device)
                 state |= {name: torch.zeros_like(tensor) for name in _MOMENTS}
-            everything = self.boxes is None or not self._active
-            for view in (None,) if everything else views(self.held[tensor], self.boxes):
+            for view in (None,) if everything else views(self.held[tensor], self.boxes, at_most=_CHUNK):
                 chunk.add(tensor, state, view)
-            elements += tensor.numel()
-            if elements >= _CHUNK:
-                chunk.apply()
-                chunk, elements = _Chunk(group), 0
+                if chunk.copied >= _CHUNK:
+                    chunk.apply()
+                    chunk = _Chunk(group)
         chunk.apply()
         for tensor in tensors:
             self.state[tensor]["step"] += 1
@@ -124,21 +123,27 @@ class BlockOptimizer(torch.optim.Optimizer):
 
 
 class _Chunk:
-    """Parts of tensors that one call of torch's fused AdamW moves; strided ones, which it cannot read, are copied."""
+    """Parts of tensors that one call of torch's fused AdamW moves; strided ones, which it cannot read, are copied.
+
+    Attributes:
+        copied: elements of parts that are copied.
+    """
 
     def __init__(self, group: dict[str, Any]) -> None:
         self._group = group
         self._moved: list[list[Tensor]] = [[], [], [], []]  # weights, gradients, both moments
         self._counts: list[Tensor] = []
         self._copies: list[tuple[Tensor, Tensor]] = []
+        self.copied = 0
 
     def add(self, tensor: Tensor, state: dict[str, Any], view: View | None) -> None:
         """A part of a tensor, or all of it."""
         for i, whole in enumerate((tensor, tensor.grad, *(state[name] for name in _MOMENTS))):
             part = whole if view is None else _part(whole, view)
             compact = part.contiguous()
-            if i != 1 and compact is not part:
-                self._copies.append((part, compact))
+            if compact is not part:
+                self._copies += [(part, compact)] if i != 1 else []
+                self.copied += part.numel() if i == 0 else 0
             self._moved[i].append(compact)
         self._counts.append(state["step"].clone())  # torch adds one to each
 

@@ -87,18 +87,34 @@ def _at_stage_3(name: str, parameter: Tensor, zero: Any) -> tuple[Tensor | None,
     return zero.fp32_partitioned_groups_flat[group], Fragment(name, tuple(shape), first, length, offset)
 
 
-def views(fragments: Iterable[Fragment], boxes: Mapping[str, tuple[Box, ...]] | None) -> tuple[View, ...]:
+def views(
+    fragments: Iterable[Fragment], boxes: Mapping[str, tuple[Box, ...]] | None, at_most: int | None = None
+) -> tuple[View, ...]:
     """The parts of a tensor that belong to the boxes of the weights in it, in the order of the tensor.
 
     Args:
         boxes: by name of a weight, without overlap; None for all of every weight.
+        at_most: elements of a part; runs of neighbours may be longer. A row is never cut.
     """
     found: list[View] = []
     for fragment in fragments:
         whole = (tuple((0, length) for length in fragment.shape),)
         for box in whole if boxes is None else boxes.get(fragment.name, ()):
             found += _views(fragment, box)
-    return tuple(_joined(sorted(found)))
+    joined = _joined(sorted(found))
+    return tuple(joined if at_most is None else (part for view in joined for part in _split(view, at_most)))
+
+
+def _split(view: View, at_most: int) -> list[View]:
+    """Some rows of the first axis each."""
+    rows, inner = view.size[0], math.prod(view.size[1:])
+    if view.stride == (1,) or rows * inner <= at_most:
+        return [view]
+    step = max(1, at_most // inner)
+    return [
+        View(view.offset + row * view.stride[0], (min(step, rows - row), *view.size[1:]), view.stride)
+        for row in range(0, rows, step)
+    ]
 
 
 @lru_cache(maxsize=65536)

@@ -41,7 +41,7 @@ def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Op
     ]
     if settings.optimizer == "adamw" and settings.update == "all":
         return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
-    matrices = _matrices(model) if settings.optimizer == "muon" else {}
+    matrices = matrices_of(model) if settings.optimizer == "muon" else {}
     if settings.optimizer == "muon":
         muon = settings.muon
         groups[0] |= {
@@ -85,7 +85,7 @@ def forget(optimizer: torch.optim.Optimizer) -> None:
         optimizer.held = {}
 
 
-def _matrices(model: nn.Module) -> dict[Tensor, Matrix]:
+def matrices_of(model: nn.Module) -> dict[Tensor, Matrix]:
     """Of every weight that tokens are multiplied by, how it is a matrix."""
     found: dict[Tensor, Matrix] = {}
     for module in model.modules():

@@ -12,6 +12,7 @@ from llmnas.cost import prefill_flops_per_token
 from llmnas.errors import UserError
 from llmnas.pipeline.plan import Machine, plan, tables
 from llmnas.supernet import Transformer
+from llmnas.train.optimizer import build_optimizer
 
 FOLDER = Path(__file__).parents[2] / "search_configs"
 H100S = Machine(gpus=8, gpu_memory=80, tflops=989, utilisation=0.4)
@@ -137,3 +138,18 @@ def test_the_command_line_prints_it():
     assert found.exit_code == 0
     assert "64 GPUs of 80 GB, bf16, blocks checkpointed; the config asks for stage 3" in found.output.replace("\n", " ")
     assert "candidates trained alone" in " ".join(found.output.split())
+
+
+def test_muon_keeps_one_moment_of_matrices_and_needs_stage_0():
+    """The moments that a step of the real optimizer leaves, in bytes."""
+    found = plan_of("quickstart", H100S, "train.optimizer=muon")
+    assert set(found.memory) == {"stage 0"}
+    config = load_config(FOLDER / "quickstart.yaml", ["train.optimizer=muon"])
+    model = Transformer(config.space)
+    optimizer = build_optimizer(model, config.train)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    moments = [v for state in optimizer.state.values() for name, v in state.items() if name != "step"]
+    assert found.memory["stage 0"].optimizer == 4 * sum(value.numel() for value in moments)
+    assert found.memory["stage 0"].optimizer < 5 * found.sizes.total < plan_of("quickstart").memory["stage 0"].optimizer

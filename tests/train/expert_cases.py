@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
+from plain_optimizers import Masked, Muon
 from train_script import SEQUENCES
 
 from llmnas.space import SearchSpace
@@ -48,15 +49,16 @@ KINDS = {
     "low_bit": {"kind": "uniform", "random": 2},
 }
 STAGES = (0, 1, 2, 3)
+OPTIMIZERS = ("adamw", "muon")  # with `update: active`
 
 
-def settings_of(kind, stage=0, parallel=1):
+def settings_of(kind, stage=0, parallel=1, **changes):
     # the balance loss is a product of two means over a process's own tokens, so no full batch can equal it
     moe = {"balance": "bias", "bias_rate": 0.01, "z_weight": 0.1, "expert_parallel": parallel}
     return TrainSettings(
         steps=6, batch_size=4, seq_len=16, lr=1e-2, warmup=0.3, weight_decay=1.0, grad_clip=0.1, log_every=1,
         save_every=3, threads=1, sampler=KINDS[kind], moe=moe, zero_stage=stage,
-        deepspeed=NOTHING_PERSISTS if stage == 3 else None,
+        deepspeed=NOTHING_PERSISTS if stage == 3 else None, **changes,
     )  # fmt: skip
 
 
@@ -75,18 +77,22 @@ def with_an_idle_expert(model):
 
 
 @functools.cache
-def reference(kind, bias=True, decays_idle=True):
-    """Final state of plain PyTorch on the full batch; the options are mistakes that the comparison must see."""
+def reference(kind, bias=True, decays_idle=True, optimizer=None):
+    """Final state of plain PyTorch on the full batch; the options are mistakes that the comparison must see.
+
+    `optimizer`: with `update: active` the one of the matrices, adamw or muon.
+    """
     settings = settings_of(kind)
     model = with_an_idle_expert(Transformer(space_of(kind), seed=0))
     plain = {name for name, _ in model.named_parameters() if name.endswith(("norm", "lower")) or name == "embedding"}
-    optimizer = torch.optim.AdamW(
+    masked, muon = Masked(model, lambda name: name not in plain), Muon(model, "slice")
+    usual = torch.optim.AdamW(
         [{"params": [p for n, p in model.named_parameters() if (n in plain) == free], "weight_decay": 1.0 - free}
          for free in (False, True)],
         betas=(0.9, 0.95), fused=False,
     )  # fmt: skip
     for step in range(settings.steps):
-        optimizer.zero_grad()
+        model.zero_grad()
         networks = sampler_of(kind).networks(step)
         excess = {i: [] for i in range(SPACE.layers)}
         for i, arch in enumerate(networks):
@@ -101,9 +107,16 @@ def reference(kind, bias=True, decays_idle=True):
             if parameter.grad is None and decays_idle:
                 parameter.grad = torch.zeros_like(parameter)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, settings)
-        optimizer.step()
+        rate = learning_rate(step, settings)
+        for group in usual.param_groups:
+            group["lr"] = rate
+        if optimizer is None:
+            usual.step()
+        else:
+            by_muon = muon.moments if optimizer == "muon" else {}
+            masked.step(networks, rate, 1.0, only=[name for name in masked.moments if name not in by_muon])
+        if optimizer == "muon":
+            muon.step(networks, rate, 1.0)
         for layer, rows in excess.items():
             if rows and bias:
                 mean = torch.stack(rows).nanmean(0).nan_to_num(1.0)
@@ -138,6 +151,9 @@ def main(out):
         for stage in STAGES:
             run(f"{kind}-{stage}", kind, out, processes, settings_of(kind, stage))
         run(f"{kind}-parallel", kind, out, processes, settings_of(kind, parallel=2))
+    for name in OPTIMIZERS:
+        active = settings_of("low_bit", parallel=2, update="active", optimizer=name)
+        run(f"active-{name}", "low_bit", out, processes, active, out / f"checkpoints-{name}")
     folder = out / "checkpoints"
     run("straight", "sandwich", out, processes, settings_of("sandwich", parallel=2), folder)
     if processes.rank == 0:
@@ -145,6 +161,12 @@ def main(out):
         shutil.rmtree(folder / "step-00000006")
     torch.distributed.barrier()
     run("resumed", "sandwich", out, processes, settings_of("sandwich", parallel=2), folder)
+    for name in OPTIMIZERS:
+        if processes.rank == 0:
+            shutil.rmtree(out / f"checkpoints-{name}" / "step-00000006")
+        torch.distributed.barrier()
+        active = settings_of("low_bit", parallel=2, update="active", optimizer=name)
+        run(f"resumed-{name}", "low_bit", out, processes, active, out / f"checkpoints-{name}")
 
 
 if __name__ == "__main__":

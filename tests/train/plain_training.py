@@ -10,6 +10,7 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F  # noqa: N812
 from deepspeed.runtime.zero.linear import zero3_linear_wrap
+from plain_optimizers import Masked, Muon
 from train_script import SEQUENCES, SPACE
 from two_process_cases import sampler_of, settings_of
 
@@ -32,11 +33,17 @@ def optimizer_of(model, decay_all=False):
 
 
 @functools.cache
-def reference(kind, decay_all=False, clip=True, skip_unused=False, skipped=None):
-    """(final weights, losses) on the full batch; the options are mistakes that the comparison must see."""
-    settings = settings_of(kind)
+def reference(kind, decay_all=False, clip=True, skip_unused=False, skipped=None, **changes):
+    """(final weights, losses) on the full batch; the options are mistakes that the comparison must see.
+
+    `changes`: of the settings `update`, `optimizer` and `scope` of Muon.
+    """
+    scope = changes.pop("scope", "slice")
+    settings = settings_of(kind, **changes)
     model = Transformer(SPACE, seed=0)
     optimizer = optimizer_of(model, decay_all)
+    masked = Masked(model, lambda name: name.split(".")[-1] in MATRICES)
+    muon = Muon(model, scope)
     losses = []
     for step in range(settings.steps):
         optimizer.zero_grad()
@@ -50,7 +57,14 @@ def reference(kind, decay_all=False, clip=True, skip_unused=False, skipped=None)
         assert norm > 0.1, "every step must be clipped, or nothing is tested"
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, settings)
-        optimizer.step()
+        networks, rate = sampler_of(settings).networks(step), learning_rate(step, settings)
+        if settings.optimizer == "muon":
+            muon.step(networks, rate, 1.0)
+        if settings.update == "active":
+            by_muon = muon.moments if settings.optimizer == "muon" else {}
+            masked.step(networks, rate, 1.0, only=[name for name in masked.moments if name not in by_muon])
+        else:
+            optimizer.step()
     return {name: parameter.detach() for name, parameter in model.named_parameters()}, losses
 
 

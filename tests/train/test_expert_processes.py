@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from expert_cases import IDLE, KINDS, SPACE, STAGES, reference, sampler_of, settings_of, space_of
+from expert_cases import IDLE, KINDS, OPTIMIZERS, SPACE, STAGES, reference, sampler_of, settings_of, space_of
 from safetensors.torch import load_file
 from train_script import SEQUENCES
 
@@ -66,6 +66,17 @@ def test_two_processes_train_experts_as_one_does(launched, kind, run):
     for rank in (1,) if run != "3" else ():
         other = state_of(launched, f"{kind}-{run}", rank)
         torch.testing.assert_close(state, other, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_divided_experts_move_where_a_network_uses_them_and_go_on_from_a_checkpoint(launched, optimizer):
+    """`update: active`: of low-bit, dense and recurrent layers; a process may hold none of a step's experts."""
+    expected = reference("low_bit", optimizer=optimizer)
+    state = state_of(launched, f"active-{optimizer}")
+    assert update_error(state, expected, "low_bit") <= TOLERANCE
+    assert update_error(state_of(launched, f"resumed-{optimizer}"), state, "low_bit") <= 1e-4
+    torch.testing.assert_close(state, state_of(launched, f"active-{optimizer}", 1), rtol=0, atol=0, equal_nan=True)
+    assert update_error(reference("low_bit"), expected, "low_bit") > 0.01
 
 
 def test_the_low_bit_networks_hold_every_kind_of_layer():

@@ -17,7 +17,17 @@ import torch
 from plain_training import reference, reference_in_bf16, update_error
 from safetensors.torch import load_file
 from train_script import SEQUENCES, SPACE
-from two_process_cases import ATTENTIVE, HALF_PRECISION, KINDS, RIGHT, STAGES, VARIANTS, sampler_of, settings_of
+from two_process_cases import (
+    ATTENTIVE,
+    HALF_PRECISION,
+    KINDS,
+    OPTIMIZERS,
+    RIGHT,
+    STAGES,
+    VARIANTS,
+    sampler_of,
+    settings_of,
+)  # fmt: skip
 
 from llmnas.errors import Preempted
 from llmnas.evaluate.quality import window_losses
@@ -235,6 +245,34 @@ def test_managed_accumulation_fails_this_comparison(launched, stage):
     """The control: this mode is silently wrong with several networks a step (by 97 %), and right with one."""
     assert update_error(weights_of(launched, f"managed-sandwich-{stage}"), reference("sandwich")[0]) > TOLERANCE
     assert update_error(weights_of(launched, f"managed-single-{stage}"), reference("single")[0]) <= TOLERANCE
+
+
+def test_the_contracts_of_unused_weights_are_told_apart():
+    """Each two of the kinds that differ in nothing else."""
+    found = [reference(kind)[0] for kind in ("uniform", "active", "muon")]
+    assert all(update_error(a, b) > 0.01 for a, b in itertools.permutations(found, 2))
+
+
+@pytest.mark.full
+def test_unused_weights_with_other_samplers_offloading_checkpoints_and_one_process(tmp_path):
+    """Resumed is exact to float rounding; a checkpoint of two processes goes on in one."""
+    done = two_processes(tmp_path, "optimizers")
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name, stage, changes in OPTIMIZERS:
+        own = {key: value for key, value in changes.items() if key in ("update", "optimizer")}
+        expected = reference(name.split("+")[0], **own, **changes.get("muon", {}))[0]
+        assert update_error(weights_of(tmp_path, f"{name}-{stage}"), expected) <= TOLERANCE, (name, stage)
+    for kind, stage in (*(("active", stage) for stage in STAGES), ("muon", 0)):
+        straight, resumed = (weights_of(tmp_path, f"{name}-{kind}-{stage}") for name in ("straight", "resumed"))
+        assert update_error(straight, reference(kind)[0]) <= TOLERANCE
+        assert update_error(resumed, straight) <= 1e-4
+        settings = settings_of(kind, stage)
+        model = build(SPACE, 0, settings, start_processes())
+        train(
+            model, sampler_of(settings), SEQUENCES, settings, start_processes(),
+            folder=tmp_path / f"half-{kind}-{stage}",
+        )  # fmt: skip
+        assert update_error(dict(model.named_parameters()), straight) <= 1e-4, (kind, stage)
 
 
 @pytest.mark.parametrize("mistake", [{"decay_all": True}, {"clip": False}, {"skip_unused": True}])

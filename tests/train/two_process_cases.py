@@ -39,7 +39,10 @@ KINDS = {
     "single": {"sampler": {"kind": "single", "anchor_every": 4}},
     "distilled": {"sampler": {"kind": "sandwich"}, "shared_batch": True, "distill": {"weight": 0.5, "top_k": 64}},
     "repeats": {"sampler": {"kind": "single", "anchor_every": 3}},  # see `Repeats`
+    "active": {"sampler": {"kind": "uniform", "random": 3}, "update": "active"},
+    "muon": {"sampler": {"kind": "uniform", "random": 3}, "update": "active", "optimizer": "muon"},
 }
+ONLY_AT = {"repeats": 3, "muon": 0}  # what only stage 3 can get wrong; what the other stages refuse
 # name -> (settings, the kinds it runs)
 VARIANTS = {
     "zero0": ({"zero_stage": 0, "deepspeed": str(LAUNCH / "ds_zero0.json")}, ("single",)),
@@ -51,8 +54,15 @@ VARIANTS = {
     "micro2": ({"zero_stage": 2, "micro_batch": 1, "checkpoint_blocks": True}, ("distilled",)),
     "micro3": ({"zero_stage": 3, "micro_batch": 1, "deepspeed": NOTHING_PERSISTS}, ("uniform", "distilled")),
 }
-# what only stage 3 can get wrong is run there alone
-RIGHT = [(kind, stage) for kind in KINDS for stage in STAGES if kind != "repeats" or stage == 3]
+RIGHT = [(kind, stage) for kind in KINDS for stage in STAGES if ONLY_AT.get(kind, stage) == stage]
+# (kind whose reference it has, ZeRO stage, settings)
+OPTIMIZERS = [
+    *((f"{kind}+active", stage, {"update": "active"}) for kind in ("single", "sandwich") for stage in STAGES),
+    ("active+offload", 3, VARIANTS["offload"][0]),
+    ("active+micro", 2, {"micro_batch": 1}),
+    ("muon+whole", 0, {"muon": {"scope": "whole"}}),
+    ("single+muon", 0, {"update": "active", "optimizer": "muon"}),
+]
 HALF_PRECISION = {"half_precision": ("uniform",), "half_precision_long": ("sandwich", "single")}
 
 
@@ -249,6 +259,18 @@ class Cases:
                 sampler = StopRankOne(sampler, self.processes.rank, step=2)
             with contextlib.suppress(Preempted):
                 self.run(f"returned-{stage}", settings, folder, sampler=sampler)
+
+    def optimizers(self):
+        """What an unused weight does: other samplers, offloading, bf16; checkpoints of steps 3 and 6, resumed at 3."""
+        for name, stage, changes in OPTIMIZERS:
+            self.run(f"{name}-{stage}", settings_of(name.split("+")[0], stage, **changes))
+        for kind, stage in (*(("active", stage) for stage in STAGES), ("muon", 0)):
+            settings, folder = settings_of(kind, stage), self.out / f"checkpoints-{kind}-{stage}"
+            self.run(f"straight-{kind}-{stage}", settings, folder)
+            if self.processes.rank == 0:
+                shutil.rmtree(folder / "step-00000006")
+                shutil.copytree(folder, self.out / f"half-{kind}-{stage}")
+            self.run(f"resumed-{kind}-{stage}", settings, folder)
 
     def killed(self):
         """Never comes back: the launcher ends what is left."""
