@@ -134,6 +134,6 @@ def update_error(weights, expected):
     """|w - w_expected| / |w_expected - w_0|, over all parameters together."""
     first = {name: parameter.detach() for name, parameter in Transformer(SPACE, seed=0).named_parameters()}
     assert weights.keys() == expected.keys() == first.keys()
-    wrong = sum(float((weights[name] - expected[name]).double().square().sum()) for name in first)
+    wrong = sum(float((weights[name].detach() - expected[name]).double().square().sum()) for name in first)
     update = sum(float((expected[name] - first[name]).double().square().sum()) for name in first)
     return (wrong / update) ** 0.5

@@ -120,6 +120,21 @@ def test_active_blocks_of_flat_partitions_are_those_of_the_weights(stage):
     assert error(model, expected, MIXED) <= 1e-3
 
 
+@pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.full), pytest.param(3, marks=pytest.mark.full)])
+def test_master_weights_in_fp32_stay_where_no_network_used_them(stage):
+    """bf16: DeepSpeed has another optimizer around ours at stage 1."""
+    settings = settings_of(**STEP, sampler=SAMPLERS["single"], update="active", dtype="bf16", zero_stage=stage)
+    sampler = SupernetSampler(SPACE, None, settings.sampler, seed=0)
+    networks = [arch for step in range(settings.steps) for arch in sampler.networks(step)]
+    first = Transformer(SPACE, seed=0)
+    used, before = masks(first, networks), {name: p.detach().bfloat16() for name, p in first.named_parameters()}
+    for update in ("active", "all"):
+        model = trained(SPACE, settings.model_copy(update={"update": update}))
+        moved = {name: p.detach() != before[name] for name, p in model.named_parameters()}
+        assert all(moved[name][mask].float().mean() > 0.5 for name, mask in used.items() if name.endswith("up"))
+        assert any((moved[name] & ~mask).any() for name, mask in used.items()) == (update == "all")
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
