@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -25,6 +26,7 @@ from llmnas.cli.app import (
 )  # fmt: skip
 from llmnas.errors import UserError
 from llmnas.report.terminal import show
+from llmnas.runs import RunFolder
 
 
 @app.command()
@@ -41,7 +43,18 @@ def run(
         show(console, table)
     if result.exported:
         say(f"exported as {result.exported.class_name}, logits differ by {result.exported.difference:.1e}")
-    say(f"report: {result.report}", f"export: {result.export}")
+    say(f"report: {result.report}", f"export: {result.export}", "", "What next:", *_next_steps(context.run))
+
+
+def _next_steps(run: RunFolder) -> list[str]:
+    """Commands that use what a finished run left, and the one that begins with another text."""
+    folder = shlex.quote(str(run.path))
+    again = f"{shlex.quote(str(run.config))} --run-dir {folder}"
+    return [
+        f'  llmnas generate {folder} --prompt "The"    # text from the exported model',
+        f"  llmnas export {again} --elastic    # one checkpoint, its size is chosen when it runs",
+        "  llmnas init my.yaml --corpus my_texts/ --max-params 1M    # your own text and budget",
+    ]
 
 
 @app.command()

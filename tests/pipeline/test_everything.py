@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 from dataclasses import replace
 
 import numpy as np
@@ -166,6 +167,18 @@ def test_the_end_names_report_and_export(tiny_run, result):
     card = (export / "README.md").read_text()
     for fact in (result["found"], str(tiny_run.folder.parent / "text"), "Seed:", "val_loss", "25%"):
         assert fact in card
+
+
+def test_the_end_says_what_to_do_next(tiny_run, llmnas):
+    """Three commands; the first is run as it is printed, `test_elastic_verb` runs what the second does."""
+    lines = tiny_run.done.out.split("What next:\n")[1].splitlines()
+    commands = [shlex.split(line, comments=True) for line in lines]
+    assert [command[:2] for command in commands] == [["llmnas", verb] for verb in ("generate", "export", "init")]
+    done = llmnas(*commands[0][1:])
+    assert done.code == 0, done.err
+    config, option, folder, elastic = commands[1][2:]
+    assert (config, option, folder) == (str(tiny_run.folder / "config.yaml"), "--run-dir", str(tiny_run.folder))
+    assert elastic == "--elastic"
 
 
 def test_piped_output_is_plain_lines(tiny_run):
