@@ -1,7 +1,7 @@
 """Equal compute: our supernet against whittle 0.6, same space, corpus, tokenizer, batch and time.
 
-    llmnas prepare search_configs/quickstart.yaml --run-dir runs/quickstart
-    python benchmarks/equal_compute.py --data runs/quickstart/data --run-dir runs/equal_compute --whittle-python PYTHON
+    llmnas prepare search_configs/dense_1m.yaml --run-dir runs/dense_1m
+    python benchmarks/equal_compute.py --data runs/dense_1m/data --run-dir runs/equal_compute --whittle-python PYTHON
 
 PYTHON is that of an environment of its own: `pip install torch==2.13.0`, then with that pin as a constraint
 `pip install whittle==0.6.0`, then `pip uninstall torchvision`. Each strategy of each side runs for `--grid-seconds` at

@@ -1,6 +1,6 @@
 """How well the latency table predicts networks that were never measured for it, on this CPU.
 
-    python benchmarks/latency_prediction.py [--quick] [--spaces quickstart wide low_bit]
+    python benchmarks/latency_prediction.py [--quick] [--spaces dense_1m wide low_bit]
 
 For each space and phase: the block table is measured first, as a run does it; then networks to learn the
 correction from, and held-out ones, all in turn, round after round. Then the held-out ones once more, later: how much
@@ -114,7 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a few networks, to see that it works; writes nothing")
     spaces = {
-        "quickstart": (SearchSpace.from_yaml(ROOT / "search_configs" / "quickstart.yaml"), 256),
+        "dense_1m": (SearchSpace.from_yaml(ROOT / "search_configs" / "dense_1m.yaml"), 256),
         "wide": (SearchSpace.from_dict(WIDE), 128),
         "low_bit": (SearchSpace.from_dict(LOW_BIT), 128),
     }

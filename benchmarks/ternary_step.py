@@ -55,7 +55,7 @@ def products_of(kind: str) -> Iterator[None]:
 
 
 def network(shape: str, kind: str, mixer: Mixer) -> Transformer:
-    """All layers alike, vocabulary of the quickstart."""
+    """All layers alike, vocabulary of search_configs/dense_1m.yaml."""
     hidden, *heads, ffn = SHAPES[shape]
     weights: Weights = "dense" if kind == "dense" else "ternary"
     spec = LayerSpec(heads[0], heads[1], heads[2], ffn, weights=weights, mixer=mixer)

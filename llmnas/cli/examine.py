@@ -25,7 +25,7 @@ def generate(
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="How many tokens to add at most.")] = 100,
     temperature: Annotated[
         float, typer.Option("--temperature", min=0, help="0 always takes the likeliest token.")
-    ] = 0.8,
+    ] = 0.5,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same text.")] = 0,
     latency_ms: Annotated[
         float | None, typer.Option("--latency-ms", help="Elastic checkpoint: at most so long a token, measured first.")

@@ -23,7 +23,7 @@ def test_the_band_stays_within_the_budget(tmp_path, params, low, high):
     sets = ["budget={max_params: 1000000}", "correlate.architectures=12"] + (
         [f"correlate.params={params}"] if params else []
     )
-    config = load_config(ROOT / "search_configs" / "quickstart.yaml", sets)
+    config = load_config(ROOT / "search_configs" / "dense_1m.yaml", sets)
     context = Context(config, RunFolder(tmp_path), Tracker(tmp_path, "off", "", {}))
     counts = [count_params(arch, config.space.base).total for arch in band_architectures(context)]
     assert len(counts) == 12

@@ -39,11 +39,11 @@ def test_every_big_config_fits_at_the_stage_it_asks_for(name, gpus):
     assert found.tokens > 2e10
 
 
-def test_the_numbers_of_the_quickstart_by_hand():
+def test_the_numbers_of_a_small_config_by_hand():
     machine = Machine(gpus=2, gpu_memory=1, tflops=0.1, utilisation=0.5)
     sets = ["train.sampler.kind=sandwich", "train.sampler.random=1", "space.depth=6", "space.kv_heads=1",
             "space.queries_per_group=1", "space.ffn_size=128", "space.hidden_size=64", "retrain.seeds=2"]  # fmt: skip
-    config = load_config(FOLDER / "quickstart.yaml", sets)
+    config = load_config(FOLDER / "dense_1m.yaml", sets)
     found = plan(config, machine)
     model = Transformer(config.space)
     flops = prefill_flops_per_token(config.space.largest(), config.space.base, 128)  # there is one network only
@@ -95,7 +95,7 @@ def test_every_training_of_retrain_is_counted_once():
 
 
 def test_checkpointed_blocks_cost_a_forward_pass_and_spare_the_gathered_model():
-    plain, checkpointed = (plan_of("quickstart", H100S, f"train.checkpoint_blocks={on}") for on in ("false", "true"))
+    plain, checkpointed = (plan_of("dense_1m", H100S, f"train.checkpoint_blocks={on}") for on in ("false", "true"))
     assert checkpointed.work.supernet == pytest.approx(plain.work.supernet * 4 / 3)
     assert checkpointed.memory["stage 3"].activations < plain.memory["stage 3"].activations
     assert checkpointed.memory["stage 3"].gathered < plain.memory["stage 3"].gathered
@@ -103,7 +103,7 @@ def test_checkpointed_blocks_cost_a_forward_pass_and_spare_the_gathered_model():
 
 def test_stage_3_keeps_slices_of_every_gathered_weight_unless_blocks_are_checkpointed():
     """Why the plan says so: autograd saves views of the weights, and a view holds the whole storage."""
-    config = load_config(FOLDER / "quickstart.yaml", [])
+    config = load_config(FOLDER / "dense_1m.yaml", [])
     model = Transformer(config.space)
     storages = {p.untyped_storage().data_ptr(): p.numel() for p in model.parameters() if p.dim() > 1}
     tokens = torch.zeros(1, 8, dtype=torch.int64)
@@ -128,9 +128,9 @@ def test_stage_3_keeps_slices_of_every_gathered_weight_unless_blocks_are_checkpo
 
 def test_what_training_would_refuse_is_not_planned():
     with pytest.raises(UserError, match=r"train.batch_size = 8 does not divide among 3 processes: use a multiple of 3"):
-        plan_of("quickstart", Machine(3, 80, 989, 0.4))
+        plan_of("dense_1m", Machine(3, 80, 989, 0.4))
     with pytest.raises(UserError, match=r"train.micro_batch = 4 does not divide a process's share .*8 / 4 = 2"):
-        plan_of("quickstart", Machine(4, 80, 989, 0.4), "train.micro_batch=4")
+        plan_of("dense_1m", Machine(4, 80, 989, 0.4), "train.micro_batch=4")
 
 
 def test_the_command_line_prints_it():
