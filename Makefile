@@ -22,7 +22,7 @@ ifeq ($(GPU),)
 export DS_ACCELERATOR ?= cpu
 endif
 
-# No test reaches for the network.
+# No test reaches for the network; long versions install older releases of transformers from the package index.
 test test-full test-avx2: export HF_HUB_OFFLINE := 1
 test test-full test-avx2: export WANDB_MODE := offline
 test test-full test-avx2: export TOKENIZERS_PARALLELISM := false

@@ -171,17 +171,26 @@ def export(
             "--ternary", help="With --format gguf: the type of ternary weights, 1.7 or 2.1 bits; default tq2_0."
         ),
     ] = None,
+    split_special: Annotated[
+        bool,
+        typer.Option(
+            "--split-special-tokens",
+            help="The tokenizer of a folder reads special tokens written in a text as plain characters.",
+        ),
+    ] = False,
 ) -> None:
     """Write the retrained winner as a Hugging Face checkpoint or GGUF file, checked by reading it again."""
     if elastic and format_ != "hf":
         raise UserError(f"--format {format_}: not with --elastic, whose checkpoint is a Hugging Face folder")
     if ternary and format_ != "gguf":
         raise UserError(f"--ternary {ternary}: only with --format gguf")
+    if split_special and format_ == "gguf":
+        raise UserError("--split-special-tokens: is for Hugging Face folders; a GGUF file cannot say it")
     with open_context(config, run_dir, set_) as context:
         if elastic:
             from llmnas.pipeline.elastic import export as elastic_stage
 
-            made = elastic_stage(context, force=force or resume)
+            made = elastic_stage(context, force=force or resume, split_special=split_special)
             say(f"export: {made.folder} ({len(made.subnetworks)} sub-networks)")
             return
         if format_ == "gguf":
@@ -192,7 +201,7 @@ def export(
             return
         from llmnas.pipeline.export import export as stage
 
-        result = stage(context, force=force or resume, blocks=format_ == "block_configs")
+        result = stage(context, force=force or resume, blocks=format_ == "block_configs", split_special=split_special)
     say(f"export: {result.folder} ({result.class_name})")
 
 

@@ -12,11 +12,11 @@ from tokenizers import Tokenizer
 
 from llmnas.errors import UserError
 from llmnas.files import (
-    COMPANIONS,
     GENERATION_FILE,
     LICENCES,
     ORIGIN_FILE,
     parse_yaml,
+    read_companions,
     read_object,
     read_text,
     write_json,
@@ -96,9 +96,11 @@ def copy_tokenizer(source: ModelTokenizer, folder: Path) -> Path:
         UserError: a file that cannot be read.
     """
     origin = source.path.parent
-    for name in (source.path.name, *COMPANIONS, *LICENCES):
+    for name in (source.path.name, *LICENCES):
         if (origin / name).is_file():
             write_text(folder / name, read_text(origin / name))
+    for name, text in read_companions(source.path).items():
+        write_text(folder / name, text)
     config = read_object(origin / "config.json")
     given = origin / GENERATION_FILE
     ids = ("bos_token_id", "eos_token_id", "pad_token_id")

@@ -46,7 +46,7 @@ class Stored:
         parameters: in the file.
         own_parameters: of the architecture itself.
         tokenizer: whether one lies beside the weights.
-        literal: it reads special tokens that are written out in a text as plain characters.
+        split_special: whether it reads special tokens in a text as plain characters.
         reason: why no stock class holds the network, where none does.
         blocks: sizes of each layer in a checkpoint with `block_configs`.
         packed: how many of the parameters are stored as codes of 2 bits or 1.
@@ -58,11 +58,11 @@ class Stored:
     parameters: int
     own_parameters: int
     tokenizer: bool
-    literal: bool = True
     reason: str | None = None
     blocks: tuple[StockShape, ...] = ()
     packed: int = 0
     size: int = 0
+    split_special: bool = False
 
     @property
     def tier(self) -> int:
@@ -136,7 +136,23 @@ def _operations(arch: Architecture, base: BaseModel) -> list[str]:
     ]
 
 
+_SPLIT = (
+    "A special token written out in a text is read as plain characters (`split_special_tokens`), so that no text can "
+    "forge the end of a document; append `tokenizer.eos_token_id` where you mean it."
+)
+_SPECIAL = (
+    "A special token written out in a text is that token, as chat templates need it. Where strangers write the text, "
+    "pass `split_special_tokens=True`: it is then read as plain characters, and no text can forge the end of another."
+)
+_COMPILER = (
+    "transformers wants accelerate for this class (`pip install accelerate`). On a CPU it compiles parts of it, which "
+    "needs a C++ compiler (`apt install g++`); with "
+    "`TORCHDYNAMO_DISABLE=1` in the environment it computes the same without one."
+)
+
+
 def _loading(stored: Stored) -> str:
+    compiler = ["", _COMPILER] if "BitNet" in stored.class_name else []
     tokenizer, trust = stored.tokenizer, "" if stored.shape else ", trust_remote_code=True"
     lines = [
         "```python",
@@ -145,19 +161,16 @@ def _loading(stored: Stored) -> str:
         f'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder"{trust})',
     ]
     if not tokenizer:
-        return "\n".join([*lines, "```", "", "No tokenizer comes with it: it takes and gives token ids."])
+        return "\n".join([*lines, "```", "", "No tokenizer comes with it: it takes and gives token ids.", *compiler])
     lines += [
         f'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder"{trust})',
         'ids = tokenizer("The state of", return_tensors="pt")',
         "print(tokenizer.decode(model.generate(**ids, max_new_tokens=40)[0]))",
         "```",
+        "",
+        _SPLIT if stored.split_special else _SPECIAL,
+        *compiler,
     ]
-    if stored.literal:
-        lines += [
-            "",
-            "A special token written out in a text is read as plain characters (`split_special_tokens`), so that no "
-            "text can forge the end of a document; append `tokenizer.eos_token_id` where you mean it.",
-        ]
     return "\n".join(lines)
 
 
@@ -167,7 +180,7 @@ def _storage(stored: Stored, low_bit: bool) -> str:
     if stored.shape is None:
         return (
             f"Tier 3: no stock class computes this network ({stored.reason}), so the code that computes it lies beside "
-            "the weights (`modeling_llmnas.py` and what it imports; llmnas is not needed). transformers 5.24 or "
+            "the weights (`modeling_llmnas.py` and what it imports; llmnas is not needed). transformers 4.57 or "
             "later loads it with `trust_remote_code=True` and generates with it; llama.cpp and vLLM do not know it. "
             f"All weights take {stored.size:,} bytes.{_low_bit(stored) if low_bit else ''}"
         )

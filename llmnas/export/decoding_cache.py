@@ -28,6 +28,7 @@ class DecodingCache(TransformersCache):  # type: ignore[misc]
         self.inner = inner
         self.batch = batch
         self.padded = False  # whether a row began with padding
+        self.begins: Tensor | None = None  # [batch, 1] the position of each row's first token; None for 0
 
     def serve(self, arch: Architecture) -> None:
         """Go on with another architecture.
@@ -58,6 +59,31 @@ class DecodingCache(TransformersCache):  # type: ignore[misc]
                 return f"the sizes of layer {i} change in the middle of a text"
         return None
 
+    # transformers asks its list of layers, which is empty here, since ours hold their own
+
+    def __len__(self) -> int:
+        return len(self.inner.layers)
+
+    @property
+    def is_linear(self) -> list[bool]:
+        """[False]: generation then cuts what was read from the text that it is given."""
+        return [False]
+
+    @property
+    def is_sliding(self) -> list[bool]:
+        """Every layer remembers the whole text."""
+        return [False] * len(self)
+
+    @property
+    def is_compileable(self) -> bool:
+        """It grows, so nothing is compiled for it."""
+        return False
+
+    @property
+    def is_initialized(self) -> bool:
+        """Always."""
+        return True
+
     @property
     def is_croppable(self) -> bool:
         """Whether tokens can be forgotten: a recurrent state cannot go back."""
@@ -76,17 +102,20 @@ class DecodingCache(TransformersCache):  # type: ignore[misc]
         """-1: it grows."""
         return -1
 
-    def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last `-tokens_to_remove` tokens (transformers' sign).
+    get_max_cache_shape = get_max_length  # its name up to 4.57
+
+    def crop(self, max_length: int) -> None:
+        """Forget the last `-max_length` tokens; a positive one is how many to keep, as transformers 4 counts.
 
         Raises:
             ValueError: a layer is recurrent, or fewer tokens were read.
         """
-        if tokens_to_remove == 0:
+        forget = -max_length if max_length <= 0 else max(self.inner.length - max_length, 0)
+        if not forget:
             return
         if not self.is_croppable:
             raise ValueError("cache: an MLGRU layer cannot forget tokens; generate without an assistant")
-        self.inner.back_to(Mark(self.inner.length - abs(tokens_to_remove), (None,) * len(self.inner.layers)))
+        self.inner.back_to(Mark(self.inner.length - forget, (None,) * len(self.inner.layers)))
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Row i becomes what row beam_idx[i] was."""
@@ -95,6 +124,7 @@ class DecodingCache(TransformersCache):  # type: ignore[misc]
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows, [new batch] int64."""
         self.inner.select(indices)
+        self.begins = None if self.begins is None else self.begins[indices]
         self.batch = len(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
@@ -105,7 +135,7 @@ class DecodingCache(TransformersCache):  # type: ignore[misc]
     def reset(self) -> None:
         """Forget everything."""
         self.inner.back_to(Mark(0, (None,) * len(self.inner.layers)))
-        self.padded = False
+        self.padded, self.begins = False, None
 
     def activate_past_recording(self) -> None:
         """Nothing to do: keys and values are kept until they are cropped."""

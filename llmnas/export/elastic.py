@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -13,12 +13,13 @@ from torch import Tensor
 
 from llmnas.errors import UserError
 from llmnas.export.card import Card, origin_lines, table
-from llmnas.export.folder import EOS_ID, check_folder, check_tokenizer_file, staged, verify_fresh, write_tokenizer
+from llmnas.export.folder import check_folder, staged, verify_fresh
 from llmnas.export.modeling_llmnas import LlmnasForCausalLM
 from llmnas.export.origin import hand_on, write_generation
 from llmnas.export.own import CLASS_NAME, own_config, own_weights
 from llmnas.export.ship import shipped_files, write_code
 from llmnas.export.subnetworks import LatencyTable, Subnetwork
+from llmnas.export.tokenizer import EOS_ID, check_tokenizer_file, write_tokenizer
 from llmnas.export.verify import OTHER
 from llmnas.files import ABOUT_FILE, write_json, write_text
 from llmnas.supernet import Transformer
@@ -54,6 +55,7 @@ def export_elastic(
     seconds: float = 2.0,
     eos_id: int = EOS_ID,
     force: bool = False,
+    split_special: bool = False,
 ) -> ElasticReport:
     """Write a supernet and its Pareto sub-networks as one transformers checkpoint, verified before it appears.
 
@@ -67,6 +69,7 @@ def export_elastic(
         seconds: about how long to measure them.
         eos_id: the tokenizer's entry that ends a text.
         force: replace an earlier export.
+        split_special: the tokenizer reads special tokens in a text as plain characters, as in training.
 
     Raises:
         UserError: no sub-network, `folder` is there already, or the tokenizer does not fit.
@@ -88,8 +91,8 @@ def export_elastic(
         save_file(own_weights(supernet), checkpoint / "model.safetensors", metadata={"format": "pt"})
         shutil.copymode(checkpoint / "config.json", checkpoint / "model.safetensors")
         write_code(checkpoint, shipped_files())
-        tokenizer = write_tokenizer(tokenizer_path, checkpoint, supernet.base.max_seq, eos_id)
-        write_json(checkpoint / ABOUT_FILE, _about(supernet, ordered, tokenizer))
+        write_tokenizer(tokenizer_path, checkpoint, supernet.base.max_seq, eos_id, split_special=split_special)
+        write_json(checkpoint / ABOUT_FILE, _about(supernet, ordered))
         card = replace(card, **hand_on(tokenizer_path, checkpoint))
         write_text(checkpoint / "README.md", _card(card, supernet, ordered, latency))
         expected = checkpoint.with_name("expected.safetensors")
@@ -98,11 +101,11 @@ def export_elastic(
     return ElasticReport(folder, ordered, latency, difference)
 
 
-def _about(supernet: Transformer, table_: Sequence[Subnetwork], tokenizer: Mapping[str, str]) -> dict[str, object]:
+def _about(supernet: Transformer, table_: Sequence[Subnetwork]) -> dict[str, object]:
     return {
         "architecture": supernet.envelope.to_dict(),
         "base": asdict(replace(supernet.base, rope_dim=supernet.rope_dim)),
-        "export": {"class": CLASS_NAME, "tier": 3, "elastic": len(table_), **tokenizer},
+        "export": {"class": CLASS_NAME, "tier": 3, "elastic": len(table_)},
     }
 
 
@@ -135,7 +138,9 @@ def _card(card: Card, supernet: Transformer, ordered: Sequence[Subnetwork], late
         'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder", trust_remote_code=True)\n'
         "model.measure_latency()              # on another device than the table's\n"
         "model.set_budget(latency_ms=15)      # or params=..., memory_bytes=..., or several\n"
-        'model.generate(ids, budget={"params": 1_000_000})  # for one call\n```\n\n'
+        'model.generate(ids, budget={"params": 1_000_000})  # for one call\n\n'
+        "model.train_elastic()                # before any trainer: every step trains another sub-network\n"
+        "model.measure_losses(tokens)         # afterwards, so that the table is of the new weights\n```\n\n"
         "## Sub-networks\n\n"
         + table(("id", "val loss", "parameters", "hidden", "layers", "memory (bytes)", "ms a token"), rows)
         + f"\n\nMilliseconds a generated token at a text of {latency.context} tokens, measured on: {device}. Memory is "

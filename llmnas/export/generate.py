@@ -6,16 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
-from transformers.utils import logging
+from transformers import PreTrainedTokenizerFast
 
 from llmnas.errors import UserError
-from llmnas.export.modeling_decilm import DeciLMForCausalLM
-from llmnas.export.modeling_llmnas import LlmnasForCausalLM, require_whole
-from llmnas.files import ABOUT_FILE, read_json
-from llmnas.files.tokenizer_files import open_tokenizer
+from llmnas.export.loading import load_tokenizer, open_model
+from llmnas.export.modeling_llmnas import LlmnasForCausalLM
 from llmnas.supernet import pack, packable
 
 
@@ -26,26 +22,9 @@ def load_model(folder: Path) -> Any:
     packed here: they would be quantised again for every token.
 
     Raises:
-        UserError: not an export, or weights that are damaged or do not fit.
+        UserError: not an export, one that asks for code, or weights that are damaged or do not fit.
     """
-    logging.disable_progress_bar()
-    ours = {kind.__name__: kind for kind in (LlmnasForCausalLM, DeciLMForCausalLM)}
-    try:
-        name = str(read_json(folder / ABOUT_FILE)["export"]["class"])
-    except (KeyError, TypeError):
-        raise UserError(f"{folder / ABOUT_FILE}: does not say which class the export is of; export it again") from None
-    kind: Any = ours.get(name, AutoModelForCausalLM)
-    how: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # its report of what does not fit is a page long
-    try:
-        model, loading = kind.from_pretrained(folder, **how)
-        require_whole(loading)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{folder}: {error}") from None
-    finally:
-        logging.set_verbosity(verbosity)
-    model.eval()
+    model = open_model(folder)
     if isinstance(model, LlmnasForCausalLM) and not model.subnetworks and packable(model.model):
         model.model = pack(model.model)
     return model
@@ -57,8 +36,7 @@ def read_prompt(folder: Path, prompt: str, longest: int) -> tuple[PreTrainedToke
     Raises:
         UserError: a prompt without a token, or one that leaves no room within `longest` tokens.
     """
-    open_tokenizer(folder / "tokenizer.json")  # in a child process: a bad one ends the process that loads it
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)  # AutoTokenizer would ask for the model's code
+    tokenizer = load_tokenizer(folder)
     ids: Tensor = tokenizer(prompt, return_tensors="pt")["input_ids"].long()
     length = ids.shape[1]
     if not length:
@@ -85,7 +63,8 @@ def generate(folder: Path, prompt: str, *, tokens: int, temperature: float, seed
     drawing: dict[str, Any] = {"do_sample": False}
     if temperature:
         drawing = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    with torch.random.fork_rng(devices=[]):
+    # BitLinear compiles itself, which takes a C++ compiler and longer than the text
+    with torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
         torch.manual_seed(seed)
         out = model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=min(tokens, longest - length), **drawing

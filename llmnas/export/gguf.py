@@ -20,9 +20,9 @@ from torch import Tensor
 
 from llmnas.errors import RunError, UserError
 from llmnas.export.bitnet import bitnet_shape, coded_weights
-from llmnas.export.folder import EOS_ID
 from llmnas.export.layout import stock_reason
 from llmnas.export.shape import StockShape, stock_shape
+from llmnas.export.tokenizer import EOS_ID, chat_template, pad_id
 from llmnas.export.weights import stock_weights
 from llmnas.files import read_json, sync_dir
 from llmnas.space import Architecture, BaseModel, LayerSpec
@@ -170,12 +170,12 @@ def export_gguf(
     """
     if path.exists() and not force:
         raise UserError(f"{path}: is there already; replace it with --force")
-    if tokenizer_path is not None and eos_id != EOS_ID:
-        raise UserError(f"{tokenizer_path}: ends a text with entry {eos_id}; GGUF export knows entry {EOS_ID} only")
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        held = write_gguf(model.float().cpu(), partial, tokenizer_path=tokenizer_path, name=name, ternary=ternary)
+        held = write_gguf(
+            model.float().cpu(), partial, tokenizer_path=tokenizer_path, name=name, ternary=ternary, eos_id=eos_id
+        )
         sync_dir(partial)  # it opens and fsyncs, files too
         partial.replace(path)
         sync_dir(path.parent)
@@ -187,16 +187,23 @@ def export_gguf(
 
 
 def write_gguf(
-    model: Transformer, path: Path, *, tokenizer_path: Path | None, name: str, ternary: str | None = None
+    model: Transformer,
+    path: Path,
+    *,
+    tokenizer_path: Path | None,
+    name: str,
+    ternary: str | None = None,
+    eos_id: int = EOS_ID,
 ) -> Contents:
     """Write one file and read it back.
 
     Args:
         model: stand-alone, float32 on the CPU.
         path: of the new file.
-        tokenizer_path: a byte-level `tokenizer.json`, or None.
+        tokenizer_path: a byte-level `tokenizer.json`, or None; the chat template beside it is kept.
         name: of the model, in the file.
         ternary: a key of `TERNARY_TYPES`; None for TQ2_0 where there are ternary weights.
+        eos_id: the tokenizer's entry that ends a text.
 
     Raises:
         UserError: llama.cpp computes no such network, or `ternary` is given for one without ternary weights.
@@ -210,7 +217,7 @@ def write_gguf(
     writer.add_name(name)
     _add_sizes(writer, model, held)
     writer.add_file_type(file_type if held.codes else LlamaFileType.ALL_F32)
-    _add_tokenizer(writer, tokenizer_path, model.base.vocab_size)
+    _add_tokenizer(writer, tokenizer_path, model.base.vocab_size, eos_id)
     for tensor, weight in held.tensors.items():
         values = weight.contiguous().numpy()
         if tensor in held.codes:
@@ -248,8 +255,8 @@ def _add_sizes(writer: GGUFWriter, model: Transformer, held: Contents) -> None:
     writer.add_feed_forward_length([s.ffn_size for s in specs] if by_layer else ffn_size)
 
 
-def _add_tokenizer(writer: GGUFWriter, path: Path | None, vocab_size: int) -> None:
-    """Byte-level BPE with GPT-2's splitting, as all tokenizers of this project; entry 0 ends a text."""
+def _add_tokenizer(writer: GGUFWriter, path: Path | None, vocab_size: int, eos_id: int) -> None:
+    """Byte-level BPE with GPT-2's splitting, as all tokenizers of this project."""
     if path is None:
         writer.add_tokenizer_model("none")
         return
@@ -258,7 +265,7 @@ def _add_tokenizer(writer: GGUFWriter, path: Path | None, vocab_size: int) -> No
     if stored["model"].get("type") != "BPE" or splits.get("type") != "ByteLevel":
         raise UserError(f"{path}: GGUF export knows byte-level BPE with GPT-2's splitting only")
     ids: dict[str, int] = stored["model"]["vocab"] | {t["content"]: t["id"] for t in stored["added_tokens"]}
-    special = {token["id"] for token in stored["added_tokens"] if token["special"]} | {EOS_ID}
+    special = {token["id"] for token in stored["added_tokens"] if token["special"]} | {eos_id}
     texts = sorted(ids, key=lambda text: ids[text])
     if len(texts) != vocab_size:
         raise UserError(f"{path}: has {len(texts)} entries, the model's vocabulary {vocab_size}; they must be equal")
@@ -268,9 +275,13 @@ def _add_tokenizer(writer: GGUFWriter, path: Path | None, vocab_size: int) -> No
     writer.add_token_types([TokenType.CONTROL if ids[text] in special else TokenType.NORMAL for text in texts])
     merges = stored["model"]["merges"]
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
-    writer.add_bos_token_id(EOS_ID)
-    writer.add_eos_token_id(EOS_ID)
+    writer.add_bos_token_id(eos_id)
+    writer.add_eos_token_id(eos_id)
+    writer.add_pad_token_id(pad_id(path, eos_id))
     writer.add_add_bos_token(False)
+    template = chat_template(path)
+    if template is not None:
+        writer.add_chat_template(template)
 
 
 def check_gguf(path: Path, held: Contents) -> None:

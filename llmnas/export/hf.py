@@ -14,11 +14,12 @@ from torch import Tensor
 
 from llmnas.cost import count_params
 from llmnas.export.card import Card, Stored, render
-from llmnas.export.folder import EOS_ID, check_folder, check_tokenizer_file, staged, verify_fresh, write_tokenizer
+from llmnas.export.folder import check_folder, staged, verify_fresh
 from llmnas.export.layout import Layout, lay_out
 from llmnas.export.origin import hand_on, write_generation
 from llmnas.export.own import is_buffer
 from llmnas.export.ship import write_code
+from llmnas.export.tokenizer import EOS_ID, check_tokenizer_file, write_tokenizer
 from llmnas.files import (
     ABOUT_FILE,
     read_json,
@@ -60,6 +61,7 @@ def export_hf(
     force: bool = False,
     layout: Callable[[Transformer, int | None], Layout] = lay_out,
     dtype: torch.dtype = torch.float32,
+    split_special: bool = False,
 ) -> ExportReport:
     """Write a stand-alone model as a transformers checkpoint: floats as `dtype`, low-bit weights packed.
 
@@ -76,6 +78,7 @@ def export_hf(
         force: replace an earlier export.
         layout: how the model, given the end of text, lies in the folder.
         dtype: weights are rounded to it, and stored as it where the layout changes no number (padding may).
+        split_special: the tokenizer reads special tokens in a text as plain characters, as in training.
 
     Raises:
         UserError: `folder` is there already, or the tokenizer does not fit.
@@ -87,7 +90,9 @@ def export_hf(
     model = rounded(model, dtype)
     with staged(folder, force) as checkpoint:
         expected = checkpoint.with_name("expected.safetensors")
-        stored = write_checkpoint(model, checkpoint, tokenizer_path, card, eos_id, layout, dtype)
+        stored = write_checkpoint(
+            model, checkpoint, tokenizer_path, card, eos_id, layout, dtype, split_special=split_special
+        )
         write_expected(model, expected)
         difference = verify_fresh(checkpoint, expected, folder)
     return ExportReport(folder, stored.class_name, stored.tier, stored.parameters, stored.own_parameters, difference)
@@ -121,6 +126,17 @@ def write_expected(model: Transformer, path: Path) -> None:
     save_file({"tokens": tokens, "logits": logits.contiguous()}, path)
 
 
+def with_older_names(stored: dict[str, Any], config: Any) -> dict[str, Any]:
+    """config.json with what transformers 4 and engines built on it call the same things, beside the names of today."""
+    older = {name: stored[today] for name, today in config.attribute_map.items() if today in stored}
+    rope = stored.get("rope_parameters")
+    if rope:
+        older["rope_theta"] = rope["rope_theta"]
+        if rope["rope_type"] != "default":
+            older["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+    return stored | older
+
+
 def write_checkpoint(
     model: Transformer,
     folder: Path,
@@ -129,6 +145,7 @@ def write_checkpoint(
     eos_id: int = EOS_ID,
     lay: Callable[[Transformer, int | None], Layout] = lay_out,
     dtype: torch.dtype = torch.float32,
+    split_special: bool = False,
 ) -> Stored:
     """Write all files of an export into the empty `folder`, unverified; `model` is float32 on the CPU."""
     base, arch = replace(model.base, rope_dim=model.rope_dim), model.envelope
@@ -140,17 +157,12 @@ def write_checkpoint(
     layout.config.save_pretrained(folder)
     write_code(folder, layout.code)
     config = read_json(config_path) | {"dtype": str(dtype).removeprefix("torch.")}
-    rope = config.get("rope_parameters")
-    if rope:  # transformers 4 and engines built on it read these keys at the top
-        scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
-        stretched = {"rope_scaling": scaling} if rope["rope_type"] != "default" else {}
-        config |= {"rope_theta": rope["rope_theta"]} | stretched
-    write_json(config_path, config)
+    write_json(config_path, with_older_names(config, layout.config))
     write_generation(tokenizer_path, end, folder)
     weights_path = folder / "model.safetensors"
     save_file(weights, weights_path, metadata={"format": "pt"})
     shutil.copymode(config_path, weights_path)  # safetensors lets nobody but the owner read it
-    tokenizer = write_tokenizer(tokenizer_path, folder, base.max_seq, eos_id)
+    write_tokenizer(tokenizer_path, folder, base.max_seq, eos_id, split_special=split_special)
     origin = hand_on(tokenizer_path, folder)
     stored = Stored(
         class_name=layout.class_name,
@@ -164,7 +176,7 @@ def write_checkpoint(
         size=sum(weight.nbytes for weight in weights.values()),
         own_parameters=count_params(arch, base).total,
         tokenizer=tokenizer_path is not None,
-        literal=tokenizer.get("tokenizer") == "ours",
+        split_special=split_special,
         reason=layout.reason and layout.reason.removeprefix("export: "),
         blocks=layout.blocks,
     )
@@ -174,7 +186,6 @@ def write_checkpoint(
             "architecture": arch.to_dict(),
             "base": asdict(base),
             "export": {"class": stored.class_name, "tier": stored.tier}
-            | tokenizer
             | ({"sizes": asdict(shape.spec)} if shape else {}),
         },
     )

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from llmnas.export.tokenizer import pad_id
 from llmnas.files import GENERATION_FILE, LICENCES, ORIGIN_FILE, read_json, read_object, write_json
 
 
@@ -13,7 +14,8 @@ def write_generation(tokenizer_path: Path | None, end: int | None, folder: Path)
     """Write `generation_config.json`, and its ids into `config.json`, which is there.
 
     A pretrained model's settings stay as they came, word for word (transformers refuses to write some that it reads,
-    such as a temperature without sampling); else the end of text stands for everything.
+    such as a temperature without sampling); else the end of text stands for everything, but for padding where there is
+    another entry.
 
     Args:
         tokenizer_path: of the run; the settings lie beside it.
@@ -21,8 +23,9 @@ def write_generation(tokenizer_path: Path | None, end: int | None, folder: Path)
         folder: of the export.
     """
     given = tokenizer_path and tokenizer_path.with_name(GENERATION_FILE)
-    plain = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
-    settings = read_object(given) if given and given.is_file() else plain
+    padding = None if tokenizer_path is None or end is None else pad_id(tokenizer_path, end)
+    plain = {"bos_token_id": end, "eos_token_id": end}
+    settings = {"pad_token_id": padding} | (read_object(given) if given and given.is_file() else plain)
     write_json(folder / GENERATION_FILE, settings)
     config = folder / "config.json"
     ids = {name: settings.get(name) for name in ("bos_token_id", "eos_token_id")}

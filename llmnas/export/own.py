@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmnas.export.modeling_llmnas import LlmnasConfig, LlmnasForCausalLM, StoredShape
+from llmnas.export.configuration_llmnas import LlmnasConfig, StoredShape
+from llmnas.export.modeling_llmnas import LlmnasForCausalLM
 from llmnas.export.ship import SHELL
 from llmnas.nn.lowbit import is_packed
 from llmnas.nn.ternary import LOW_BIT, codes, scale_name, scale_of
@@ -27,7 +28,10 @@ def own_config(model: Transformer, eos_id: int | None, **more: Any) -> LlmnasCon
         shape=StoredShape.to_dict(StoredShape(base, model.envelope, tuple(model.kinds))),
         architectures=[CLASS_NAME],
         packed=FORMAT if has_packed(model) else None,
-        auto_map={"AutoConfig": f"{SHELL}.{LlmnasConfig.__name__}", "AutoModelForCausalLM": f"{SHELL}.{CLASS_NAME}"},
+        auto_map={
+            "AutoConfig": f"{LlmnasConfig.__module__.rpartition('.')[2]}.{LlmnasConfig.__name__}",
+            "AutoModelForCausalLM": f"{SHELL}.{CLASS_NAME}",
+        },
         dtype="float32",
         bos_token_id=eos_id,
         eos_token_id=eos_id,

@@ -32,7 +32,17 @@ def shipped_files(module: str = f"llmnas.export.{SHELL}") -> dict[str, str]:
             text, more = relative_imports(_path(name).read_text(encoding="utf-8"), name)
             found[file] = tried_imports(text)
             todo += more
-    return found
+    return {name: _naming(text, name, found) for name, text in found.items()}
+
+
+def _naming(text: str, name: str, files: Mapping[str, str]) -> str:
+    """A file that `auto_map` names, with lines that name all others: from a folder, transformers 4 copies no more."""
+    if not name.startswith(("configuration_", "modeling_")):
+        return text
+    others = [file.removesuffix(".py") for file in sorted(files) if file != name]
+    lines = ["\nif False:  # transformers 4 copies the files that this one names\n"]
+    lines += [f"    from .{other} import __doc__\n" for other in others]
+    return text + "".join(lines if others else ())
 
 
 def write_code(folder: Path, files: Mapping[str, str]) -> None:

@@ -1,8 +1,9 @@
 """The door to files: `writing` makes them whole or absent, the other modules read what lies on disk."""
 
+from llmnas.files.companions import read_companions
 from llmnas.files.hashing import BLOCK, Digest, Written, content_hash, require_written, sha256
 from llmnas.files.json_files import as_kind, parse_json, read_as, read_json, read_object
-from llmnas.files.names import ABOUT_FILE, COMPANIONS, GENERATION_FILE, LICENCES, ORIGIN_FILE
+from llmnas.files.names import ABOUT_FILE, GENERATION_FILE, LICENCES, ORIGIN_FILE
 from llmnas.files.opening import inside, open_regular, read_bytes, read_most, read_text, regular
 from llmnas.files.packed import open_unpacked
 from llmnas.files.paths import PathText, user_path
@@ -13,7 +14,6 @@ from llmnas.files.yaml_files import parse_yaml, read_yaml
 __all__ = [
     "ABOUT_FILE",
     "BLOCK",
-    "COMPANIONS",
     "GENERATION_FILE",
     "LICENCES",
     "ORIGIN_FILE",
@@ -34,6 +34,7 @@ __all__ = [
     "parse_yaml",
     "read_as",
     "read_bytes",
+    "read_companions",
     "read_json",
     "read_most",
     "read_object",

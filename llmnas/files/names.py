@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 ABOUT_FILE = "llmnas.json"  # of an exported folder: the architecture, for tools; marks it as ours
-COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-"""What may lie beside a pretrained model's `tokenizer.json` and belongs to it: kept as it is."""
 GENERATION_FILE = "generation_config.json"
 LICENCES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENCE", "NOTICE", "NOTICE.txt", "USE_POLICY.md")
 """What may lie in a pretrained model's folder and binds what is made of it."""

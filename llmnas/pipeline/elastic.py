@@ -22,7 +22,7 @@ from llmnas.rng import torch_seed
 from llmnas.serve import adaptive
 
 
-def export(context: Context, *, force: bool = False) -> ElasticReport:
+def export(context: Context, *, force: bool = False, split_special: bool = False) -> ElasticReport:
     """Write all weights of the supernet and the Pareto front of the search (parameters always count as an objective).
 
     Losses in the table are those of the shared weights as they are stored, evaluated here.
@@ -41,6 +41,7 @@ def export(context: Context, *, force: bool = False) -> ElasticReport:
     table = [Subnetwork(arch, dict(metrics)) for arch, metrics in zip(found, measure(found), strict=True)]
     report = export_elastic(
         supernet, table, run.export(ELASTIC), tokenizer_path=run.tokenizer, force=force,
+        split_special=split_special,
         eos_id=context.tokens("train").info.eos_id,
         context=config.budget.workload.tokens(supernet.base),
         card=Card(

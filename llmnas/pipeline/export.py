@@ -26,10 +26,11 @@ _HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 """What a pretrained model may be stored as, and then what is made of it too."""
 
 
-def export(context: Context, *, force: bool = False, blocks: bool = False) -> ExportReport:
+def export(context: Context, *, force: bool = False, blocks: bool = False, split_special: bool = False) -> ExportReport:
     """Export the found architecture with the weights of its best retrained seed, verified on write.
 
-    `blocks` writes the layout of `llmnas.export.block_configs` beside the usual folder.
+    `blocks` writes the layout of `llmnas.export.block_configs` beside the usual folder; `split_special`: its tokenizer
+    reads special tokens in a text as plain characters.
     """
     config, run = context.config, context.run
     model, arch, best = _winner(context)
@@ -45,6 +46,7 @@ def export(context: Context, *, force: bool = False, blocks: bool = False) -> Ex
         model, run.export(f"{arch.id}-{BLOCKS}" if blocks else arch.id), tokenizer_path=run.tokenizer, card=card,
         force=force, eos_id=context.tokens("train").info.eos_id, layout=lay_out_blocks if blocks else lay_out,
         dtype=_HALVES.get(str(run.recorded("warm_start").get("dtype")), torch.float32),
+        split_special=split_special,
     )  # fmt: skip
     run.record(
         BLOCKS if blocks else "export",

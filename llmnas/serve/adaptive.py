@@ -2,7 +2,7 @@
 
 Where the cache cannot go on with the next sub-network (another width, or a layer that comes back), the text is read
 again by it: that one token takes as long as a prompt, and patience makes it rare.
-Shapes: T tokens of the text so far, V vocabulary.
+Shapes: B texts, T tokens of the text so far, V vocabulary.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class Trace:
 
 
 def draw(temperature: float, seed: int) -> Draw:
-    """Logits [1, V] to the next token [1, 1]: the likeliest at temperature 0, else drawn from softmax(logits / T)."""
+    """Logits [B, V] to the next tokens [B, 1]: the likeliest at temperature 0, else drawn from softmax(logits / T)."""
     if not temperature:
         return lambda logits: logits.argmax(-1, keepdim=True)
     generator = torch.Generator().manual_seed(seed)
@@ -164,38 +164,45 @@ def generate(
     *,
     tokens: int,
     next_token: Draw,
+    attention_mask: Tensor | None = None,
     clock: Clock = time.perf_counter,
 ) -> tuple[Tensor, Trace]:
-    """Go on with one text, every token by the sub-network that the controller names.
+    """Go on with texts, every token by the sub-network that the controller names.
 
     The controller lives on from text to text. Tokens before which the text was read as a whole do not count for its
     load: the table holds none of that.
 
     Args:
         model: the weights.
-        ids: [1, T], T at least 1.
+        ids: [B, T], T at least 1.
         archs: the rungs of the controller's ladder.
         controller: told about every token.
-        tokens: to add at most; the end of text ends it sooner.
+        tokens: to add at most; it ends sooner when every text has ended. A text that has ended is filled up with
+            `generation_config.pad_token_id`, else with the token that ended it.
         next_token: chooses by the logits, see `draw`.
+        attention_mask: [B, T], 0 at padding on the left; None where there is none.
         clock: seconds that have passed, for a user: what other programs take counts.
 
     Returns:
-        the text [1, T + added], and what happened.
+        the texts [B, T + added], and what happened.
     """
-    text, trace, cache = ids, Trace(), None
-    ends = model.generation_config.eos_token_id
+    text, mask, trace, cache = ids, attention_mask, Trace(), None
+    ends, padding = _ends(model, ids.device)
+    ended = torch.zeros(len(ids), 1, dtype=torch.bool, device=ids.device)
     for place in range(tokens):
         rung = controller.rung
         began = clock()
         whole = cache is None or cache.refusal(archs[rung]) is not None
         out = model(
-            text if whole else text[:, -1:], arch=archs[rung], cache=None if whole else cache,
+            text if whole else text[:, -1:], attention_mask=mask, arch=archs[rung], cache=None if whole else cache,
             use_cache=True, logits_to_keep=1,
         )  # fmt: skip
         chosen, cache = next_token(out.logits[:, -1]).to(text.device), out.cache
+        chosen = torch.where(ended, text[:, -1:] if padding is None else padding, chosen)
+        ended = ended | torch.isin(chosen, ends)
         text = torch.cat([text, chosen], dim=1)
-        end = int(chosen) == ends  # waits for the device
+        mask = None if mask is None else torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        end = bool(ended.all())  # waits for the device
         trace.rungs.append(rung)
         trace.ms.append(1e3 * (clock() - began))
         if not whole:
@@ -205,3 +212,11 @@ def generate(
         if end:
             break
     return text, trace
+
+
+def _ends(model: LlmnasForCausalLM, device: torch.device) -> tuple[Tensor, int | None]:
+    """The tokens that end a text, [at least 0], and the one that fills up."""
+    settings = model.generation_config
+    ends = settings.eos_token_id
+    listed = [] if ends is None else ends if isinstance(ends, list) else [ends]
+    return torch.tensor(listed, dtype=torch.long, device=device), settings.pad_token_id

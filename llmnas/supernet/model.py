@@ -135,13 +135,14 @@ class Transformer(nn.Module):
     ) -> tuple[Tensor, dict[int, Routing]]:
         """[batch, seq] int64 -> [batch, seq, hidden] after the final norm, and what the routers did, by layer.
 
+        `tokens` may be their embeddings, [batch, seq, hidden], instead.
         `outputs`, where given, receives the residual stream after every kept layer, by layer.
 
         Raises:
             ValueError: the weights cannot serve the architecture.
         """
         require_fit(self, arch)
-        x = F.embedding(tokens, self.embedding[:, : arch.hidden_size])
+        x = tokens if tokens.is_floating_point() else F.embedding(tokens, self.embedding[:, : arch.hidden_size])
         read = (cache.length if cache else 0) + tokens.shape[1]
         if documents is not None and documents.shape[1] != read:
             raise ValueError(f"documents are given for {documents.shape[1]} tokens, {read} were read")

@@ -247,3 +247,27 @@ def test_real_processes_on_the_core_bring_it_down_and_it_comes_back(model, one_c
         if set(rungs(1)[-100:]) == {1}:
             break
     assert controller.rung == 1
+
+
+def test_several_texts_and_several_ends_are_those_of_transformers(model):
+    ids, mask = torch.tensor([[3, 1, 4, 1], [0, 0, 2, 7]]), torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
+
+    def both():
+        found, trace = generate(
+            model, ids, RUNGS, Controller(MS[:3], 5), tokens=20, next_token=draw(0, 0), attention_mask=mask,
+            clock=lambda: 0.0,
+        )  # fmt: skip
+        return found, model.generate(ids, attention_mask=mask, max_new_tokens=20, do_sample=False), trace
+
+    free, wanted, _ = both()
+    assert torch.equal(free, wanted)
+    first, second = int(free[0, 6]), int(free[1, 9])
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = [first, second], 63
+    found, wanted, trace = both()
+    assert torch.equal(found, wanted)
+    assert found.shape[1] < free.shape[1]
+    assert len(trace.ms) == found.shape[1] - 4
+    alone, _ = generate(
+        model, ids[1:, 2:], RUNGS, Controller(MS[:3], 5), tokens=20, next_token=draw(0, 0), clock=lambda: 0.0
+    )
+    assert torch.equal(found[1, 2 : 2 + alone.shape[1]], alone[0])
