@@ -44,7 +44,7 @@ def stranger(folder, tokenizer_path, code):
         "model_max_length": 32,
         "eos_token": "<|endoftext|>",
         "chat_template": "{{ messages }}",
-        "name_or_path": "/home/stranger",
+        "name_or_path": "stranger/model",
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": "<|endoftext|>", "auto_map": {}}))
