@@ -134,7 +134,7 @@ class LlmnasForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
     def set_input_embeddings(self, value: Any) -> None:
         """Refused: sub-networks read slices of the embedding that is here."""
-        raise NotImplementedError("the token embedding cannot be replaced; change model.model.embedding in place")
+        raise ValueError("the token embedding cannot be replaced; change model.model.embedding in place")
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:

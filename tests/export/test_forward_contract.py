@@ -102,7 +102,7 @@ def test_embeddings_may_be_given_instead_of_tokens(ours, llama):
             ours(**wrong)
     with pytest.raises(ValueError, match="are 3 wide, the architecture 16"):
         ours(inputs_embeds=embedded[..., :3])
-    with pytest.raises(NotImplementedError, match="cannot be replaced"):
+    with pytest.raises(ValueError, match="cannot be replaced"):
         ours.set_input_embeddings(torch.nn.Embedding(4, 16))
 
 
