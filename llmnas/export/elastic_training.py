@@ -16,6 +16,7 @@ from llmnas.export.subnetworks import Subnetwork
 from llmnas.space.architecture import Architecture
 from llmnas.supernet.model import Transformer
 
+STALE = "the weights changed since the losses of the sub-networks were measured; measure_losses(tokens) does it again"
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 

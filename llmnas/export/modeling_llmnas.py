@@ -21,7 +21,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from llmnas.export.configuration_llmnas import LlmnasConfig, StoredShape
 from llmnas.export.decoding_cache import DecodingCache
-from llmnas.export.elastic_training import Draws, checksum, measured
+from llmnas.export.elastic_training import STALE, Draws, checksum, measured
 from llmnas.export.forward_inputs import TokenEmbedding, document_numbers, one_cache
 from llmnas.export.refusals import require_positions, require_room, require_whole
 from llmnas.export.stopwatch import decode_ms, fingerprint
@@ -145,11 +145,9 @@ class LlmnasForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     ) -> None:
         """Assisted generation wants the cache before the first pass; everything else is as transformers does it."""
         if generation_mode == GenerationMode.ASSISTED_GENERATION and model_kwargs.get(CACHE) is None:
-            model_kwargs[CACHE] = self._new_cache(model_kwargs.get("arch") or self.arch, batch_size, length)
+            arch = model_kwargs.get("arch") or self.arch
+            model_kwargs[CACHE] = DecodingCache(arch, self.model.new_cache(arch, batch_size, length), batch_size)
         super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, batch_size, length)
-
-    def _new_cache(self, arch: Architecture, batch: int, capacity: int) -> DecodingCache:
-        return DecodingCache(arch, self.model.new_cache(arch, batch, capacity), batch)
 
     @functools.wraps(GenerationMixin.prepare_inputs_for_generation)  # transformers reads what it takes
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -180,11 +178,7 @@ class LlmnasForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         if not self.subnetworks:
             raise ValueError("budget: this checkpoint holds one network; `llmnas export --elastic` writes several")
         if self.config.table_stale:
-            warnings.warn(
-                "the weights changed since the losses of the sub-networks were measured; measure_losses(tokens) does "
-                "it again",
-                stacklevel=2,
-            )
+            warnings.warn(STALE, stacklevel=2)
         ms = latencies(self.config.latency_tables, fingerprint(self.model)) if "latency_ms" in limits else None
         return pick(self.subnetworks, limits, ms)
 
@@ -324,13 +318,13 @@ class LlmnasForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         if self.config.packed and labels is not None and self.training:
             raise ValueError("packed weights only compute; model.unpacked() has floats, to train on")
         cache = one_cache({"cache": cache, "past_key_values": past_key_values})
-        arch = arch or self._default()
+        arch = arch or (self._draws.next() if self._draws is not None and self.training else self.arch)
         x = self.embed(input_ids, arch.hidden_size) if inputs_embeds is None else inputs_embeds
         if x.shape[-1] != arch.hidden_size:
             raise ValueError(f"inputs_embeds: are {x.shape[-1]} wide, the architecture {arch.hidden_size}")
         batch, new = x.shape[:2]
         if cache is None and use_cache:
-            cache = self._new_cache(arch, batch, new + 32)
+            cache = DecodingCache(arch, self.model.new_cache(arch, batch, new + 32), batch)
         read = new + (0 if cache is None else cache.inner.length)
         require_positions(read, self.config.max_position_embeddings)
         if cache is not None:
@@ -354,6 +348,3 @@ class LlmnasForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         every = None if states is None else (x, *list(states.values())[:-1], hidden)
         output = CausalLMOutputWithPast(loss=loss, logits=logits, hidden_states=every, **{CACHE: cache})
         return output.to_tuple() if return_dict is False else output
-
-    def _default(self) -> Architecture:
-        return self._draws.next() if self._draws is not None and self.training else self.arch
