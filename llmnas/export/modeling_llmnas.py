@@ -132,7 +132,7 @@ class LlmnasForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         """The token embedding, as wide as the largest network."""
         return self.embed
 
-    def set_input_embeddings(self, value: Any) -> None:
+    def set_input_embeddings(self, value: Any) -> None:  # noqa: ARG002 (transformers' signature)
         """Refused: sub-networks read slices of the embedding that is here."""
         raise ValueError("the token embedding cannot be replaced; change model.model.embedding in place")
 
