@@ -63,7 +63,7 @@ def layer_vector_params(base: BaseModel, hidden_size: int, spec: LayerSpec) -> i
     """
     attention, width = spec.mixer == "attention", spec.head_dim * spec.q_heads
     bias = spec.head_dim * (spec.q_heads + 2 * spec.kv_heads) if base.qkv_bias and attention else 0
-    norms = hidden_size * (1 if spec.mixer == "none" else 2) * (2 if base.norms == "both" else 1)
+    norms = hidden_size * (1 if spec.mixer == "none" or base.parallel else 2) * (2 if base.norms == "both" else 1)
     if base.qk_norm and attention:
         norms += spec.head_dim * (2 if base.qk_norm_over == "head" else spec.q_heads + spec.kv_heads)
     inner = 0 if spec.weights == "dense" else spec.ffn_size + spec.shared_size + (0 if spec.mixer == "none" else width)

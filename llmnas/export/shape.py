@@ -66,10 +66,10 @@ def stock_shape(base: BaseModel, arch: Architecture) -> StockShape:
                 f"export: layer {i} has {spec.weights} weights and mixer {spec.mixer}; stock classes in float32 hold "
                 "dense weights with attention or no mixer"
             )
-    if (base.norms, base.activation, base.qk_norm_over) != ("pre", "silu", "head"):
+    if not base.usual:
         raise UserError(
-            "export: stock classes here have norms before their parts, SiLU, and QK norm over each head; this network "
-            f"has norms {base.norms}, {base.activation}, QK norm over {base.qk_norm_over}"
+            "export: stock classes here have RMS norms before their parts, SiLU, and QK norm over each head; this one "
+            f"has {base.norm} norms ({base.norms}), {base.activation}, QK norm over {base.qk_norm_over}"
         )
     if base.rope_part != 1 or (base.layer_rope and base.layer_rope.theta is not None):
         raise UserError("export: stock classes turn all channels, and all layers that turn alike")

@@ -1,6 +1,8 @@
-"""RMSNorm over the active width."""
+"""Norms over the active width."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
@@ -19,3 +21,10 @@ def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
     """
     width = x.shape[-1]
     return F.rms_norm(x, (width,), gain[:width], eps)
+
+
+def stream_norm(x: Tensor, gain: Tensor, eps: float, kind: Literal["rms", "layer"]) -> Tensor:
+    """A norm of the residual stream: `rms_norm`, or LayerNorm without a shift (Ba et al. 2016)."""
+    if kind == "rms":
+        return rms_norm(x, gain, eps)
+    return F.layer_norm(x, (x.shape[-1],), gain[: x.shape[-1]], None, eps)

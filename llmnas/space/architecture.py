@@ -45,6 +45,8 @@ class BaseModel:
         qk_norm_over: its RMS is over each `head`, or over all `heads` of a token together (OLMo 2).
         norms: where a block normalises: what it reads (`pre`), what it adds (`post`: OLMo 2, EXAONE 4), or `both`
             (Gemma 3, GLM-4).
+        norm: `rms`, or `layer`, which subtracts the mean too (Cohere); QK norms are RMS norms.
+        parallel: mixer and feed-forward read the same norm and are added at once (Cohere).
         activation: of the feed-forward's gate; `gelu_tanh` is Gemma's.
         qkv_bias: bias on the query, key and value projections (Qwen2).
         rope_theta: base of the rotary frequencies, theta^(-2i / rope_dim).
@@ -69,6 +71,8 @@ class BaseModel:
     qk_norm: bool = False
     qk_norm_over: Literal["head", "heads"] = "head"
     norms: Norms = "pre"
+    norm: Literal["rms", "layer"] = "rms"
+    parallel: bool = False
     activation: Activation = "silu"
     qkv_bias: bool = False
     rope_theta: float = 10000.0
@@ -100,6 +104,13 @@ class BaseModel:
             raise ValueError(f"rope_dim must be positive and even, got {self.rope_dim}")
         if not 0 < self.rope_part <= 1:
             raise ValueError(f"rope_part must be more than 0 and at most 1, got {self.rope_part}")
+
+    @property
+    def usual(self) -> bool:
+        """Whether blocks are a Llama's: RMS norms before mixer and feed-forward, one after the other, SiLU, and QK
+        norm, where there is one, over each head."""
+        own = (self.norms, self.norm, self.parallel, self.activation, self.qk_norm_over)
+        return own == ("pre", "rms", False, "silu", "head")
 
 
 @dataclass(frozen=True, slots=True)

@@ -183,12 +183,10 @@ class SearchSpace(_Strict):
 
     @model_validator(mode="after")
     def _base_fits(self) -> Self:
-        """Low-bit layers, MLGRUs and experts have one kind of norm and activation."""
-        base, plain = self.base, self.weights.choices == ("dense",) and "mlgru" not in self.mixer.choices
-        if (base.norms, base.activation) != ("pre", "silu") and not plain:
-            raise ValueError("base.norms other than pre and activation than silu need dense weights and attention")
-        if base.activation != "silu" and max(self.experts.choices) > 1:
-            raise ValueError(f"base.activation = {base.activation} is for feed-forwards without experts")
+        """Low-bit layers, MLGRUs and experts are written for the usual blocks."""
+        base, dense = self.base, self.weights.choices == ("dense",) and max(self.experts.choices) == 1
+        if not base.usual and not (dense and "mlgru" not in self.mixer.choices):
+            raise ValueError("base: norms and activations unlike a Llama's need dense weights, attention, no experts")
         if base.layer_rope and max(base.layer_rope.layers) >= self.layers:
             raise ValueError(f"base.layer_rope.layers: {max(base.layer_rope.layers)} is none of {self.layers} layers")
         return self

@@ -16,7 +16,7 @@ from llmnas.nn.block import Block
 from llmnas.nn.cache import Cache, layer_cache
 from llmnas.nn.loss import BlockLoss, Losses, Teacher, block_distance, losses
 from llmnas.nn.moe import Routing
-from llmnas.nn.norm import rms_norm
+from llmnas.nn.norm import stream_norm
 from llmnas.nn.rope import layer_rotations
 from llmnas.space.architecture import Architecture, Shape, require_fit
 from llmnas.supernet.init import initialise
@@ -161,4 +161,4 @@ class Transformer(nn.Module):
                 routings[i] = routing
         if cache:
             cache.length += tokens.shape[1]
-        return rms_norm(x, self.norm, self.base.norm_eps), routings
+        return stream_norm(x, self.norm, self.base.norm_eps, self.base.norm), routings

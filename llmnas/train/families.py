@@ -28,6 +28,8 @@ class Family:
     Attributes:
         qk_norm: RMSNorm on queries and keys, over each head or over all of them.
         norms: where its blocks normalise.
+        norm: of the residual stream.
+        parallel: attention and feed-forward are added at once, after one norm.
         activation: of its feed-forwards, and what config.json may call it.
         biased: the class has biases on q, k and v whatever the config says.
         interleaved: rotary pairs stand side by side, where a Llama has them half a head apart.
@@ -39,6 +41,8 @@ class Family:
 
     qk_norm: Literal["head", "heads"] | None = None
     norms: Norms = "pre"
+    norm: Literal["rms", "layer"] = "rms"
+    parallel: bool = False
     activation: Activation = "silu"
     biased: bool = False
     interleaved: bool = False
@@ -111,6 +115,10 @@ def _gemma_embedding(weights: Weights, config: Any) -> None:
     _scaled_embedding(weights, math.sqrt(config.hidden_size))
 
 
+def _cohere_logits(weights: Weights, config: Any) -> None:
+    _scaled_embedding(weights, 1.0, config.logit_scale)
+
+
 def _granite_embedding(weights: Weights, config: Any) -> None:
     _scaled_embedding(weights, config.embedding_multiplier, 1 / config.logits_scaling)
 
@@ -135,6 +143,7 @@ _GEMMA = _renamed(
     pre_feedforward_layernorm="post_attention_layernorm",
     post_feedforward_layernorm="ffn_out_norm",
 )
+_COHERE = _renamed(input_layernorm="post_attention_layernorm")
 _GLM = _renamed(post_self_attn_layernorm="mixer_out_norm", post_mlp_layernorm="ffn_out_norm")
 
 FAMILIES = {
@@ -159,22 +168,25 @@ FAMILIES = {
         whole=(_one_more, _gemma_embedding),
         refused=("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"),
     ),
+    "cohere": Family(
+        norm="layer", parallel=True, interleaved=True, layer=(_COHERE,), whole=(_cohere_logits,),
+        refused=("use_qk_norm",),
+    ),
+    "cohere2": Family(norm="layer", parallel=True, interleaved=True, layer=(_COHERE,), whole=(_cohere_logits,)),
     "mixtral": Family(experts=lambda _: True, layer=(_mixtral_names,)),
     "qwen3_moe": Family(qk_norm="head", experts=lambda c: bool(c.norm_topk_prob), refused=("mlp_only_layers",)),
 }  # fmt: skip
 
-_OTHER_NORM = "its LayerNorm subtracts the mean, and has no counterpart here"
+_OTHER_NORM = "its LayerNorm has a shift, and biases have no counterpart here"
 REFUSED = {
-    "cohere": f"attention and feed-forward of its layers run side by side, and {_OTHER_NORM}",
-    "cohere2": f"attention and feed-forward of its layers run side by side, and {_OTHER_NORM}",
     "starcoder2": f"its feed-forward has no gate, and {_OTHER_NORM}",
     "gemma2": "soft caps on attention scores have no counterpart here",
     "gemma3": "it reads pictures; give the folder of its text model (model_type gemma3_text)",
     "gpt2": f"positions are learned vectors, and {_OTHER_NORM}",
     "gpt_neox": f"its feed-forward has no gate, and {_OTHER_NORM}",
-    "phi": f"attention and feed-forward of its layers run side by side, and {_OTHER_NORM}",
+    "phi": f"its feed-forward has no gate, and {_OTHER_NORM}",
     "stablelm": _OTHER_NORM,
-    "olmo": "its LayerNorm subtracts the mean and has no gain",
+    "olmo": "its LayerNorm has no gain",
     "arcee": "its feed-forward has no gate",
     "nemotron": "its feed-forward has no gate",
     "deepseek_v2": "latent attention (MLA) has no counterpart here",

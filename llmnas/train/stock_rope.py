@@ -60,9 +60,10 @@ def _by_kind(ropes: dict[str, Any], kinds: list[str]) -> tuple[dict[str, Any], L
 
 
 def _without_positions(config: Any, depth: int) -> LayerRope | None:
-    """Layers that do not turn: named (SmolLM3), or those with full attention among sliding ones (EXAONE 4)."""
+    """Layers that do not turn: named (SmolLM3), or with full attention among sliding ones (EXAONE 4, Cohere 2)."""
     turning = getattr(config, "no_rope_layers", None) or [1] * depth
-    if config.model_type == "exaone4" and config.sliding_window is not None:
+    sliding = config.model_type == "exaone4" and config.sliding_window is not None
+    if sliding or config.model_type == "cohere2":
         turning = [kind == "sliding_attention" for kind in config.layer_types]
     still = tuple(i for i, turns in enumerate(turning) if not turns)
     return LayerRope(still) if still else None

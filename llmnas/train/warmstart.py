@@ -160,7 +160,7 @@ def _translated(stock: dict[str, Tensor], opened: StockFolder) -> dict[str, Tens
         layer = layers.pop(i, {})
         for change in opened.family.layer:
             change(layer, opened.config)
-        ours = _layer(layer, spec, pairs, folder, i, over_heads=base.qk_norm_over == "heads")
+        ours = _layer(layer, spec, pairs, folder, i, over_heads=base.qk_norm_over == "heads", parallel=base.parallel)
         weights |= {f"layers.{i}.{name}": weight.contiguous() for name, weight in ours.items()}
     left = [*whole, *(f"model.layers.{i}.{name}" for i, layer in layers.items() for name in layer)]
     if left:
@@ -238,13 +238,15 @@ def _shape(config: Any, family: Family, where: Path, rope_order: RopeOrder) -> t
             qk_norm=family.qk_norm is not None,
             qk_norm_over=family.qk_norm or "head",
             norms=family.norms,
+            norm=family.norm,
+            parallel=family.parallel,
             activation=family.activation,
             norm_top_k=family.experts is not None and family.experts(config),
             qkv_bias=family.biased or bool(getattr(config, "attention_bias", False)),
             rope_dim=head_dim,
             rope_order=rope_order,
             **turns,
-            norm_eps=float(config.rms_norm_eps),
+            norm_eps=float(config.rms_norm_eps if family.norm == "rms" else config.layer_norm_eps),
         )
     except (ValueError, TypeError, OverflowError) as error:
         raise UserError(f"{where}: not the config of a {config.model_type} model ({error})") from None
@@ -268,15 +270,24 @@ _OUTPUT_BIAS = "self_attn.o_proj.bias"
 
 
 def _layer(
-    stock: dict[str, Tensor], spec: LayerSpec, pairs: Tensor, folder: Path, number: int, *, over_heads: bool
+    stock: dict[str, Tensor],
+    spec: LayerSpec,
+    pairs: Tensor,
+    folder: Path,
+    number: int,
+    *,
+    over_heads: bool,
+    parallel: bool,
 ) -> dict[str, Tensor]:
     """One layer of a stock model by our names: heads on a grid, rotary pairs side by side."""
     kv, queries, dim = spec.kv_heads, spec.queries_per_group, spec.head_dim
     grids = {"q": (kv, queries, dim), "k": (kv, dim), "v": (kv, dim)}
     try:
         found = {
-            "mixer_norm": stock.pop("input_layernorm.weight"),
-            "ffn_norm": stock.pop("post_attention_layernorm.weight"),
+            ours: stock.pop(f"{theirs}.weight")
+            for ours, theirs in (("mixer_norm", "input_layernorm"), ("ffn_norm", "post_attention_layernorm"))
+            if not (parallel and ours == "mixer_norm")
+        } | {
             "attention.o": _grid(stock.pop("self_attn.o_proj.weight"), 1, grids["q"]),
         }
         found |= {name: stock.pop(f"{name}.weight") for name in _OUT_NORMS if f"{name}.weight" in stock}

@@ -252,6 +252,11 @@ FAMILIES = {
         "sliding_window": 48, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
         "query_pre_attn_scalar": 5, "pad_token_id": None,
     },
+    "cohere": {"num_attention_heads": 3, "num_key_value_heads": 1, "logit_scale": 5.0, "pad_token_id": None},
+    "cohere2": {
+        "sliding_window": 48, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "logit_scale": 5.0, "pad_token_id": None,
+    },
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "norm_topk_prob": True},
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
 }  # fmt: skip
@@ -285,7 +290,7 @@ def test_families_equal_transformers(tmp_path, case):
     assert sum(p.numel() for p in model.parameters()) == count_params(pretrained.arch, pretrained.base).total
 
 
-@pytest.mark.parametrize("case", ["gemma3_text", "olmo3", "exaone4", "glm4", "qwen3_moe"])
+@pytest.mark.parametrize("case", ["gemma3_text", "olmo3", "exaone4", "glm4", "cohere2", "qwen3_moe"])
 def test_parts_of_families_are_reordered_and_cut_out(tmp_path, case):
     """Sorting by importance changes nothing; a cut-out network computes what it did inside, without two layers too."""
     stock(tmp_path, case, **FAMILIES[case])
@@ -305,7 +310,7 @@ def test_parts_of_families_are_reordered_and_cut_out(tmp_path, case):
 @pytest.mark.parametrize(
     ("kind", "values", "words"),
     [
-        ("cohere2", {}, "run side by side"),
+        ("cohere", {"use_qk_norm": True}, "use_qk_norm = True is not supported"),
         ("starcoder2", {}, "its feed-forward has no gate"),
         ("gemma2", {}, "soft caps on attention scores"),
         ("gemma3_text", {"final_logit_softcapping": 30.0}, "final_logit_softcapping = 30.0 is not supported"),
