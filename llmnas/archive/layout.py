@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from llmnas.errors import UserError
+from llmnas.files import parse_json
 from llmnas.pareto import Evaluation
 from llmnas.space import Architecture
 
@@ -50,10 +52,46 @@ def rows_of(db: sqlite3.Connection, after: int = 0) -> Iterator[tuple[Evaluation
     first = is_of_first_layout(db)
     rows = db.execute(_SELECT_FIRST_LAYOUT if first else _SELECT, (after,))
     for index, arch, metrics, failure, proposed, dropped, batch in rows:
-        values = json.loads(metrics)
+        values = _metrics(metrics)
+        if not (failure is None or isinstance(failure, str)):
+            raise ValueError(f"evaluation {index}: its failure is no text")
         if first:
             proposed, dropped = _take_marks(values)
         yield Evaluation(Architecture.from_json(arch), values, failure, index, bool(proposed), dropped), batch
+
+
+def _metrics(text: object) -> dict[str, float]:
+    """Finite numbers by name, else a `ValueError`."""
+    values = parse_json(text) if isinstance(text, str) else None
+    if not isinstance(values, dict):
+        raise ValueError("metrics that are no mapping")
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"metric {name} is no number")
+    return values
+
+
+def identity_of(text: object) -> dict[str, Any]:
+    """What is stored of a search: objectives, constraints and whatever tells it apart, else a `ValueError`."""
+    found = parse_json(text) if isinstance(text, str) else None
+    if not isinstance(found, dict):
+        raise ValueError("the search's identity is no mapping")
+    objectives, constraints = found.get("objectives", {}), found.get("constraints", {})
+    if not isinstance(objectives, dict) or any(way not in ("min", "max") for way in objectives.values()):
+        raise ValueError("objectives that have no direction")
+    bounds = constraints.values() if isinstance(constraints, dict) else [None]
+    for ends in bounds:
+        two = ends if isinstance(ends, list) and len(ends) == 2 else []
+        if not two or not all(end is None or type(end) in (int, float) for end in two):
+            raise ValueError("constraints that are no bounds")
+    return found
+
+
+def require_objectives(evaluation: Evaluation, names: Collection[str]) -> None:
+    """A `ValueError` where an evaluation that did not fail was not measured by all that it is judged by."""
+    missing = [] if evaluation.failure is not None else [name for name in names if name not in evaluation.metrics]
+    if missing:
+        raise ValueError(f"evaluation {evaluation.index} has no {missing[0]}")
 
 
 def _take_marks(metrics: dict[str, float]) -> tuple[bool, int | None]:
@@ -68,7 +106,7 @@ def add_marks(db: sqlite3.Connection, identity: dict[str, Any]) -> None:
         db.execute(f"ALTER TABLE evaluations ADD COLUMN {name} {kind}")
     batch = identity.pop("batch", None)
     for index, text in db.execute("SELECT idx, metrics FROM evaluations").fetchall():
-        metrics = json.loads(text)
+        metrics = _metrics(text)
         proposed, dropped = _take_marks(metrics)
         db.execute(
             "UPDATE evaluations SET metrics = ?, proposed = ?, dropped_after_windows = ?, batch = ? WHERE idx = ?",

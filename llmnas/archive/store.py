@@ -13,10 +13,19 @@ from typing import Any, Self
 import numpy as np
 
 from llmnas.archive import layout
-from llmnas.archive.layout import INSERT, SCHEMA, add_marks, is_of_first_layout, require_known_layout, rows_of
+from llmnas.archive.layout import (
+    INSERT,
+    SCHEMA,
+    add_marks,
+    identity_of,
+    is_of_first_layout,
+    require_known_layout,
+    require_objectives,
+    rows_of,
+)
 from llmnas.archive.naming import named
 from llmnas.errors import RunError, UserError
-from llmnas.files import sync_dir, user_path
+from llmnas.files import regular, sync_dir, user_path
 from llmnas.pareto import (
     Constraints,
     Direction,
@@ -76,6 +85,8 @@ class Archive:
         with named(self.path):
             if self.path != ":memory:":
                 Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+                if Path(self.path).exists():
+                    regular(Path(self.path))
             self._db = sqlite3.connect(self.path, timeout=layout.PATIENCE, isolation_level=None)
             try:
                 self._open(text)
@@ -87,15 +98,16 @@ class Archive:
     def load(cls, path: str | Path, evaluation: Mapping[str, Any] | None = None) -> Self:
         """Open an archive with its own objectives and constraints; another `evaluation` than it has is refused."""
         path = user_path(path)
-        if not path.is_file():
-            raise UserError(f"{path}: no such file")
+        regular(path)
         with named(str(path)), contextlib.closing(sqlite3.connect(path, timeout=layout.PATIENCE)) as db:
             row = db.execute("SELECT identity FROM search").fetchone()
             if row is None:
                 raise UserError(f"{path}: an archive without a search")
-            stored = json.loads(row[0])
+            stored = identity_of(row[0])
+            if "objectives" not in stored:
+                raise ValueError("a search without objectives")
         stored |= {} if evaluation is None else {"evaluation": evaluation}
-        return cls(path, stored.pop("objectives"), stored.pop("constraints"), stored)
+        return cls(path, stored.pop("objectives"), stored.pop("constraints", {}), stored)
 
     def _open(self, identity: str) -> None:
         tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
@@ -114,14 +126,15 @@ class Archive:
             if self._db.execute("SELECT 1 FROM evaluations LIMIT 1").fetchone() is None:
                 self._db.execute("INSERT OR REPLACE INTO search VALUES (0, ?)", (identity,))
             (stored,) = self._db.execute("SELECT identity FROM search").fetchone()
-            self._require_same(json.loads(stored), json.loads(identity))
+            self._require_same(identity_of(stored), json.loads(identity))
             if is_of_first_layout(self._db):
-                add_marks(self._db, json.loads(stored))
+                add_marks(self._db, identity_of(stored))
         if self.path != ":memory:":
             sync_dir(Path(self.path).parent)
         for evaluation, batch in rows_of(self._db):
             if evaluation.index != len(self):
                 raise sqlite3.DatabaseError(f"evaluation {len(self)} is missing")
+            require_objectives(evaluation, [*self.objectives, *self.constraints])
             self._keep(evaluation, batch)
 
     def _require_same(self, stored: dict[str, Any], asked: dict[str, Any]) -> None:
@@ -261,16 +274,18 @@ def read_archive(
     Opens the file read-only, changes nothing and blocks nobody. Raises as `Archive` does.
     """
     path = user_path(path)
-    if not path.exists():
-        raise UserError(f"{path}: no such file")
+    regular(path)
     with named(str(path)):
         address = f"{path.resolve(strict=True).as_uri()}?mode=ro"
         with contextlib.closing(sqlite3.connect(address, timeout=layout.PATIENCE, uri=True)) as db:
             (stored,) = db.execute("SELECT identity FROM search").fetchone() or ("{}",)
             require_known_layout(db, path)
             found = [evaluation for evaluation, _ in rows_of(db, after)]
-        search = json.loads(stored)
-    return search.get("objectives", {}), search.get("constraints", {}), found
+        search = identity_of(stored)
+        objectives, constraints = search.get("objectives", {}), search.get("constraints", {})
+        for evaluation in found:
+            require_objectives(evaluation, [*objectives, *constraints])
+    return objectives, constraints, found
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

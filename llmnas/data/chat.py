@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from llmnas.data.reading import Document
 from llmnas.errors import UserError
+from llmnas.files.tokenizer_files import open_tokenizer
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,7 @@ class ChatFormat:
     def __init__(self, folder: Path) -> None:
         from transformers import AutoTokenizer  # takes seconds, and few corpora hold conversations
 
+        loaded = open_tokenizer(folder / "tokenizer.json")  # before transformers loads it in this process
         try:
             self._stock: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         except Exception as error:  # noqa: BLE001 (loading raises errors of every kind)
@@ -44,7 +44,7 @@ class ChatFormat:
                 'model, put a chat_template.jinja into its folder, or give the texts as {"text": ...}'
             )
         self._folder = folder
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer = loaded
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 

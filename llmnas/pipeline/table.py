@@ -17,10 +17,11 @@ import numpy as np
 
 from llmnas.archive import Archive
 from llmnas.errors import UserError
-from llmnas.files import atomic_open
+from llmnas.files import atomic_open, open_unpacked, read_most
 from llmnas.pareto import Evaluation
 from llmnas.space import SearchSpace, cardinalities, decode, encode
 
+_MOST = 1 << 28  # bytes of a table, unpacked
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
@@ -64,11 +65,16 @@ def read_table(path: Path, space: SearchSpace) -> list[Evaluation]:
     return rows
 
 
+def _text(path: Path) -> str:
+    with open_unpacked(path) as stream:
+        return read_most(stream, _MOST).decode()
+
+
 def _read_csv(path: Path, space: SearchSpace) -> list[Evaluation]:
     line = 1
     free = np.flatnonzero(np.array(cardinalities(space)) > 1)
     try:
-        rows = csv.reader(io.StringIO(gzip.decompress(path.read_bytes()).decode()))
+        rows = csv.reader(io.StringIO(_text(path)))
         metrics = next(rows)[1:]
         found = []
         for row in rows:

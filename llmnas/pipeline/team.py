@@ -24,7 +24,7 @@ import torch.distributed as dist
 from llmnas.cost import count_params
 from llmnas.errors import Preempted, RunError, UserError
 from llmnas.evaluate.evaluator import Part
-from llmnas.files import naming
+from llmnas.files import naming, parse_json, read_bytes
 from llmnas.space import Architecture, BaseModel
 from llmnas.train.processes import Processes
 
@@ -46,6 +46,9 @@ def deal(parts: Sequence[Part], base: BaseModel, ranks: int) -> list[list[int]]:
     return hands
 
 
+_MOST = 1 << 30  # bytes of a journal
+
+
 class Journal:
     """Finished parts of one rank, one JSON line each, on disk when `add` returns.
 
@@ -64,13 +67,13 @@ class Journal:
         Raises:
             UserError: the file is damaged, or was written for another supernet or other windows.
         """
-        first, *lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] or [self._identity]
+        first, *lines = read_bytes(self.path, _MOST).decode(errors="replace").split("\n")[:-1] or [self._identity]
         if first != self._identity:
             raise UserError(f"{self.path}: of another supernet or other windows ({first}); delete it to measure anew")
         found = {}
         for number, line in enumerate(lines, 2):
             try:
-                row = json.loads(line)
+                row = parse_json(line)
                 losses = np.array(row["losses"], dtype=np.float64)
                 found[Part(Architecture.from_dict(row["architecture"]), row["first"], row["last"])] = losses
             except (ValueError, KeyError, TypeError, UserError) as error:

@@ -9,18 +9,20 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, NotRequired
 
 import numpy as np
 import torch
+from pydantic import StringConstraints
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from scipy import stats
 from torch import Tensor
 from torch.nn.functional import relu
+from typing_extensions import TypedDict
 
 from llmnas.errors import UserError
-from llmnas.files import atomic_open, user_path
+from llmnas.files import as_kind, atomic_open, parse_json, regular, user_path
 from llmnas.rng import generator, torch_seed
 from llmnas.search.arch_kernel import Layout
 from llmnas.search.surrogate import GaussianProcess
@@ -115,6 +117,16 @@ class Ensemble:
         self.weights = [state[f"weight{i}"] for i in range(3)]
         self.biases = [state[f"bias{i}"] for i in range(3)]
         self.scale = state["scale"]
+
+
+class _About(TypedDict):
+    """What a file says of the predictor in it."""
+
+    space: str
+    kind: Kind
+    metric: str
+    seed: Annotated[str, StringConstraints(pattern=r"^\d{1,18}$")]
+    quality: NotRequired[HeldOut | None]
 
 
 class Predictor:
@@ -241,11 +253,9 @@ class Predictor:
         """
         path = user_path(path)
         try:
-            with safe_open(path, framework="pt") as file:
-                about = json.loads((file.metadata() or {})["llmnas_predictor"])
+            with safe_open(regular(path), framework="pt") as file:
+                about = as_kind(parse_json((file.metadata() or {})["llmnas_predictor"]), _About, path)
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file") from None
         except (SafetensorError, KeyError, ValueError) as error:
             raise UserError(f"{path}: not a predictor ({error})") from None
         if about["space"] != space_digest(space):
@@ -253,8 +263,11 @@ class Predictor:
         if about["metric"] != metric:
             raise UserError(f"{path}: a predictor of {about['metric']}, not of {metric}")
         loaded = cls(space, about["kind"], int(about["seed"]))
-        loaded._restore(tensors)
-        loaded.quality = HeldOut(*about["quality"]) if about.get("quality") else None
+        try:
+            loaded._restore(tensors)
+        except (KeyError, RuntimeError, ValueError, IndexError) as error:  # RuntimeError: torch, of shapes
+            raise UserError(f"{path}: not a predictor ({' '.join(str(error).split())})") from None
+        loaded.quality = about.get("quality")
         return loaded
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:

@@ -259,7 +259,10 @@ class Architecture:
     @classmethod
     def from_json(cls, text: str) -> Architecture:
         """Inverse of `to_json`; raises ValueError on anything else."""
-        return cls.from_dict(json.loads(text))
+        try:
+            return cls.from_dict(json.loads(text))
+        except RecursionError:
+            raise ValueError("not an architecture: nested too deep") from None
 
     @property
     def id(self) -> str:

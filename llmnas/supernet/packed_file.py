@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from llmnas.errors import UserError
-from llmnas.files import atomic_open
+from llmnas.files import atomic_open, parse_json, regular
 from llmnas.nn.lowbit import is_packed
 from llmnas.space.architecture import Architecture, BaseModel
 from llmnas.supernet.model import Transformer
@@ -31,10 +31,8 @@ def load_packed(path: Path) -> Transformer:
     Raises:
         UserError: no such file, a damaged one, another format, or a code that no ternary weight has.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(regular(path), framework="pt") as file:
             about = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
     except SafetensorError as error:
@@ -42,7 +40,7 @@ def load_packed(path: Path) -> Transformer:
     if about.get("format") != FORMAT:
         raise UserError(f"{path}: format {about.get('format')!r}, must be {FORMAT!r} (written by save_packed)")
     try:
-        model = empty_packed(BaseModel(**json.loads(about["base"])), Architecture.from_json(about["architecture"]))
+        model = empty_packed(BaseModel(**parse_json(about["base"])), Architecture.from_json(about["architecture"]))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: its description of the network is damaged ({error})") from None
     for name, wanted in model.state_dict().items():

@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from llmnas.errors import UserError
-from llmnas.files import atomic_open
+from llmnas.files import atomic_open, open_regular, regular
 from llmnas.supernet.model import Transformer
 
 
@@ -30,7 +30,8 @@ def load_weights(model: Transformer, path: Path) -> Transformer:
         UserError: a damaged file, or weights of another shape.
     """
     try:
-        weights = load(path.read_bytes())
+        with open_regular(path) as stream:
+            weights = load(stream.read())
     except SafetensorError as error:
         raise UserError(f"{path}: damaged weights ({error}); delete it and train again with --resume") from None
     expected = {name: list(value.shape) for name, value in model.state_dict().items()}
@@ -66,7 +67,7 @@ def fill_weights(
         UserError: a damaged file, or weights of another shape.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(regular(path), framework="pt") as file:
             stored = set(file.keys())
             for name, weight in model.named_parameters():
                 if name not in stored:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llmnas.errors import UserError
-from llmnas.files import read_object
+from llmnas.files import open_regular, parse_json, read_object, regular
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -71,7 +70,7 @@ class StockWeights:
         found: dict[str, Tensor] = {}
         for path in sorted({one.file for one in wanted.values()}):
             try:
-                with safe_open(path, "pt") as file:
+                with safe_open(regular(path), "pt") as file:
                     for name, one in wanted.items():
                         if one.file == path:
                             found[name] = file.get_tensor(name).float()
@@ -127,14 +126,14 @@ def _described(path: Path) -> Iterator[tuple[str, StoredTensor]]:
     Read here rather than through the library, whose reader takes 15 microseconds a tensor and knows only some formats.
     """
     size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         length = int.from_bytes(file.read(8), "little")
         if length > size - 8 or size < 8:
             raise UserError(f"{path}: damaged weights (the list of tensors is cut off)")
         if length > _LONGEST_HEADER:
             raise UserError(f"{path}: its list of tensors takes {length:,} bytes, at most {_LONGEST_HEADER:,}")
         try:
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length))
             header.pop("__metadata__", None)
             found = {
                 name: (StoredTensor(path, one["dtype"], tuple(one["shape"])), one["data_offsets"])
