@@ -61,6 +61,13 @@ def pytest_xdist_make_scheduler(config, log):
     return ByGroup(config, log)
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Print what tests have counted (`record_property("counts", ...)`)."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.getreports(kind)]
+    for line in [text for report in reports for name, text in report.user_properties if name == "counts"]:
+        terminalreporter.write_line(line)
+
+
 def pytest_runtest_setup():
     """Tests that draw from the global generator draw the same whichever tests ran before."""
     if "torch" in sys.modules:

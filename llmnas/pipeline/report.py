@@ -23,6 +23,7 @@ from llmnas.tracking import read_metrics
 
 # what the page draws of a stage's result
 _CORRELATION = ("supernet_loss", "stand_alone_loss", "params", "agreement")
+_SHOWN = ("val_loss", "perplexity", "params", "flops_per_token")  # of every evaluation
 _RUNG = ("depth", "kept", "params", "loss", "first_layers", "even_layers", "alone")
 
 
@@ -88,7 +89,16 @@ class Gatherer:
 
     def _after(self, number: int) -> tuple[Objectives, Constraints, list[Evaluation]]:
         path = self._context.run.evaluations
-        return read_archive(path, number) if path.exists() else ({}, {}, [])
+        if not path.exists():
+            return {}, {}, []
+        objectives, constraints, found = read_archive(path, number)
+        for evaluation in found:
+            missing = [name for name in _SHOWN if evaluation.failure is None and name not in evaluation.metrics]
+            if missing:
+                raise UserError(
+                    f"{path}: evaluation {evaluation.index} has no {missing[0]}: not made by `llmnas search`"
+                )
+        return objectives, constraints, found
 
 
 def _correlation(run: RunFolder) -> dict[str, Any] | None:
