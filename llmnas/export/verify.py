@@ -82,7 +82,7 @@ def check_code(folder: Path, name: str) -> None:
         RunError: names the first file that differs.
     """
     shipped = shipped_files(OURS[name][0].__module__) if name in OURS else {}
-    found = {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.py"))}
+    found = {path.name: read_text(path) for path in sorted(folder.glob("*.py"))}
     for file in sorted({*shipped, *found}):
         if shipped.get(file) != found.get(file):
             raise RunError(f"{file}: is not the code that belongs to {name}")

@@ -40,11 +40,11 @@ ALLOWED = {
         ".read_text": "/proc",
     },
     "evaluate/power.py": {".read_text": "/sys/class/powercap", "name.read_text": "/sys/class/powercap"},
-    "export/folder.py": {
+    "export/tokenizer.py": {
         "shutil.copyfile": "what `check_tokenizer_file` has opened, and regular files beside it",
         "Tokenizer.from_file": "what `check_tokenizer_file` has tried",
     },
-    "export/hf.py": {"shutil.copyfile": "regular files that the run keeps of a model's folder"},
+    "export/origin.py": {"shutil.copyfile": "regular files that the run keeps of a model's folder"},
     "export/ship.py": {".read_text": "files of this package"},
     "export/verify.py": {
         "Tokenizer.from_file": "in a process of its own, of a folder that was just written",
