@@ -25,6 +25,7 @@ from llmnas.errors import RunError, UserError
 from llmnas.export.bitnet import BITNET
 from llmnas.export.loading import OURS, open_config, open_model
 from llmnas.export.ship import shipped_files
+from llmnas.files import read_text
 
 # float32 arithmetic in another order differs by about 1e-6
 TOLERANCE = 1e-4
