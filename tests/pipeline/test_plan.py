@@ -152,4 +152,4 @@ def test_muon_keeps_one_moment_of_matrices_and_needs_stage_0():
     optimizer.step()
     moments = [v for state in optimizer.state.values() for name, v in state.items() if name != "step"]
     assert found.memory["stage 0"].optimizer == 4 * sum(value.numel() for value in moments)
-    assert found.memory["stage 0"].optimizer < 5 * found.sizes.total < plan_of("quickstart").memory["stage 0"].optimizer
+    assert found.memory["stage 0"].optimizer < 6 * found.sizes.total < plan_of("quickstart").memory["stage 0"].optimizer

@@ -12,7 +12,7 @@ from llmnas.train.fragments import Fragment, views
 
 
 @given(st.data(), st.integers(1, 4))
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_a_block_in_a_partition_is_the_same_elements_as_in_the_weight(data, axes):
     """Two weights, cut anywhere; the second has one network more than the first, or none."""
     fragments, masks, boxes, offset = [], [], {}, 0
