@@ -74,7 +74,7 @@ def test_a_folder_and_a_budget_give_a_smaller_checkpoint(llmnas, folder, corpus,
     assert sum(p.numel() for p in model.parameters()) <= 600_000
     card = (export / "README.md").read_text()
     assert f'base_model: "{folder.name}"' in card
-    assert "split_special_tokens" not in card  # it reads them as ids
+    assert "read as plain characters (`split_special_tokens`)" not in card  # it reads them as ids
     before = sum(run_tokens(run, stage) for stage in ("correction", "train"))
     (found_run,) = json.loads(run.result("retrain").read_text())["runs"]["found"]
     assert f"Tokens seen: {before + found_run['tokens']:,}" in card
