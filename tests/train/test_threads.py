@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_darts import equal, final, prepared, settings_of
 from threads_script import AUTO, BUSY, QUIET, Machine
 from train_script import SEQUENCES, SETTINGS, SPACE
 
@@ -19,9 +20,11 @@ from llmnas.space import SearchSpace
 from llmnas.supernet import Transformer
 from llmnas.train import threads, trainer
 from llmnas.train.checkpoint import saved_steps
+from llmnas.train.darts import search_relaxed
 from llmnas.train.engine import start_processes
 from llmnas.train.processes import Processes
 from llmnas.train.sampling import SupernetSampler
+from llmnas.train.settings import DartsSettings
 from llmnas.train.threads import DECISIVE, FILE, ROUNDS, WINDOW, set_threads, stored
 
 
@@ -122,6 +125,18 @@ def test_measuring_moves_no_router(tmp_path):
         found.append(model.state_dict())
     assert any(float(found[0][name].abs().max()) > 0 for name in found[0] if name.endswith("balance"))
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_measuring_moves_neither_weights_nor_alpha(tmp_path):
+    """Of a differentiable search, whose steps train one mixture of all networks."""
+    found = []
+    for number in ("auto", 1):
+        search = prepared(settings_of(threads=number), DartsSettings())
+        with Machine(quiet=BUSY).clock():
+            search_relaxed(search, folder=tmp_path / str(number), identity="a")
+        found.append(final(search))
+    assert stored(tmp_path / "auto")[0].threads == 1
+    assert equal(*found)
 
 
 def test_slower_steps_are_looked_at_again_and_the_switch_is_at_a_checkpoint(tmp_path):

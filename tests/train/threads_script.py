@@ -12,7 +12,7 @@ import torch
 from train_script import SETTINGS, run
 
 from llmnas.supernet import save_weights
-from llmnas.train import threads, trainer
+from llmnas.train import darts, threads, trainer
 
 AUTO = SETTINGS.model_copy(update={"threads": "auto", "steps": 32, "save_every": 10, "keep": 9})
 QUIET, BUSY = {1: 1.0, 2: 0.6}, {1: 1.5, 2: 9.0}
@@ -44,11 +44,13 @@ class Machine:
     def clock(self):
         """While entered, trainings measure on this machine."""
         before = trainer.Threads, threads.SHARE
-        trainer.Threads, threads.SHARE = partial(threads.Threads, now=self.now), 0.2  # few steps are enough
+        trainer.Threads = darts.Threads = partial(threads.Threads, now=self.now)
+        threads.SHARE = 0.2  # few steps are enough
         try:
             yield
         finally:
             trainer.Threads, threads.SHARE = before
+            darts.Threads = trainer.Threads
 
     def train(self, folder, settings=AUTO, log=None, **options):
         """The model of `train_script.run`."""
