@@ -49,7 +49,7 @@ def train_in_turns(arm: str, config: Path) -> None:
     text = np.random.default_rng(0).integers(0, loaded.space.base.vocab_size, 10**6).astype(np.uint16)
     model = Transformer(loaded.space, seed=0)
     sampler = SupernetSampler(loaded.space, loaded.budget, settings.sampler, seed=0)
-    turn: dict[str, Any] = {"end": 0.0, "begun": 0.0, "steps": 0, "threads": []}
+    turn: dict[str, Any] = {"end": 0.0, "begun": 0.0, "cpu": 0.0, "steps": 0, "threads": []}
 
     def wait(_step: int, _metrics: dict[str, float]) -> None:
         import torch
@@ -59,13 +59,18 @@ def train_in_turns(arm: str, config: Path) -> None:
         turn["threads"].append(torch.get_num_threads())
         if now < turn["end"]:
             return
-        report = {"seconds": (now - turn["begun"]) / turn["steps"], "steps": turn["steps"], "threads": turn["threads"]}
+        report = {
+            "seconds": (now - turn["begun"]) / turn["steps"],
+            "cpu_seconds": (time.process_time() - turn["cpu"]) / turn["steps"],
+            "steps": turn["steps"],
+            "threads": turn["threads"],
+        }
         print(json.dumps(report), flush=True)
         asked = sys.stdin.readline().strip()
         if not asked:
             os._exit(0)
         begun = time.perf_counter()
-        turn.update(begun=begun, end=begun + float(asked), steps=0, threads=[])
+        turn.update(begun=begun, end=begun + float(asked), cpu=time.process_time(), steps=0, threads=[])
 
     with tempfile.TemporaryDirectory() as folder:
         sequences = Sequences(text, settings.seq_len, seed=0)
@@ -82,9 +87,9 @@ class Arm:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**clean, "DS_ACCELERATOR": "cpu"}
         )
-        self._read()  # its first step is done
 
-    def _read(self) -> dict[str, Any]:
+    def read(self) -> dict[str, Any]:
+        """The report of a turn; the first is that of the first step."""
         assert self._process.stdout
         found: dict[str, Any] = json.loads(self._process.stdout.readline())
         return found
@@ -94,7 +99,7 @@ class Arm:
         assert self._process.stdin
         self._process.stdin.write(f"{seconds}\n")
         self._process.stdin.flush()
-        return self._read()
+        return self.read()
 
     def end(self) -> None:
         """Stop the process."""
@@ -105,6 +110,8 @@ class Arm:
 def measure(config: Path, turns: int, seconds: float) -> list[dict[str, Any]]:
     """A row for every turn of every phase."""
     arms = {name: Arm(name, config) for name in ARMS}
+    for arm in arms.values():
+        arm.read()
     rows, busy = [], []
     try:
         for phase, neighbours in PHASES.items():
@@ -137,6 +144,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         settled = ratios[len(ratios) // 2 :]
         found[phase] = {
             "seconds_a_step": {name: median(turn[name]["seconds"] for turn in turns) for name in ARMS},
+            "cpu_seconds_a_step": {name: median(turn[name]["cpu_seconds"] for turn in turns) for name in ARMS},
             "threads_of_auto": [turn["auto"]["threads"][-1] for turn in turns],
             "auto_over_better": {"median": median(ratios), "second_half": median(settled), "turns": ratios},
             "load": [row["load"] for row in rows if row["phase"] == phase],

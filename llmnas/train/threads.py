@@ -58,6 +58,7 @@ class Choice(Model):
 class _File(Model):
     model_config = ConfigDict(extra="forbid")
 
+    processes: PositiveInt
     choices: list[Choice]
 
 
@@ -70,15 +71,19 @@ def most_threads(processes: Processes) -> int:
 
 def set_threads(settings: TrainSettings, processes: Processes, folder: Path | None = None) -> None:
     """For work that trains nothing: as the config says; `auto`: as the training in `folder` ended, else all."""
-    number = settings.threads
-    if number == "auto":
+    most = most_threads(processes)
+    if settings.threads == "auto":
         made = stored(folder)
-        number = made[-1].threads if made else 0
-    torch.set_num_threads(number or most_threads(processes))
+        torch.set_num_threads(min(made[-1].threads, most) if made else most)
+    else:
+        torch.set_num_threads(settings.threads or most)
 
 
-def stored(folder: Path | None) -> list[Choice]:
+def stored(folder: Path | None, processes: int | None = None) -> list[Choice]:
     """The choices of the training whose checkpoints are in `folder`, in order of steps.
+
+    Args:
+        processes: none where there were not so many: their steps are others; None for any.
 
     Raises:
         UserError: the file is damaged.
@@ -86,12 +91,12 @@ def stored(folder: Path | None) -> list[Choice]:
     if folder is None or not (folder / FILE).exists():
         return []
     try:
-        choices = _File.model_validate(read_json(folder / FILE)).choices
+        found = _File.model_validate(read_json(folder / FILE))
     except (UserError, ValidationError):
-        choices = []
-    if not choices or any(a.step >= b.step for a, b in pairwise(choices)):
+        found = None
+    if not found or not found.choices or any(a.step >= b.step for a, b in pairwise(found.choices)):
         raise UserError(f"{folder / FILE}: damaged; delete it to measure the number of threads again")
-    return choices
+    return found.choices if processes in (None, found.processes) else []
 
 
 class Threads:
@@ -123,7 +128,7 @@ class Threads:
         measured = settings.threads == "auto" and engine.device.type == "cpu" and not engine.everyone_runs
         if measured:  # one process's limit holds for all
             most = min(all_of(most, engine.processes.size))
-        self._numbers = (1, most) if measured and most > 1 else ()
+        self._measured, self._numbers = measured, (1, most) if measured and most > 1 else ()
         self._last = settings.steps - 1
         self.choices: list[Choice] = []
         self._pace: deque[float] = deque(maxlen=WINDOW)
@@ -131,9 +136,10 @@ class Threads:
 
     def start(self, step: int) -> None:
         """Begin at this step: with the number that is written down for it, else one is looked for. Collective."""
-        if self._numbers:
-            self.choices = all_of(stored(self._folder), self._engine.processes.size)[0]
-            if not self._in_force(step):
+        if self._measured:
+            size = self._engine.processes.size
+            self.choices = all_of(stored(self._folder, size), size)[0]
+            if self._numbers and not self._in_force(step):
                 self.look(step)
 
     def _in_force(self, step: int) -> Choice | None:
@@ -159,7 +165,7 @@ class Threads:
 
     def changed(self, step: int) -> bool:
         """Whether steps have become slower or faster than they were and another look is due; a replay never looks."""
-        if len(self._pace) < WINDOW or step <= self.choices[-1].step:
+        if not self._numbers or len(self._pace) < WINDOW or step <= self.choices[-1].step:
             return False
         before = self.choices[-1].pace
         ratio = statistics.median(self._pace) / before if before else 1.0
@@ -201,7 +207,8 @@ class Threads:
     def _write(self) -> None:
         if self._folder is not None and self._engine.processes.rank == 0:
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_json(self._folder / FILE, _File(choices=self.choices).model_dump(mode="json"))
+            found = _File(processes=self._engine.processes.size, choices=self.choices)
+            write_json(self._folder / FILE, found.model_dump(mode="json"))
 
     def used(self, steps: int) -> list[tuple[int, int]]:
         """(first step, threads) of every stretch of a run of so many steps."""

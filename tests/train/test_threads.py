@@ -21,10 +21,10 @@ from llmnas.supernet import Transformer
 from llmnas.train import threads, trainer
 from llmnas.train.checkpoint import saved_steps
 from llmnas.train.darts import search_relaxed
+from llmnas.train.darts_settings import DartsSettings
 from llmnas.train.engine import start_processes
 from llmnas.train.processes import Processes
 from llmnas.train.sampling import SupernetSampler
-from llmnas.train.settings import DartsSettings
 from llmnas.train.threads import DECISIVE, FILE, ROUNDS, WINDOW, set_threads, stored
 
 
@@ -203,8 +203,26 @@ def test_killed_after_the_switch_and_started_again_is_the_undisturbed_run(tmp_pa
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_one_core_replays_what_two_have_chosen_and_another_number_of_processes_does_not(tmp_path, monkeypatch):
+    Machine().train(tmp_path, short())
+    assert stored(tmp_path, 1) == stored(tmp_path)
+    assert stored(tmp_path, 2) == []
+    for step in saved_steps(tmp_path):
+        shutil.rmtree(tmp_path / f"step-{step:08d}")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    again = Machine(quiet=BUSY)
+    again.train(tmp_path, short())
+    assert set(again.steps.values()) == {2}
+
+
 @pytest.mark.parametrize(
-    "text", ["{", "{}", '{"choices": []}', '{"choices": [{"step": -1, "threads": 1, "seconds": {}}]}']
+    "text",
+    [
+        "{",
+        "{}",
+        '{"processes": 1, "choices": []}',
+        '{"processes": 1, "choices": [{"step": -1, "threads": 1, "seconds": {}}]}',
+    ],
 )
 def test_a_damaged_record_is_named(text, tmp_path):
     (tmp_path / FILE).write_text(text)
