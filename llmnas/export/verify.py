@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -97,15 +98,29 @@ def _checked(found: Tensor, wanted: Tensor, tolerance: float = TOLERANCE) -> flo
 
 
 def check_tokenizer(folder: Path) -> None:
-    """AutoTokenizer must make the ids and texts of `tokenizer.json`, special tokens among the text.
-
-    transformers rebuilds some tokenizers by model type, some with another pre-tokenizer. What counts are the ids of
-    texts: files say the same in several ways (`trim_offsets` of Qwen's).
+    """AutoTokenizer must make the ids and texts of an export's `tokenizer.json`, special tokens among the text.
 
     Raises:
         RunError: it does something else.
     """
-    loaded = AutoTokenizer.from_pretrained(folder, config=open_config(folder), trust_remote_code=False)
+    _check_reading(folder, AutoTokenizer.from_pretrained(folder, config=open_config(folder), trust_remote_code=False))
+
+
+def check_source_tokenizer(folder: Path) -> None:
+    """The same of a pretrained model's folder: its texts were split by AutoTokenizer, ours are by the file alone.
+
+    Raises:
+        RunError: transformers rebuilds it by its class, with other ids, or loads none without running its code.
+    """
+    try:
+        loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # noqa: BLE001 (loading raises errors of every kind)
+        raise RunError(f"AutoTokenizer does not load it: {' '.join(str(error).split())}") from None
+    _check_reading(folder, loaded)
+
+
+def _check_reading(folder: Path, loaded: Any) -> None:
+    """Compare ids and texts: files say the same in several ways (`trim_offsets` of Qwen's)."""
     plain = Tokenizer.from_file(str(folder / "tokenizer.json"))
     plain.no_truncation()
     plain.no_padding()

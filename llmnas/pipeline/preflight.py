@@ -12,6 +12,7 @@ from llmnas.data import ModelTokenizer, copy_tokenizer
 from llmnas.errors import RunError, UserError
 from llmnas.export import Card, export_hf
 from llmnas.export.stock_logits import stock_logits
+from llmnas.export.verify import check_source_tokenizer
 from llmnas.space import Architecture, BaseModel, FixedShape, LayerSpec, SearchSpace
 from llmnas.supernet import Transformer, stand_alone_shape
 from llmnas.train.upcycle import upcycle
@@ -71,6 +72,10 @@ def require_equal_logits(folder: Path) -> None:
 
 def require_export(folder: Path, space: SearchSpace, tokenizer: ModelTokenizer) -> None:
     """Export a tiny random network of the space's kind with the model's own tokenizer, and verify it."""
+    try:
+        check_source_tokenizer(folder)
+    except RunError as error:
+        raise UserError(f"{folder}: tokenizer.json is not what the model was trained with: {error}") from None
     base, arch = _tiny(space)
     model = Transformer(stand_alone_shape(base, base.rope_dim or arch.kept[0][1].head_dim, arch), seed=0)
     with tempfile.TemporaryDirectory() as place:
