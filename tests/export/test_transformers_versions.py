@@ -138,7 +138,10 @@ def test_every_kind_of_export_loads_and_gives_equal_logits(version, exports, tmp
     release = re.search(r"^transformers==(\S+)", pins, re.M)[1] if version == "pinned" else version
     uv("venv", "--quiet", "--python", sys.executable, tmp_path / "environment")
     python = linked(tmp_path / "environment")
-    uv("pip", "install", "--quiet", "--python", python, f"transformers=={release}", "accelerate")  # for BitNet
+    uv("pip", "install", "--quiet", "--python", python, f"transformers=={release}")
+    uv(
+        "pip", "install", "--quiet", "--python", python, "--no-deps", "accelerate", "psutil"
+    )  # for BitNet; not its torch
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [python, "-c", STRANGER, root, root / "tokens", tmp_path / "found", *wanted],
