@@ -1,6 +1,6 @@
 """Every kind of export in the releases of transformers that people have, each in an environment of its own.
 
-uv installs a release as its users do; torch, which is the same for all, is linked from this environment.
+uv installs a release as its users do; torch, the same for all, is lent by this environment.
 """
 
 import importlib.metadata
@@ -79,9 +79,16 @@ print(transformers.__version__)
 """
 
 
-def linked(environment):
-    """torch and what it needs, from this environment into another one."""
+def lent(environment):
+    """torch and what it needs, lent to another environment; returns its interpreter.
+
+    They are named by a .pth file, which installers do not look into: what is linked into site-packages itself they take
+    for their own, and replace here.
+    """
     (site,) = environment.glob("lib/python*/site-packages")
+    shelf = environment / "lent"
+    shelf.mkdir()
+    (site / "lent.pth").write_text(f"{shelf}\n")
     todo, done = ["torch"], set()
     while todo:
         name = todo.pop()
@@ -90,8 +97,8 @@ def linked(environment):
         done.add(name)
         found = importlib.metadata.distribution(name)
         for part in {file.parts[0] for file in found.files if file.parts[0] not in ("..", "__pycache__")}:
-            if not (site / part).exists():
-                (site / part).symlink_to(found.locate_file(part))
+            if not (shelf / part).exists():
+                (shelf / part).symlink_to(found.locate_file(part))
         for line in found.requires or ():
             needed = Requirement(line)
             if needed.marker is None or needed.marker.evaluate({"extra": ""}):
@@ -137,7 +144,7 @@ def test_every_kind_of_export_loads_and_gives_equal_logits(version, exports, tmp
     pins = (Path(__file__).parents[2] / "requirements" / "cpu.txt").read_text()
     release = re.search(r"^transformers==(\S+)", pins, re.M)[1] if version == "pinned" else version
     uv("venv", "--quiet", "--python", sys.executable, tmp_path / "environment")
-    python = linked(tmp_path / "environment")
+    python = lent(tmp_path / "environment")
     uv("pip", "install", "--quiet", "--python", python, f"transformers=={release}")
     uv(
         "pip", "install", "--quiet", "--python", python, "--no-deps", "accelerate", "psutil"
