@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from llmnas.errors import UserError
 from llmnas.export.loading import load_tokenizer, open_model
 from llmnas.export.modeling_llmnas import LlmnasForCausalLM
+from llmnas.files import GENERATION_FILE
 from llmnas.supernet import pack, packable
 
 
@@ -66,7 +67,11 @@ def generate(folder: Path, prompt: str, *, tokens: int, temperature: float, seed
     # BitLinear compiles itself, which takes a C++ compiler and longer than the text
     with torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
         torch.manual_seed(seed)
-        out = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=min(tokens, longest - length), **drawing
-        )
+        try:
+            out = model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=min(tokens, longest - length), **drawing
+            )
+        except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+            why = " ".join(str(error).split())
+            raise UserError(f"{folder}: does not generate ({why}); is its {GENERATION_FILE} damaged?") from None
     return str(tokenizer.decode(out[0, length:], skip_special_tokens=True))

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
@@ -111,7 +110,7 @@ def open_model(folder: Path, **options: Any) -> Any:
             trust_remote_code=False, use_safetensors=True, attn_implementation="sdpa", local_files_only=True, **options,
         )  # fmt: skip
         require_whole(loading)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # noqa: BLE001 (damaged values end in whatever reading them raises)
         raise UserError(f"{folder}: {_line(error)}") from None
     finally:
         logging.set_verbosity(verbosity)

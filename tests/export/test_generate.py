@@ -11,7 +11,7 @@ from llmnas.errors import UserError
 from llmnas.export import hf
 from llmnas.export.card import Card
 from llmnas.export.generate import generate, load_model
-from llmnas.files import ABOUT_FILE
+from llmnas.files import ABOUT_FILE, read_json, write_json
 from llmnas.pipeline.exported import exported_folder
 from llmnas.space import Architecture, BaseModel, LayerSpec
 from llmnas.space.architecture import FixedShape
@@ -97,3 +97,19 @@ def test_the_verb(tiny_run, llmnas):
     assert done.code == 0, done.err
     assert done.out.startswith(PROMPT)
     assert len(done.out) > len(PROMPT) + 1
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "words"),
+    [
+        ("generation_config.json", "eos_token_id", "x", "is its generation_config.json damaged"),
+        ("config.json", "hidden_act", "0x1F", "0x1F"),
+    ],
+)
+def test_damaged_settings_are_one_line(folder, tmp_path, file, key, value, words):
+    copied = shutil.copytree(folder, tmp_path / "copied")
+    write_json(copied / file, read_json(copied / file) | {key: value})
+    with pytest.raises(UserError, match=words) as error:
+        generate(copied, "We", tokens=2, temperature=0, seed=0)
+    assert str(error.value).startswith(f"{copied}: ")
+    assert "\n" not in str(error.value)
