@@ -59,19 +59,22 @@ class Nsga2:
     """pymoo's NSGA2: rank and crowding choose survivors, binary tournaments choose parents.
 
     The first generation holds the smallest, largest and middle architecture within the budget, the
-    rest of it is random. A generation may be asked for and told in several parts. Constraints are
+    rest of it is random. A generation may be asked for and told in several parts: it has the least multiple of what
+    is asked for at once that is no less than the population, so nobody who evaluates is left without work. Whatever
+    its size, the survivors are the best `population` of parents and children together. Constraints are
     pymoo's (a feasible one beats an infeasible one, then the smaller violation wins); a failed
     evaluation is one more constraint, missed by far.
     """
 
     def __init__(self, problem: Problem, options: Nsga2Options) -> None:
         self._problem = problem
+        self._size = options.population
         self._candidates = Candidates(problem)
         first = self._candidates.anchors()
         first += self._candidates.new(options.population - len(first), self._candidates.sample)
+        self._first: list[Architecture] | None = first
         self._algorithm = NSGA2(
             pop_size=options.population,
-            sampling=_population(first),
             mating=_Mating(self._candidates, options.crossover),
             eliminate_duplicates=False,
         )
@@ -86,13 +89,22 @@ class Nsga2:
     def ask(self, n: int) -> list[Architecture]:
         """The next part, at most `n`, of the current generation; a new generation when it is used up."""
         if self._asked == len(self._generation):
-            generation = self._algorithm.ask()
+            generation = self._next(n * -(-self._size // n))
             if generation is None:
                 return []
             self._generation, self._asked, self._told = generation, 0, []
         part = self._generation[self._asked : self._asked + n]
         self._asked += len(part)
         return [individual.X[0] for individual in part]
+
+    def _next(self, size: int) -> Any:
+        """A generation of `size`, fewer where nothing new is found, None where nothing at all."""
+        if self._first is not None:
+            first, self._first = self._first, None
+            more = self._candidates.new(size - len(first), self._candidates.sample)
+            self._algorithm.initialization.sampling = _population([*first, *more])
+        self._algorithm.n_offsprings = size
+        return self._algorithm.ask()
 
     def tell(self, evaluations: Sequence[Evaluation]) -> None:
         """Collect; a whole generation goes to pymoo, which then chooses the survivors."""
@@ -102,6 +114,11 @@ class Nsga2:
             missed = np.array([self._constraints(e) for e in self._told])
             Evaluator().eval(StaticProblem(self._pymoo_problem, F=values, G=missed), self._generation)
             self._algorithm.tell(infills=self._generation)
+            if len(self._algorithm.pop) > self._size:  # pymoo lets all of a first generation live
+                self._algorithm.pop = self._algorithm.survival.do(
+                    self._pymoo_problem, self._algorithm.pop, n_survive=self._size, algorithm=self._algorithm,
+                    random_state=self._algorithm.random_state,
+                )  # fmt: skip
 
     def _objectives(self, evaluation: Evaluation) -> list[float]:
         if evaluation.failure is not None:
