@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import netrc
 import os
 import re
 import secrets
@@ -17,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -24,7 +26,12 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from llmnas.errors import UserError
 from llmnas.files import naming, one_line, parse_json, read_bytes, read_text, write_text
 
-WandbMode = Literal["off", "offline", "online"]
+WandbMode = Literal["auto", "off", "offline", "online"]
+Used = Literal["off", "offline", "online"]
+_OF_ENVIRONMENT: dict[str, Used] = {
+    "online": "online", "run": "online", "shared": "online",
+    "offline": "offline", "dryrun": "offline", "disabled": "off",
+}  # fmt: skip
 MOST_METRICS = 1 << 28  # bytes that are read of metrics.jsonl
 
 
@@ -44,11 +51,13 @@ class Tracker:
         self._tasks: dict[str, TaskID] = {}
         self._printed: dict[str, float] = {}
         self._started: dict[str, tuple[float, int, int]] = {}  # since when, counted from where, to where
-        self._folder, self._wandb = folder, (mode, project, config)
+        self._folder, self._mode, self._wandb = folder, wandb_mode(mode), (project, config)
         self._jsonl: IO[str] | None = None  # opened by the first record: only rank 0 writes any
         self._run: Any = None
 
     def __enter__(self) -> Self:
+        if self._mode == "online" and os.environ.get("RANK", "0") == "0":
+            require_account()
         if self._console.is_terminal:
             self._bar.start()
         return self
@@ -84,7 +93,7 @@ class Tracker:
     def _open(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._jsonl = _open_for_records(self._folder / "metrics.jsonl")
-        self._run = _start_wandb(self._folder, *self._wandb)
+        self._run = _start_wandb(self._folder, self._mode, *self._wandb)
 
     def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
         """Show how far a stage is: a bar that becomes a line when the stage ends, or a line every 15 seconds."""
@@ -134,7 +143,57 @@ def _open_for_records(path: Path) -> IO[str]:
     return io.TextIOWrapper(stream, encoding="utf-8")
 
 
-def _start_wandb(folder: Path, mode: WandbMode, project: str, config: dict[str, Any]) -> Any:
+def wandb_mode(asked: WandbMode) -> Used:
+    """How W&B is used: as the config asks, but for WANDB_MODE; `auto` is online inside a sweep and offline elsewhere.
+
+    Raises:
+        UserError: WANDB_MODE is no mode of W&B.
+    """
+    said = os.environ.get("WANDB_MODE", "")
+    if said and said not in _OF_ENVIRONMENT:
+        raise UserError(f"WANDB_MODE: {said!r} is no mode of W&B; allowed: {', '.join(_OF_ENVIRONMENT)}")
+    if asked == "off":
+        return asked
+    if said:
+        return _OF_ENVIRONMENT[said]
+    if asked == "auto":
+        return "online" if os.environ.get("WANDB_SWEEP_ID") else "offline"
+    return asked
+
+
+def require_account() -> None:
+    """Before any work: `UserError` where W&B would not know whose run it is, or to which project a sweep belongs."""
+    import wandb
+
+    sweep = os.environ.get("WANDB_SWEEP_ID")
+    if sweep and not os.environ.get("WANDB_PROJECT"):
+        raise UserError(
+            f"W&B: sweep {sweep} without a project; type `wandb agent ENTITY/PROJECT/{sweep}`, "
+            "or `export WANDB_PROJECT=NAME`"
+        )
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or str(wandb.Settings().base_url)).hostname or ""
+    given = any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"))
+    if not given and not _logged_in(host):
+        raise UserError(
+            f"W&B: no API key for {host}; type `wandb login` or `export WANDB_API_KEY=KEY`, "
+            "or `export WANDB_MODE=offline` to go on without the network"
+        )
+
+
+def _logged_in(host: str) -> bool:
+    """Whether the file of logins, where `wandb login` writes, has this host; True where only W&B can tell."""
+    settings = Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser() / "settings"
+    if settings.is_file() and not os.environ.get("WANDB_BASE_URL"):
+        return True  # may name another server
+    named = os.environ.get("NETRC")
+    places = [Path(named).expanduser()] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]
+    try:
+        return any(host in netrc.netrc(place).hosts for place in places if place.is_file())
+    except (netrc.NetrcParseError, OSError):
+        return True  # W&B has the last word on what it can read
+
+
+def _start_wandb(folder: Path, mode: Used, project: str, config: dict[str, Any]) -> Any:
     """Start or continue this folder's W&B run; `offline` makes no network call."""
     if mode == "off":
         return None
@@ -155,7 +214,9 @@ def _start_wandb(folder: Path, mode: WandbMode, project: str, config: dict[str, 
         )  # fmt: skip
     except wandb.errors.UsageError as error:
         why = str(error).split(".")[0]
-        raise UserError(f"tracking.wandb: online: {why}; run `wandb login`, or take offline or off") from None
+        raise UserError(
+            f"W&B: {why}; type `wandb login`, or `export WANDB_MODE=offline` to go on without the network"
+        ) from None
 
 
 def _run_id(path: Path) -> str:

@@ -268,9 +268,12 @@ class ExtractConfig(Strict):
 
 
 class TrackingConfig(Strict):
-    """`wandb`: off, offline (no network), or online; metrics.jsonl is always written."""
+    """`wandb`: off, offline (no network), online, or auto: online inside a W&B sweep, else offline.
 
-    wandb: Literal["off", "offline", "online"] = "offline"
+    The environment's WANDB_MODE goes before all of them but off. metrics.jsonl is always written.
+    """
+
+    wandb: Literal["auto", "off", "offline", "online"] = "auto"
     project: str = "llmnas"
 
     @field_validator("wandb", mode="before")

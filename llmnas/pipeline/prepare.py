@@ -29,21 +29,24 @@ from llmnas.data.split import digest
 from llmnas.errors import RunError, UserError
 from llmnas.files import sha256
 from llmnas.pipeline.context import Context
+from llmnas.pipeline.shared_data import share, take_shared
 
 TOKENIZER_BYTES = 1 << 28
 """Text that a tokenizer learns from; of a larger corpus a random share of the documents is taken."""
 
 
 def prepare(context: Context) -> None:
-    """Write `data/`; what is there already is kept.
+    """Write `data/`; what is there already is kept, and what another trial of the same sweep made is taken.
 
     Raises:
         UserError: no such text, or less of it than a sequence, or than the config's validation windows.
     """
     run = context.run
     # what describes a token file is written after it: with both, nothing was cut off
-    if not run.tokenizer.exists() or not all(run.tokens(side).with_suffix(".json").exists() for side in SIDES):
+    whole = run.tokenizer.exists() and all(run.tokens(side).with_suffix(".json").exists() for side in SIDES)
+    if not whole and not take_shared(context):
         _prepare(context)
+        share(context)
     context.require_windows()
 
 
