@@ -130,7 +130,7 @@ def search(
         require_fresh(context.run.evaluations, resume)
         archive = search_supernet(context)
         asked = [*archive.objectives, *archive.constraints]
-        tables = search_tables(context.run, archive.front(), archive.evaluations, asked)
+        tables = search_tables(context.run, archive.front(), archive.evaluations, asked, archive.constraints)
         archive.close()
     for table in tables:
         show(console, table)

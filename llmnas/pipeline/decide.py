@@ -83,8 +83,8 @@ def chosen(context: Context, archive: Archive) -> Evaluation:
     """
     if not contenders(archive):
         raise UserError(
-            f"{archive.path}: none of {len(archive)} evaluated architectures meets search.constraints "
-            f"{archive.constraints}; loosen them, or search longer in another --run-dir"
+            f"{archive.path}: {archive.why_empty().rstrip('.')}; loosen search.constraints {archive.constraints}, or "
+            "search longer in another --run-dir"
         )
     decision = decided(context.run)
     for evaluation in archive.evaluations:

@@ -69,7 +69,10 @@ class Gatherer:
         if best:
             lowest = min(best, key=lambda e: e.metrics["val_loss"])
             summary["lowest loss"] = f"{lowest.metrics['val_loss']:.4f} nats ({lowest.arch.id})"
-        tables = [*search_tables(run, best, self._evaluations, [*objectives, *constraints]), *stage_tables(run)]
+        tables = [
+            *search_tables(run, best, self._evaluations, [*objectives, *constraints], constraints),
+            *stage_tables(run),
+        ]
         return Findings(
             title=config.name, summary=summary, evaluations=tuple(self._evaluations), objectives=objectives,
             constraints=constraints, records=read_metrics(run.metrics), tables=tables, correlation=_correlation(run),

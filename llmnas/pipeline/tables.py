@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from llmnas.pareto import Evaluation
+from llmnas.pareto import Constraints, Evaluation, why_empty
 from llmnas.pipeline.results import correlated, decided, laddered, retrained, search_facts
 from llmnas.pipeline.retrain import verdict
 from llmnas.report.findings import Table
@@ -17,11 +17,16 @@ _SHOWN = {"val_loss", "perplexity", "params", "flops_per_token"}
 
 
 def search_tables(
-    run: RunFolder, front: Sequence[Evaluation], evaluations: Sequence[Evaluation], asked: Iterable[str]
+    run: RunFolder,
+    front: Sequence[Evaluation],
+    evaluations: Sequence[Evaluation],
+    asked: Iterable[str],
+    constraints: Constraints,
 ) -> list[Table]:
     """The front of all evaluations, and which of its members to build; `asked` are the metrics that were named."""
     facts = search_facts(run)
-    more = failures(evaluations) + few_windows(facts) + speed(facts)
+    empty = why_empty(evaluations, constraints)
+    more = (f" {empty}" if empty else failures(evaluations)) + few_windows(facts) + speed(facts)
     found = [front_table(front, len(evaluations), asked, facts.get("provenance", {}), more)]
     if run.decision.exists():
         found.append(decision_table(decided(run)))
@@ -74,11 +79,7 @@ def front_table(
             *(f"{m[name]:.4g}" for name in more),
         ))  # fmt: skip
     note = f"{evaluated} architectures evaluated with the supernet's weights; ± is one standard error."
-    note += (
-        ("" if front else " None of them succeeded and meets all constraints.")
-        + facts
-        + "".join(f" {name}: {text}." for name, text in provenance.items())
-    )
+    note += facts + "".join(f" {name}: {text}." for name, text in provenance.items())
     return Table("Pareto front", (*_FRONT_COLUMNS, *more), rows, note)
 
 

@@ -39,6 +39,8 @@ _FINALISTS = 48
 """So many of a pool, those best alone, are compared again for every place of a batch."""
 _FEW = 8
 """Of the best with one objective, or of what misses the constraints least."""
+_ORDINARY = (1e-100, 1e100)
+"""Values of other magnitudes are divided by the greatest of them: their squares leave the numbers."""
 _FRONT = 64
 """Most points of the front that the hypervolume improvement is counted against at once."""
 
@@ -99,6 +101,7 @@ class BayesianSearch:
         self._best: list[Evaluation] = []
         self._alive = 0
         self._reached: dict[str, Tensor] = {}
+        self._units = dict.fromkeys(self._metrics, 1.0)
         self._rows = self._decisions(anchors[:1])[:0]
         self._first = self._candidates.anchors()
 
@@ -199,7 +202,7 @@ class BayesianSearch:
         return arch
 
     def _fit(self, region: list[Evaluation]) -> tuple[Tensor, Tensor]:
-        """Condition the models; the mean and spread [m] that standardise every metric, greater is better.
+        """Condition the models, in `_units`; the mean and spread [m] that standardise every metric, greater is better.
 
         What the models then say of the best told is computed here, once for all pools of an `ask`.
         """
@@ -213,9 +216,11 @@ class BayesianSearch:
             values = [e.metrics[name] for e in alive]
             worst = self._worst(name, values)
             column = torch.tensor([worst if e.failure else e.metrics[name] for e in region], dtype=torch.float64)
+            self._units[name] = unit = _unit(column)
+            column = column / unit
             columns.append(column)
             if name in known:
-                self._reached[name] = torch.from_numpy(computed[:, known.index(name)])
+                self._reached[name] = torch.from_numpy(computed[:, known.index(name)]) / unit
                 continue
             model = self._models[name]
             model.fit(model.kernel.embed(codes), column)
@@ -243,7 +248,7 @@ class BayesianSearch:
         parts = {}
         for k, name in enumerate(self._metrics):
             if name in self._known.names:
-                mean = torch.from_numpy(computed[:, self._known.names.index(name)])
+                mean = torch.from_numpy(computed[:, self._known.names.index(name)]) / self._units[name]
                 covariance = torch.zeros(len(archs), len(archs), dtype=torch.float64)
             else:
                 model = self._models[name]
@@ -257,7 +262,7 @@ class BayesianSearch:
         self._bounds = {}
         for output, (name, ends) in enumerate(self._limits.items(), len(goals)):
             k = self._metrics.index(name)
-            low, high = ((end - scale[0][k].item()) / scale[1][k].item() for end in ends)
+            low, high = ((end / self._units[name] - scale[0][k].item()) / scale[1][k].item() for end in ends)
             self._bounds[output] = (low, high)
         covariances = [parts[name][1] for name in (*goals, *self._limits)]
         return PoolModel(torch.stack(means, dim=1), torch.stack(covariances))
@@ -304,6 +309,12 @@ class BayesianSearch:
             chosen.append(best)
             model = model if self._by_samples else model.believe(best)
         return [pool[i] for i in chosen]
+
+
+def _unit(values: Tensor) -> float:
+    """1 for values [n] of ordinary magnitude, so that they are computed with as they are; else their greatest."""
+    greatest = float(values.abs().max())
+    return 1.0 if greatest == 0 or _ORDINARY[0] <= greatest <= _ORDINARY[1] else greatest
 
 
 def _inside(metrics: Tensor, bounds: dict[int, tuple[float, float]]) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from llmnas.errors import UserError
 from llmnas.pareto import Evaluation, violations
 from llmnas.rng import torch_seed
-from llmnas.search.partial import Decisions
+from llmnas.search.partial import Decisions, Walk
 from llmnas.search.strategy import Candidates, Options, Problem
 from llmnas.space import Architecture
 
@@ -78,62 +78,71 @@ def log_reward(log_quality: float, costs: Mapping[str, float], targets: Mapping[
 class Controller(nn.Module):
     """A GRU over decisions: reads the value chosen last, gives logits for the next.
 
-    Every position has its own embedding of values and its own output layer.
+    Every position has its own embedding of values and its own output layer, rows of tensors that are as wide as the
+    widest decision. Drawing goes position by position, all architectures of a batch at once; scoring knows what was
+    drawn, so it runs the whole sequence in one call and all output layers in one product.
     """
 
     def __init__(self, values: Sequence[int], seed: int) -> None:
         super().__init__()
         self.values = list(values)
-        self.cell = nn.GRUCell(_HIDDEN, _HIDDEN)
+        most = max(values)
+        self.gru = nn.GRU(_HIDDEN, _HIDDEN, batch_first=True)
         self.begin = nn.Parameter(torch.empty(_HIDDEN))
-        self.embed = nn.ParameterList(nn.Parameter(torch.empty(n, _HIDDEN)) for n in values)
-        self.heads = nn.ParameterList(nn.Parameter(torch.empty(n, _HIDDEN)) for n in values)
-        self.biases = nn.ParameterList(nn.Parameter(torch.empty(n)) for n in values)
+        self.embed = nn.Parameter(torch.empty(len(values), most, _HIDDEN))
+        self.heads = nn.Parameter(torch.empty(len(values), most, _HIDDEN))
+        self.biases = nn.Parameter(torch.empty(len(values), most))
         generator = torch.Generator().manual_seed(torch_seed(seed, "controller"))
         with torch.no_grad():
             for parameter in self.parameters():
                 parameter.uniform_(-0.1, 0.1, generator=generator)
 
-    def step(self, state: Tensor, position: int, previous: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(state [B, H], logits [B, V]) of a decision, after the value [B] of the one before it."""
-        read = self.begin.expand(len(state), -1) if previous is None else self.embed[position - 1][previous]
-        state = self.cell(read, state)
-        return state, nn.functional.linear(state, self.heads[position], self.biases[position])
-
     def sample(self, decisions: Decisions, count: int, rng: np.random.Generator) -> tuple[Tensor, list[Tensor]]:
         """Draw `count` codes [B, P] and the masks [B, V] under which each decision was made."""
-        state = torch.zeros(count, _HIDDEN)
-        prefixes: list[list[int]] = [[] for _ in range(count)]
-        masks: list[Tensor] = []
-        previous = None
+        walks = [Walk(decisions) for _ in range(count)]
+        columns, masks = [], []
+        state, read = torch.zeros(count, _HIDDEN), self.begin.expand(count, -1)
+        of_input, of_state, bias_input, bias_state = map(
+            self.gru.get_parameter, ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+        )
         with torch.no_grad():
-            for position in range(len(self.values)):
-                state, logits = self.step(state, position, previous)
-                mask = torch.from_numpy(np.stack([decisions.allowed(prefix) for prefix in prefixes]))
-                probability = logits.masked_fill(~mask, -torch.inf).double().softmax(-1).numpy()
-                drawn = (probability.cumsum(1) < rng.random((count, 1)) * probability.sum(1, keepdims=True)).sum(1)
-                # rounding must not choose what the mask forbids
-                drawn = np.where(mask.numpy()[np.arange(count), drawn], drawn, probability.argmax(1))
-                for prefix, value in zip(prefixes, drawn.tolist(), strict=True):
-                    prefix.append(value)
-                masks.append(mask)
-                previous = torch.from_numpy(drawn)
-        return torch.tensor(prefixes), masks
+            for position, width in enumerate(self.values):
+                state = torch.gru_cell(read, state, of_input, of_state, bias_input, bias_state)
+                logits = nn.functional.linear(state, self.heads[position, :width], self.biases[position, :width])
+                mask = np.stack([walk.allowed() for walk in walks])
+                drawn = _drawn(logits.double().numpy(), mask, rng)
+                for walk, value in zip(walks, drawn.tolist(), strict=True):
+                    walk.write(value)
+                masks.append(torch.from_numpy(mask))
+                columns.append(torch.from_numpy(drawn))
+                read = self.embed[position][columns[-1]]
+        return torch.stack(columns, dim=1), masks
 
     def score(self, codes: Tensor, masks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Log-probability [B] of codes [B, P], and the mean entropy [B] of the decisions that were open."""
-        state = torch.zeros(len(codes), _HIDDEN)
-        log_probability, entropy = torch.zeros(len(codes)), torch.zeros(len(codes))
-        open_ = torch.zeros(len(codes))
-        previous = None
+        count, positions = codes.shape
+        allowed = torch.zeros(count, positions, self.heads.shape[1], dtype=torch.bool)
         for position, mask in enumerate(masks):
-            state, logits = self.step(state, position, previous)
-            logs = logits.masked_fill(~mask, -1e9).log_softmax(-1)
-            previous = codes[:, position]
-            log_probability = log_probability + logs.gather(1, previous[:, None])[:, 0]
-            entropy = entropy - (logs.exp() * logs).sum(-1)
-            open_ = open_ + (mask.sum(-1) > 1)
+            allowed[:, position, : mask.shape[1]] = mask
+        before = self.embed[torch.arange(positions - 1), codes[:, :-1]]
+        states, _ = self.gru(torch.cat([self.begin.expand(count, 1, -1), before], dim=1))
+        logits = torch.einsum("bph,pvh->bpv", states, self.heads) + self.biases
+        logs = logits.masked_fill(~allowed, -1e9).log_softmax(-1)
+        log_probability = logs.gather(2, codes[:, :, None])[:, :, 0].sum(1)
+        entropy = -(logs.exp() * logs).sum((1, 2))
+        open_ = (allowed.sum(-1) > 1).sum(1)
         return log_probability, entropy / open_.clamp_min(1)
+
+
+def _drawn(logits: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One value [B] of each row by its logits [B, V], of those that the mask [B, V] allows."""
+    allowed = np.where(mask, logits, -np.inf)
+    weights = np.exp(allowed - allowed.max(1, keepdims=True))
+    drawn = (weights.cumsum(1) < rng.random((len(weights), 1)) * weights.sum(1, keepdims=True)).sum(1)
+    drawn = np.minimum(drawn, mask.shape[1] - 1)
+    # rounding must not choose what the mask forbids
+    values: np.ndarray = np.where(mask[np.arange(len(mask)), drawn], drawn, weights.argmax(1))
+    return values
 
 
 class Reinforce:
@@ -258,10 +267,10 @@ class Reinforce:
         mean = float(rewards.mean())
         self._baseline = mean if self._baseline is None else 0.8 * self._baseline + 0.2 * mean
         advantage = torch.tensor((rewards - self._baseline) / spread, dtype=torch.float32)
-        with torch.no_grad():
-            before, _ = self._controller.score(codes, masks)
+        before: Tensor | None = None
         for _ in range(options.epochs):
             log_probability, entropy = self._controller.score(codes, masks)
+            before = log_probability.detach() if before is None else before  # nothing has moved yet
             ratio = torch.exp(log_probability - before)
             clipped = ratio.clamp(1 - options.clip, 1 + options.clip)
             gain = torch.minimum(ratio * advantage, clipped * advantage)
