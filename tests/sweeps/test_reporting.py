@@ -94,6 +94,7 @@ def test_a_trial_arrives_at_the_server_with_config_history_and_summary(tmp_path)
 
 
 @pytest.mark.full
+@pytest.mark.timeout(3000)  # two trials beside busy neighbours
 def test_an_agent_with_two_trials_runs_to_the_end_and_each_reports(tmp_path):
     """W&B's own agent, `llmnas train --prepare` on real speeches; the second trial takes the tokens of the first."""
     config = tiny.write_config(tmp_path, tiny.write_corpus(tmp_path / "corpus"), tracking={"wandb": "auto"})
