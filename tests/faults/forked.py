@@ -4,6 +4,7 @@ How it ended is one of: `done`, `noticed` (one line of ours, or a warning, and n
 and `code` (a file of a stranger ran). Silent faults are found by those who know what a verb should have done.
 """
 
+import faulthandler
 import os
 import re
 import resource
@@ -79,6 +80,7 @@ def forked(call, folder, seconds=SECONDS):
 def _child(call, folder, paths):
     code = 70
     try:
+        faulthandler.disable()  # an abort is counted, not shown
         os.setsid()
         os.chdir(folder)
         for number, path in enumerate(paths, 1):
