@@ -16,7 +16,7 @@ from llmnas.space import Architecture, LayerSpec
 
 TWO = {"loss": "min", "speed": "max"}
 ARCHS = [Architecture(size, (LayerSpec(1, 1, 8, 16),)) for size in range(8, 208, 8)]
-NAMED = "no such|not a readable archive|a SQLite file, but not|cannot be opened"
+NAMED = "is a folder, not a file|no such|not a readable archive|a SQLite file, but not|cannot be opened"
 RESULTS = [{"loss": float(i % 5), "speed": float(i % 7), "other": i / 3} for i in range(len(ARCHS))]
 
 
