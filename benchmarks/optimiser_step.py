@@ -89,7 +89,7 @@ def main() -> None:
         step = times["passes"] + times["adamw all"]
         cells = [f"{times[v]:.1f} ({(times[v] - times['adamw all']) / step:+.1%})" for v in VARIANTS]
         print(f"| {name} | {times['passes']:.0f} | " + " | ".join(cells) + " |", flush=True)
-    write_json(args.json, {"environment": environment("cpu", ["torch"]), "size": size, "milliseconds": found})
+    write_json(args.json, {"environment": environment("cpu", ("torch",)), "size": size, "milliseconds": found})
 
 
 if __name__ == "__main__":

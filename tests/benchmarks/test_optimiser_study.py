@@ -1,7 +1,11 @@
 """The study of optimizers compares what it says: the best rate of a variant over all seeds, gaps to the best alone."""
 
+import json
+import subprocess
+import sys
+
 import pytest
-from test_benchmarks import load
+from test_benchmarks import ENVIRONMENT, FOLDER, load
 
 study = load("optimiser_study")
 
@@ -31,3 +35,14 @@ def test_the_gap_is_to_each_network_alone_at_its_best_rate():
     assert study.truth({"alone": {"adamw 0.5 0 0": {"loss": 3.0}}}) is None
     supernets = {"adamw all 0.002 0": run(4.0) | {"losses": [3.5 + i / 100 for i in range(12)]}}
     assert "| +0.200 | 1.00 |" in study.table({"supernets": supernets, "alone": alone})
+
+
+@pytest.mark.full
+def test_the_cost_of_an_update_is_measured(tmp_path):
+    done = subprocess.run(
+        [sys.executable, FOLDER / "optimiser_step.py", "--quick", "--repeats", "1", "--json", tmp_path / "step.json"],
+        env=ENVIRONMENT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found = json.loads((tmp_path / "step.json").read_text())["milliseconds"]
+    assert done.stdout.count("\n") == 4
+    assert all(value > 0 for times in found.values() for value in times.values())
