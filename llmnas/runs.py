@@ -5,17 +5,17 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import platform
-import time
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from llmnas.errors import UserError
-from llmnas.files import read_json, read_yaml, write_json, write_text
+from llmnas.files import Written, inside, read_yaml, sha256, write_text
+from llmnas.manifest import Ledger
 
+_LOG = logging.getLogger(__name__)
 Select = Callable[[dict[str, Any]], dict[str, Any]]
 _FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
@@ -33,7 +33,7 @@ class RunFolder:
 
     @property
     def manifest(self) -> Path:
-        """When each stage ended, with which versions."""
+        """When each stage ended, with which versions, and the hash of every file."""
         return self.path / "manifest.json"
 
     @property
@@ -158,29 +158,62 @@ class RunFolder:
         found: dict[str, Any] = self.stages().get(stage, {})
         return found
 
+    @property
+    def ledger(self) -> Ledger:
+        """What is noted of stages and files."""
+        return Ledger(self.manifest)
+
     def stages(self) -> dict[str, Any]:
         """What the manifest notes of every stage that has ended; empty without one.
 
         Raises:
             UserError: the manifest is damaged.
         """
-        if not self.manifest.exists():
-            return {}
-        manifest = read_json(self.manifest)
-        stages = manifest.get("stages") if isinstance(manifest, dict) else None
-        if not isinstance(stages, dict) or not all(isinstance(facts, dict) for facts in stages.values()):
-            raise UserError(f"{self.manifest}: damaged (no stages in it); delete it to have it made again")
-        return stages
+        return self.ledger.stages()
 
     def record(self, stage: str, **facts: Any) -> None:
         """Note in the manifest that a stage is done."""
-        manifest: dict[str, Any] = {"stages": self.stages()}
-        manifest["versions"] = {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("llmnas", "torch", "deepspeed", "transformers")},
-        }
-        manifest["stages"][stage] = {"ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts}
-        write_json(self.manifest, manifest)
+        self.ledger.ended(stage, facts)
+
+    def seal(self, written: Written) -> None:
+        """Note a file of this folder that is about to get its name; what `hashed_open` and its like are given."""
+        self.ledger.seal(written)
+
+    def check(self, path: Path) -> Path:
+        """The path, if its file is what was written (or nothing is known of it); to be asked before its first use.
+
+        Raises:
+            UserError: another size or content.
+        """
+        return self.ledger.check(path)
+
+    def check_results(self) -> None:
+        """`check` everything but weights, which are checked where they are loaded; `UserError` as there.
+
+        A run made before files were noted has one hash, its tokenizer's; that the others cannot be checked is said.
+        """
+        noted, tokenizer = self.ledger.files(), self.recorded("prepare").get("tokenizer_sha256")
+        if noted is None:
+            _LOG.warning("%s: made before files had hashes: what is damaged there may pass unnoticed", self.path)
+        for name in noted or {}:
+            if not name.endswith(".safetensors"):
+                self.check(inside(self.path, name))
+        if tokenizer is not None and self.tokenizer.exists() and sha256(self.tokenizer) != tokenizer:
+            raise UserError(
+                f"{self.tokenizer}: damaged: not the tokenizer that the text was prepared with (SHA-256 differs); "
+                "delete data/ and run prepare again"
+            )
+
+    def seal_evaluations(self) -> None:
+        """Note the archive of the search, when it is closed and not noted; `unseal_evaluations` before it changes."""
+        path, noted = self.evaluations, self.ledger.files()
+        unwritten = path.with_name(f"{path.name}-wal")  # of a connection that is still open, here or elsewhere
+        if path.exists() and not unwritten.exists() and noted is not None and path.name not in noted:
+            self.seal(Written(path, path.stat().st_size, sha256(path)))
+
+    def unseal_evaluations(self) -> None:
+        """Drop what is noted of the archive, which is going to change."""
+        self.ledger.forget(self.evaluations)
 
 
 def identity(*values: Any) -> str:

@@ -122,6 +122,8 @@ def open_run(
         if claim and FIRST_RANK:
             context.claim()
         yield context
+        if lock and FIRST_RANK:
+            run.seal_evaluations()
 
 
 def require_fresh(path: Path, resume: bool) -> None:

@@ -20,7 +20,7 @@ from llmnas.cost.flops import decode_flops_per_token, prefill_flops_per_token
 from llmnas.cost.latency import BlockTable
 from llmnas.cost.params import count_params
 from llmnas.errors import UserError
-from llmnas.files import read_json, write_json
+from llmnas.files import Seal, read_json, write_json
 from llmnas.space import Architecture, BaseModel
 
 _STRENGTHS = np.logspace(-4, 3, 22)
@@ -78,9 +78,9 @@ class Corrected:
         )
         return cls(table, weights / scale, strength, error)
 
-    def save(self, path: Path) -> None:
-        """Write as JSON, without the table."""
-        write_json(path, {"weights": self.weights.tolist(), "strength": self.strength, "error": self.error})
+    def save(self, path: Path, seal: Seal | None = None) -> None:
+        """Write as JSON, without the table; `seal` as in `llmnas.files.hashed_open`."""
+        write_json(path, {"weights": self.weights.tolist(), "strength": self.strength, "error": self.error}, seal)
 
     @classmethod
     def load(cls, path: Path, table: BlockTable) -> Corrected:

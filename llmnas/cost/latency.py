@@ -21,7 +21,7 @@ import numpy as np
 
 from llmnas.cost.memory import Workload
 from llmnas.errors import UserError
-from llmnas.files import read_json, write_json
+from llmnas.files import Seal, read_json, write_json
 from llmnas.space import DIMENSIONS, Architecture, BaseModel, LayerSpec, SearchSpace
 
 Phase = Literal["prefill", "decode"]
@@ -222,15 +222,16 @@ class BlockTable:
         inside = sum(count * self.block_ms(arch.hidden_size, spec) for spec, count in blocks.items())
         return self.end_ms(arch.hidden_size) + inside
 
-    def save(self, path: Path) -> None:
-        """Write as JSON."""
-        write_json(path, {
+    def save(self, path: Path, seal: Seal | None = None) -> None:
+        """Write as JSON; `seal` as in `llmnas.files.hashed_open`."""
+        value = {
             "format": FORMAT, "fingerprint": dict(self.fingerprint), "phase": self.phase,
             "workload": asdict(self.workload), "base": dict(self.base), "ends": self.ends.to_dict(),
             "mixers": [{"kinds": list(kinds), **grid.to_dict()} for kinds, grid in self.mixers.items()],
             "ffns": [{"kinds": list(kinds), **grid.to_dict()} for kinds, grid in self.ffns.items()],
             "noise": self.noise, "seconds": self.seconds,
-        })  # fmt: skip
+        }  # fmt: skip
+        write_json(path, value, seal)
 
     @classmethod
     def load(

@@ -8,7 +8,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from llmnas.errors import UserError
-from llmnas.files import write_text
+from llmnas.files import Seal, write_text
 from llmnas.files.tokenizer_files import open_tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
@@ -47,9 +47,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return _literal(tokenizer)
 
 
-def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
+def save_tokenizer(tokenizer: Tokenizer, path: Path, seal: Seal | None = None) -> None:
     """Write `tokenizer.json` (the format of Hugging Face tokenizers), whole or not at all."""
-    write_text(path, tokenizer.to_str(pretty=True) + "\n")
+    write_text(path, tokenizer.to_str(pretty=True) + "\n", seal)
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

@@ -18,7 +18,7 @@ from pydantic import BaseModel as Model
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from llmnas.errors import UserError, explain
-from llmnas.files import BLOCK, Digest, atomic_open, read_json, require_written, write_json
+from llmnas.files import BLOCK, Digest, Seal, atomic_open, read_json, require_written, write_json
 
 AGAIN = "delete data/ and run prepare again"
 SHARD_TOKENS = 1 << 31
@@ -243,7 +243,12 @@ class TokenWriter:
 
 @contextlib.contextmanager
 def token_writer(
-    path: Path, vocab_size: int, eos_id: int, text_bytes: int, shard_tokens: int = SHARD_TOKENS
+    path: Path,
+    vocab_size: int,
+    eos_id: int,
+    text_bytes: int,
+    shard_tokens: int = SHARD_TOKENS,
+    seal: Seal | None = None,
 ) -> Iterator[TokenWriter]:
     """Write documents one after the other, each followed by `eos_id`, holding one document at a time.
 
@@ -256,6 +261,7 @@ def token_writer(
         eos_id: the end of text.
         text_bytes: UTF-8 bytes of all documents together.
         shard_tokens: a file that has reached so many tokens is full.
+        seal: of the description, which has the hashes of the token files; as in `llmnas.files.hashed_open`.
 
     Raises:
         UserError: no documents. Nothing is left of the files then, and older ones stay.
@@ -275,7 +281,7 @@ def token_writer(
         eos_id=eos_id,
         shards=tuple(writer.shards),
     )
-    write_json(_sidecar(path), info.model_dump(mode="json"))
+    write_json(_sidecar(path), info.model_dump(mode="json"), seal)
 
 
 def write_tokens(

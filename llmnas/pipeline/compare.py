@@ -89,7 +89,7 @@ def compare_strategies(context: Context, table: Path | None = None) -> dict[str,
         if store is not None:
             store.close()
     result = {**about, **found.to_dict()}
-    write_json(run.result("compare"), result)
+    write_json(run.result("compare"), result, run.seal)
     comparison_png(run.result("compare").with_name("hypervolume.png"), bands(found))
     provenance = {provider.metric: provider.about() for provider in extra}
     strategies = list(config.compare.strategies)

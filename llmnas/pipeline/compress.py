@@ -201,7 +201,7 @@ def compress_table(context: Context) -> Table:
     """The model, what was found, before and after healing, and the baselines that were asked for."""
     config, run = context.config, context.run
     windows, _ = context.loss_windows()
-    model = load_weights(Transformer(config.space, seed=None), run.initial).eval()
+    model = load_weights(Transformer(config.space, seed=None), run.check(run.initial)).eval()
     taught = float(context.losses(model, None, windows).mean())
     archive = Archive.load(run.evaluations)
     found = chosen(context, archive)
@@ -210,7 +210,7 @@ def compress_table(context: Context) -> Table:
     cut = context.losses(model, found.arch, windows).mean()
     named = {"the model": (of_model, taught)}
     if config.train.correction:
-        untaught = load_weights(Transformer(config.space, seed=None), run.pretrained).eval()
+        untaught = load_weights(Transformer(config.space, seed=None), run.check(run.pretrained)).eval()
         named = {
             "the model": (of_model, float(context.losses(untaught, None, windows).mean())),
             "the model, trained on the text": (of_model, taught),

@@ -62,8 +62,9 @@ class Context:
         """Bind the folder to this config.
 
         Raises:
-            UserError: the folder has another one, with the difference; nothing in the space meets the budget; the
-                search section cannot be run; or the DeepSpeed file or pretrained model that it names cannot be read.
+            UserError: the folder has another one, with the difference; a file in it is not what was written; nothing in
+                the space meets the budget; the search section cannot be run; or the DeepSpeed file or pretrained model
+                that it names cannot be read.
         """
         if not self.run.supernet.exists():
             deepspeed_config(self.config.train, processes=1)  # its file is read, long before training
@@ -75,6 +76,7 @@ class Context:
                 from llmnas.pipeline.preflight import preflight  # takes seconds; few runs start from a model
 
                 preflight(Path(self.config.train.init_from), self.config.space, tokenizer)
+        self.run.check_results()
         values = self.config.model_dump(mode="json")
         self.run.claim(yaml.safe_dump(values, sort_keys=False), values, _bound, differences)
 
@@ -229,5 +231,5 @@ class Context:
 
     def supernet(self) -> Transformer:
         """The trained supernet."""
-        path = self.run.require(self.run.supernet, "train")
+        path = self.run.check(self.run.require(self.run.supernet, "train"))
         return load_weights(Transformer(self.config.space), path).eval()

@@ -143,7 +143,7 @@ def correlate(context: Context) -> dict[str, Any]:
             "stand_alone": [result["cpu_seconds"] for row in runs for result in row],
         },
     }
-    write_json(run.result("correlate"), result)
+    write_json(run.result("correlate"), result, run.seal)
     correlation_png(run.result("correlate").with_name("correlation.png"), predicted, truth, params)
     run.record("correlate", architectures=len(archs), seeds=config.correlate.seeds)
     return result

@@ -78,10 +78,10 @@ def _train(context: Context) -> None:
 
     search = Search(model, _space(context), config.budget, data, settings, darts, start_processes(), config.seed)
     found = search_relaxed(search, folder=run.checkpoints, identity=context.identity, log=log, evaluate=evaluate)
-    write_json(run.result("darts"), result(found))
+    write_json(run.result("darts"), result(found), run.seal)
     # before the weights, whose presence ends the stage: a kill between the two loses nothing
     run.record("train", method="darts", steps=settings.steps, tokens=found.tokens, seconds=round(found.seconds, 1))
-    save_weights(model, run.supernet)
+    save_weights(model, run.supernet, run.seal)
 
 
 def result(found: Relaxed) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def decide(context: Context, archive: Archive, losses: Losses, windows: int) -> 
         "windows": dict(zip(names, result.windows, strict=True)),
         "statements": statements(result, names),
     }
-    write_json(context.run.decision, decision)
+    write_json(context.run.decision, decision, context.run.seal)
     return decision
 
 

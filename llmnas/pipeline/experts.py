@@ -44,6 +44,7 @@ def analyse_experts(context: Context) -> dict[str, Any]:
     if max(config.space.experts.choices) == 1:
         raise UserError("space.experts is [1]: there is no router to analyse; give layers experts to choose from")
     set_threads(config.train, start_processes(), run.checkpoints)
+    run.unseal_evaluations()
     archive = Archive.load(run.require(run.evaluations, "search"), measured_how(config))
     evaluator = context.evaluator()
     model, batches = evaluator.model, _text(context)
@@ -82,7 +83,7 @@ def analyse_experts(context: Context) -> dict[str, Any]:
     }
     write_front(run, archive)
     archive.close()
-    write_json(run.result("experts"), result)
+    write_json(run.result("experts"), result, run.seal)
     run.record("experts", proposals=len(proposals))
     return result
 

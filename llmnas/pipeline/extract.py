@@ -79,7 +79,7 @@ def extract(context: Context) -> dict[str, Any]:
         store.close()
     rows = [*earlier, *rows]
     result = {"method": options.method, "evaluations": evaluations, **about, "targets": rows}
-    write_json(path, result)
+    write_json(path, result, run.seal)
     run.record("extract", method=options.method, targets=len(rows), evaluations=evaluations)
     return result
 
@@ -200,7 +200,7 @@ def _trained(context: Context, archs: list[Architecture], values: list[float]) -
     config, path = context.config, context.run.result("extract").with_name("predictor.safetensors")
     predictor = Predictor(config.space, config.extract.predictor, config.seed)
     if path.exists():
-        stored = Predictor.load(path, config.space, LOSS)
+        stored = Predictor.load(context.run.check(path), config.space, LOSS)
         if stored.quality and stored.kind == predictor.kind and stored.was_told(archs, values):
             return stored, stored.quality
     train, held = split(len(archs), _HELD, config.seed)
@@ -208,7 +208,7 @@ def _trained(context: Context, archs: list[Architecture], values: list[float]) -
     quality = predictor.held_out([archs[i] for i in held], [values[i] for i in held])
     predictor.fit(archs, values)
     predictor.quality = quality
-    predictor.save(path, LOSS)
+    predictor.save(path, LOSS, context.run.seal)
     return predictor, quality
 
 

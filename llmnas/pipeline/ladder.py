@@ -57,7 +57,7 @@ def ladder(context: Context) -> dict[str, Any]:
             "alone": alone(context, arch, reported_on),
         })  # fmt: skip
     result = {"windows": len(reported_on), "seeds": options.seeds, "rungs": rows}
-    write_json(run.result("ladder"), result)
+    write_json(run.result("ladder"), result, run.seal)
     ladder_png(run.result("ladder").with_name("ladder.png"), rows)
     run.record("ladder", depths=len(rows))
     return result

@@ -51,10 +51,10 @@ def latency_table(config: Config, run: RunFolder, phase: Phase, workload: Worklo
     shared = device_tables() / _name(config, bench, phase, workload, options.seconds)
     if shared.exists():
         table = BlockTable.load(shared, bench.fingerprint, phase, workload, base)
-        table.save(path)
+        table.save(path, run.seal)
         return table, ", for an earlier run"
     table = measure_table(config.space, phase, workload, bench, options.seconds)
-    table.save(path)
+    table.save(path, run.seal)
     try:
         table.save(shared)
     except OSError as error:
@@ -86,5 +86,5 @@ def corrected(config: Config, run: RunFolder, table: BlockTable) -> Corrected:
     bench = this_device(options.threads)
     timings = measure_latency(archs, config.space.base, table.phase, table.workload, bench, seconds)
     found = Corrected.fit(table, archs, [timing.ms for timing in timings])
-    found.save(path)
+    found.save(path, run.seal)
     return found

@@ -61,7 +61,7 @@ def _prepare(context: Context) -> None:
         note = f"{count:,} documents, a vocabulary of {vocab_size}"
         context.tracker.progress("tokenizer", 0, 1, note)
         tokenizer, eos_id = train_tokenizer(_training_texts(corpus, split), vocab_size), EOS_ID
-        save_tokenizer(tokenizer, run.tokenizer)
+        save_tokenizer(tokenizer, run.tokenizer, run.seal)
         context.tracker.progress("tokenizer", 1, 1, note)
     else:
         if not config.data.lossy_tokenizer:
@@ -96,7 +96,9 @@ def _write(context: Context, corpus: Corpus, split: Split, encoder: Encoder, eos
     total = sum(split.documents.values())
     with ExitStack() as stack:
         writers = {
-            side: stack.enter_context(token_writer(run.tokens(side), vocab_size, eos_id, split.text_bytes[side]))
+            side: stack.enter_context(
+                token_writer(run.tokens(side), vocab_size, eos_id, split.text_bytes[side], seal=run.seal)
+            )
             for side in SIDES
         }
         learned = {

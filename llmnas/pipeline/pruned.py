@@ -115,11 +115,12 @@ def layer_scores(context: Context) -> list[float]:
         return found
     config = context.config
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_weights(Transformer(config.space, seed=None), context.run.require(context.run.initial, "train"))
+    initial = context.run.check(context.run.require(context.run.initial, "train"))
+    model = load_weights(Transformer(config.space, seed=None), initial)
     windows = context.sequences(config.train.seq_len, config.seed, learned=False).fixed(config.train.calibration)
     batches = [torch.from_numpy(windows[i : i + 8]).to(device) for i in range(0, len(windows), 8)]
     context.tracker.progress("layers", 0, 1, f"the model without each of its {config.space.layers} layers")
     scores = layer_importance(model.to(device).eval(), batches)
-    write_json(path, scores)
+    write_json(path, scores, context.run.seal)
     context.tracker.progress("layers", 1, 1, f"the least important is layer {scores.index(min(scores))}")
     return scores

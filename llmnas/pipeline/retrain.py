@@ -70,7 +70,7 @@ def retrain(context: Context) -> dict[str, Any]:
         ends = {"low": delta.low, "high": delta.high} if np.isfinite(delta.low) else {}
         comparisons.append({"of": name, "against": other, "difference": delta.mean, **ends, "clear": delta.clear})
     result = {"found": found.arch.id, "runs": runs, "comparisons": comparisons, "random": drawn, "lr_grid": grids}
-    write_json(run.result("retrain"), result)
+    write_json(run.result("retrain"), result, run.seal)
     run.record("retrain", networks=len(networks), seeds=config.retrain.seeds)
     return result
 

@@ -72,6 +72,7 @@ def _search(context: Context, most: int, processes: Processes, preemption: Preem
         "archive_path": run.evaluations, "options": dict(options.options),
         "first": known(context), "evaluation": measured_how(config),
     }  # fmt: skip
+    run.unseal_evaluations()
     if run.evaluations.exists():  # refuse another search's before minutes of measuring
         open_search(**asked)[1].close()
     evaluator, team = _measuring(context, processes, preemption)
@@ -187,7 +188,7 @@ def decoded(context: Context) -> list[Architecture]:
 def write_front(run: RunFolder, archive: Archive) -> list[Evaluation]:
     """Write `pareto.json` and return what is in it."""
     front = archive.front()
-    write_json(run.pareto, [_plain(evaluation) for evaluation in front])
+    write_json(run.pareto, [_plain(evaluation) for evaluation in front], run.seal)
     return front
 
 

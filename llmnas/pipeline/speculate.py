@@ -69,7 +69,7 @@ def speculate(context: Context) -> dict[str, Any]:
         "drafts": drafts,
         "measured": measured(model, ranked[0].arch, int(drafts[0]["length"]), measuring, options.new_tokens),
     }
-    write_json(run.result("speculate"), result)
+    write_json(run.result("speculate"), result, run.seal)
     run.record("speculate", drafts=len(archive))
     return result
 

@@ -30,7 +30,7 @@ def build(context: Context, arch: Architecture, seed: int, start: Start) -> Tran
     if start == "supernet":
         return extract(context.supernet(), arch)
     if start == "pretrained":
-        path = context.run.require(context.run.initial, "train")
+        path = context.run.check(context.run.require(context.run.initial, "train"))
         return extract(load_weights(Transformer(context.config.space, seed=None), path), arch)
     shape = stand_alone_shape(context.config.space.base, rope_dim(context, arch), arch)
     return Transformer(shape, torch_seed(seed, "init"))
@@ -70,13 +70,13 @@ def train_alone(
     windows, bytes_per_token = context.loss_windows()
     losses = window_losses(model, None, windows, eos_id=sequences.eos_id if settings.document_mask else None)
     stored.unlink(missing_ok=True)  # a kill between the two leaves no weights under the result of others
-    save_weights(model, folder / "model.safetensors")
+    save_weights(model, folder / "model.safetensors", context.run.seal)
     result = {
         "identity": own, "id": arch.id, "architecture": arch.to_dict(), "seed": seed, "start": start,
         "params": count_params(arch, config.space.base).total, "tokens": outcome.tokens, "lr": settings.lr,
         "cpu_seconds": outcome.cpu_seconds, **quality(float(losses.mean()), bytes_per_token),
     }  # fmt: skip
-    write_json(stored, result)
+    write_json(stored, result, context.run.seal)
     return result
 
 
@@ -102,4 +102,4 @@ def _result(folder: Path) -> Path:
 
 def load_alone(context: Context, arch: Architecture, folder: Path) -> Transformer:
     """The stored network of `train_alone`."""
-    return load_weights(build(context, arch, 0, "scratch"), folder / "model.safetensors")
+    return load_weights(build(context, arch, 0, "scratch"), context.run.check(folder / "model.safetensors"))

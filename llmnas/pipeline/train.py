@@ -76,5 +76,5 @@ def train_supernet(context: Context, *, prepare_first: bool = False) -> Outcome 
         # before the weights, whose presence ends the stage: a kill between the two loses nothing
         run.record("train", steps=outcome.steps, tokens=outcome.tokens, seconds=round(outcome.seconds, 1),
             cpu_seconds=cpu_seconds, threads=outcome.threads)  # fmt: skip
-        save_weights(model, run.supernet)
+        save_weights(model, run.supernet, run.seal)
     return outcome

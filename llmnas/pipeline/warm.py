@@ -56,7 +56,7 @@ def write_initial(context: Context) -> None:
         config.space, torch_seed(config.seed, "init") if max(config.space.experts.choices) > 1 else None
     )
     difference = start_from(model, pretrained, batches)
-    save_weights(model, target)
+    save_weights(model, target, run.seal)
     run.record("warm_start", model=str(config.train.init_from), calibration=tokens, difference=difference,
         dtype=str(pretrained.dtype).removeprefix("torch."))  # fmt: skip
     context.tracker.progress("warm start", 1, 1, f"reordered; logits differ by {difference:.1e}")
@@ -93,7 +93,7 @@ def correct(context: Context, processes: Processes) -> None:
     )  # fmt: skip
     if processes.rank == 0:
         reorder(model.eval(), importance(model, calibration(context)))
-        save_weights(model, run.initial)
+        save_weights(model, run.initial, run.seal)
         run.record("correction", steps=outcome.steps, tokens=outcome.tokens, cpu_seconds=outcome.cpu_seconds)
 
 
@@ -132,6 +132,6 @@ def original(context: Context, settings: TrainSettings, arch: Architecture | Non
     """The teacher that `settings.distill` asks for; `arch`: of the supernet, for a student that is cut out of it."""
     if settings.distill.source != "original":
         return None
-    path = context.run.require(context.run.initial, "train")
+    path = context.run.check(context.run.require(context.run.initial, "train"))
     model = load_weights(Transformer(context.config.space, seed=None), path)
     return Original(model, settings.distill, None if arch is None else [i for i, _ in arch.kept])

@@ -22,7 +22,7 @@ from torch.nn.functional import relu
 from typing_extensions import TypedDict
 
 from llmnas.errors import UserError
-from llmnas.files import as_kind, atomic_open, parse_json, regular, user_path
+from llmnas.files import Seal, as_kind, parse_json, regular, user_path, write_bytes
 from llmnas.rng import generator, torch_seed
 from llmnas.search.arch_kernel import Layout
 from llmnas.search.surrogate import GaussianProcess
@@ -227,8 +227,11 @@ class Predictor:
         told = torch.tensor(list(values), dtype=torch.float64)
         return torch.equal(self._told[0], self._codes(archs)) and torch.equal(self._told[1], told)
 
-    def save(self, path: str | Path, metric: str) -> None:
-        """Write everything to one safetensors file that names the space and the metric."""
+    def save(self, path: str | Path, metric: str, seal: Seal | None = None) -> None:
+        """Write everything to one safetensors file that names the space and the metric.
+
+        `seal` as in `llmnas.files.hashed_open`.
+        """
         if self._model is None or self._told is None:
             raise UserError("predictor: not fitted yet")
         tensors = {"codes": self._told[0], "values": self._told[1]}
@@ -241,8 +244,7 @@ class Predictor:
             "space": space_digest(self.space), "kind": self.kind, "metric": metric, "seed": str(self._seed),
             "quality": self.quality,
         }  # fmt: skip
-        with atomic_open(user_path(path)) as stream:
-            stream.write(to_bytes(tensors, {"llmnas_predictor": json.dumps(about)}))
+        write_bytes(user_path(path), to_bytes(tensors, {"llmnas_predictor": json.dumps(about)}), seal)
 
     @classmethod
     def load(cls, path: str | Path, space: SearchSpace, metric: str) -> Predictor:

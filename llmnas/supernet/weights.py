@@ -12,15 +12,14 @@ from safetensors.torch import load, save
 from torch import nn
 
 from llmnas.errors import UserError
-from llmnas.files import atomic_open, open_regular, regular
+from llmnas.files import Seal, write_bytes, open_regular, regular
 from llmnas.supernet.model import Transformer
 
 
-def save_weights(model: Transformer, path: Path) -> None:
-    """Write every parameter atomically."""
+def save_weights(model: Transformer, path: Path, seal: Seal | None = None) -> None:
+    """Write every parameter atomically; `seal` as in `llmnas.files.hashed_open`."""
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    with atomic_open(path) as stream:
-        stream.write(save(weights))
+    write_bytes(path, save(weights), seal)
 
 
 def load_weights(model: Transformer, path: Path) -> Transformer:

@@ -33,9 +33,10 @@ MAY_IMPORT = {
     "distributed": set(),
     "supernet": {"nn", "space"},
     "config": {"space", "cost", "train.settings", "train.darts_settings"},  # the knobs of training, without torch
-    "runs": set(),
+    "manifest": set(),
+    "runs": {"manifest"},
     "tracking": set(),
-    "train": {"supernet", "nn", "cost", "space", "data", "rng"},
+    "train": {"supernet", "nn", "cost", "space", "data", "rng", "distributed"},
     "evaluate": {"supernet", "cost", "space", "data", "pareto", "rng"},
     "search": {"space", "cost", "pareto", "archive", "rng"},
     "export": {"supernet", "space", "nn", "cost"},
@@ -64,7 +65,7 @@ ONLY_IN = {
 }
 
 # rooms that work without torch: configs, spaces, costs and searches are plain values
-NO_TORCH = {"__init__", "waiting", "errors", "files", "rng", "space", "cost", "pareto", "config", "runs", "tracking"}
+NO_TORCH = {"__init__", "waiting", "errors", "files", "rng", "space", "cost", "pareto", "config", "manifest", "runs", "tracking"}
 NO_TORCH |= {"archive", "distributed", "search", "report", "cli", "process"}
 LIGHT = {"pipeline/exported.py"}  # says what is wrong with a folder before anything heavy is loaded
 # strategies that fit models: loaded by name when a search asks for one (`load_strategy`), never with the room
