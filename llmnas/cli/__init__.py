@@ -16,7 +16,17 @@ _GROUPS = {
     "Begin": ("init", "doctor"),
     "Everything at once": ("run", "compress"),
     "One stage alone": ("prepare", "train", "search", "retrain", "export", "report"),
-    "Use and examine": ("generate", "correlate", "ladder", "speculate", "compare", "extract", "analyse", "plan"),
+    "Use and examine": (
+        "generate",
+        "verify",
+        "correlate",
+        "ladder",
+        "speculate",
+        "compare",
+        "extract",
+        "analyse",
+        "plan",
+    ),
 }
 _ORDER = [(group, verb) for group, verbs in _GROUPS.items() for verb in verbs]
 

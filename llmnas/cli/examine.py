@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from llmnas.cli.app import ConfigPath, Objectives, Resume, RunDir, Sets, app, console, open_context, require_fresh
+from llmnas.cli.app import ConfigPath, Objectives, Resume, RunDir, Sets, app, console, open_context, require_fresh, say
 from llmnas.config import load_config
-from llmnas.errors import UserError
+from llmnas.errors import RunError, UserError
 from llmnas.files import user_path
 from llmnas.report.terminal import show
 
@@ -68,6 +68,24 @@ def _limits(latency_ms: float | None, params: str | None, memory: str | None) ->
         "memory_bytes": None if memory is None else parse_count(memory, "--memory", "bytes"),
     }
     return {name: value for name, value in given.items() if value is not None}
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="RUN|EXPORT", help="A run folder, or an exported checkpoint.")],
+    tokens: Annotated[
+        Path | None, typer.Option("--tokens", help="Validation tokens of an export that lies elsewhere than its run.")
+    ] = None,
+) -> None:
+    """Check every file against the hash it was written with, and an exported model's loss against its card."""
+    from llmnas.pipeline.verify import verify as check
+
+    verdict = check(folder, tokens)
+    for line in (*verdict.damaged, *verdict.unknown, *verdict.losses):
+        say(line)
+    say(f"{verdict.whole} files as they were written, {len(verdict.damaged)} damaged, {len(verdict.unknown)} unknown")
+    if verdict.damaged:
+        raise RunError(f"{folder}: damaged: {len(verdict.damaged)} of what was checked")
 
 
 @app.command()

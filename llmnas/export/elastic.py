@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from llmnas.errors import UserError
@@ -21,7 +21,8 @@ from llmnas.export.ship import shipped_files, write_code
 from llmnas.export.subnetworks import LatencyTable, Subnetwork
 from llmnas.export.tokenizer import EOS_ID, check_tokenizer_file, write_tokenizer
 from llmnas.export.verify import OTHER
-from llmnas.files import ABOUT_FILE, write_json, write_text
+from llmnas.files import ABOUT_FILE, Written, write_bytes, write_json, write_text
+from llmnas.files.export_hashes import note
 from llmnas.supernet import Transformer
 
 _VERIFIED = 8  # sub-networks whose logits are compared, spread over the table
@@ -56,6 +57,7 @@ def export_elastic(
     eos_id: int = EOS_ID,
     force: bool = False,
     split_special: bool = False,
+    made_of: Mapping[str, str] | None = None,
 ) -> ElasticReport:
     """Write a supernet and its Pareto sub-networks as one transformers checkpoint, verified before it appears.
 
@@ -70,6 +72,7 @@ def export_elastic(
         eos_id: the tokenizer's entry that ends a text.
         force: replace an earlier export.
         split_special: the tokenizer reads special tokens in a text as plain characters, as in training.
+        made_of: SHA-256 of the files it comes from.
 
     Raises:
         UserError: no sub-network, `folder` is there already, or the tokenizer does not fit.
@@ -88,7 +91,9 @@ def export_elastic(
     with staged(folder, force) as checkpoint:
         config.save_pretrained(checkpoint)
         write_generation(tokenizer_path, end, checkpoint)
-        save_file(own_weights(supernet), checkpoint / "model.safetensors", metadata={"format": "pt"})
+        written: list[Written] = []
+        data = save(own_weights(supernet), metadata={"format": "pt"})
+        write_bytes(checkpoint / "model.safetensors", data, written.append)
         shutil.copymode(checkpoint / "config.json", checkpoint / "model.safetensors")
         write_code(checkpoint, shipped_files())
         write_tokenizer(tokenizer_path, checkpoint, supernet.base.max_seq, eos_id, split_special=split_special)
@@ -98,6 +103,7 @@ def export_elastic(
         expected = checkpoint.with_name("expected.safetensors")
         save_file(_expected(supernet, ordered), expected)
         difference = verify_fresh(checkpoint, expected, folder)
+        note(checkpoint, written, made_of)
     return ElasticReport(folder, ordered, latency, difference)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from llmnas.cost import count_params
@@ -21,12 +21,8 @@ from llmnas.export.origin import hand_on, write_generation
 from llmnas.export.own import is_buffer
 from llmnas.export.ship import write_code
 from llmnas.export.tokenizer import EOS_ID, check_tokenizer_file, write_tokenizer
-from llmnas.files import (
-    ABOUT_FILE,
-    read_json,
-    write_json,
-    write_text,
-)
+from llmnas.files import ABOUT_FILE, Seal, Written, read_json, write_bytes, write_json, write_text
+from llmnas.files.export_hashes import Measured, note
 from llmnas.nn.lowbit import PACKED, is_packed
 from llmnas.supernet import Transformer
 
@@ -63,6 +59,8 @@ def export_hf(
     layout: Callable[[Transformer, int | None], Layout] = lay_out,
     dtype: torch.dtype = torch.float32,
     split_special: bool = False,
+    made_of: Mapping[str, str] | None = None,
+    measured: Measured | None = None,
 ) -> ExportReport:
     """Write a stand-alone model as a transformers checkpoint: floats as `dtype`, low-bit weights packed.
 
@@ -80,6 +78,8 @@ def export_hf(
         layout: how the model, given the end of text, lies in the folder.
         dtype: weights are rounded to it, and stored as it where the layout changes no number (padding may).
         split_special: the tokenizer reads special tokens in a text as plain characters, as in training.
+        made_of: SHA-256 of the files it comes from.
+        measured: how the loss of the card was measured, so that `llmnas verify` can measure it again.
 
     Raises:
         UserError: `folder` is there already, or the tokenizer does not fit.
@@ -91,11 +91,14 @@ def export_hf(
     model = rounded(model, dtype)
     with staged(folder, force) as checkpoint:
         expected = checkpoint.with_name("expected.safetensors")
+        written: list[Written] = []
         stored = write_checkpoint(
-            model, checkpoint, tokenizer_path, card, eos_id, layout, dtype, split_special=split_special
-        )
+            model, checkpoint, tokenizer_path, card, eos_id, layout, dtype, split_special=split_special,
+            seal=written.append,
+        )  # fmt: skip
         write_expected(model, expected)
         difference = verify_fresh(checkpoint, expected, folder)
+        note(checkpoint, written, made_of, measured)
     return ExportReport(folder, stored.class_name, stored.tier, stored.parameters, stored.own_parameters, difference)
 
 
@@ -147,8 +150,12 @@ def write_checkpoint(
     lay: Callable[[Transformer, int | None], Layout] = lay_out,
     dtype: torch.dtype = torch.float32,
     split_special: bool = False,
+    seal: Seal = lambda _: None,
 ) -> Stored:
-    """Write all files of an export into the empty `folder`, unverified; `model` is float32 on the CPU."""
+    """Write all files of an export into the empty `folder`, unverified; `model` is float32 on the CPU.
+
+    `seal` is told of the weights, as in `llmnas.files.hashed_open`.
+    """
     base, arch = replace(model.base, rope_dim=model.rope_dim), model.envelope
     end = None if tokenizer_path is None else eos_id
     config_path = folder / "config.json"
@@ -161,8 +168,8 @@ def write_checkpoint(
     write_json(config_path, with_older_names(config, layout.config))
     write_generation(tokenizer_path, end, folder)
     weights_path = folder / "model.safetensors"
-    save_file(weights, weights_path, metadata={"format": "pt"})
-    shutil.copymode(config_path, weights_path)  # safetensors lets nobody but the owner read it
+    write_bytes(weights_path, save(weights, metadata={"format": "pt"}), seal)
+    shutil.copymode(config_path, weights_path)
     write_tokenizer(tokenizer_path, folder, base.max_seq, eos_id, split_special=split_special)
     origin = hand_on(tokenizer_path, folder)
     stored = Stored(

@@ -13,9 +13,10 @@ from llmnas.export.generate import generate
 from llmnas.export.gguf import export_gguf
 from llmnas.export.layout import lay_out
 from llmnas.files import ABOUT_FILE, inside
+from llmnas.files.export_hashes import Measured
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.results import Trained, export_facts, retrained
-from llmnas.pipeline.stand_alone import load_alone, trained_as
+from llmnas.pipeline.stand_alone import load_alone, trained_as, weights_of
 from llmnas.rng import torch_seed
 from llmnas.runs import RunFolder
 from llmnas.space import Architecture
@@ -47,6 +48,8 @@ def export(context: Context, *, force: bool = False, blocks: bool = False, split
         force=force, eos_id=context.tokens("train").info.eos_id, layout=lay_out_blocks if blocks else lay_out,
         dtype=_HALVES.get(str(run.recorded("warm_start").get("dtype")), torch.float32),
         split_special=split_special,
+        made_of=_made_of(context, weights_of(run.stand_alone("retrain", f"found-{arch.id}", best["seed"]))),
+        measured=_measured(context, best["val_loss"]),
     )  # fmt: skip
     run.record(
         BLOCKS if blocks else "export",
@@ -82,6 +85,24 @@ def export_as_gguf(context: Context, *, force: bool = False, ternary: str | None
     )  # fmt: skip
     run.record("gguf", file=str(path.relative_to(run.path)), arch=held.arch, of=best["identity"])
     return path, held.arch
+
+
+def _made_of(context: Context, weights: Path) -> dict[str, str]:
+    """SHA-256 of the weights and the tokenizer that an export comes from, as the run noted them."""
+    run = context.run
+    noted = run.ledger.files() or {}
+    names = [path.relative_to(run.path).as_posix() for path in (weights, run.tokenizer)]
+    return {name: noted[name].sha256 for name in names if name in noted}
+
+
+def _measured(context: Context, val_loss: float) -> Measured:
+    """How the loss of a network trained alone was measured."""
+    windows, _ = context.loss_windows()
+    shards = context.tokens("validation").info.shards
+    return Measured(
+        val_loss=val_loss, seq_len=context.config.train.seq_len, windows=len(windows),
+        document_end=context.document_end, tokens=tuple(shard.sha256 for shard in shards),
+    )  # fmt: skip
 
 
 def _winner(context: Context) -> tuple[Transformer, Architecture, Trained]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from llmnas.errors import UserError
 from llmnas.files import ABOUT_FILE, inside, read_json
+from llmnas.files.export_hashes import require_whole
 from llmnas.pipeline.results import export_facts
 from llmnas.runs import RunFolder
 
@@ -16,9 +17,10 @@ def exported_folder(folder: Path) -> Path:
     """The checkpoint that a run folder holds; an exported checkpoint is one itself.
 
     Raises:
-        UserError: neither.
+        UserError: neither; or a file of it is not what was written.
     """
     if (folder / ABOUT_FILE).is_file():
+        require_whole(folder)
         return folder
     run = RunFolder(folder)
     if not run.manifest.is_file():
@@ -27,6 +29,7 @@ def exported_folder(folder: Path) -> Path:
     checkpoint = None if done is None else inside(folder, done["folder"])
     if checkpoint is None or not (checkpoint / ABOUT_FILE).is_file():
         raise UserError(f"{folder}: nothing exported there yet; run `llmnas export CONFIG --run-dir {folder}` first")
+    require_whole(checkpoint)
     return checkpoint
 
 
@@ -39,6 +42,7 @@ def elastic_folder(folder: Path) -> Path:
     own = not (folder / ABOUT_FILE).is_file()
     checkpoint = RunFolder(folder).export(ELASTIC) if own else folder
     if (checkpoint / ABOUT_FILE).is_file() and "elastic" in read_json(checkpoint / ABOUT_FILE)["export"]:
+        require_whole(checkpoint)
         return checkpoint
     if own:
         raise UserError(f"{folder}: no elastic checkpoint there; run `llmnas export CONFIG --elastic` first")

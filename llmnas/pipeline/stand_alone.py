@@ -70,7 +70,7 @@ def train_alone(
     windows, bytes_per_token = context.loss_windows()
     losses = window_losses(model, None, windows, eos_id=sequences.eos_id if settings.document_mask else None)
     stored.unlink(missing_ok=True)  # a kill between the two leaves no weights under the result of others
-    save_weights(model, folder / "model.safetensors", context.run.seal)
+    save_weights(model, weights_of(folder), context.run.seal)
     result = {
         "identity": own, "id": arch.id, "architecture": arch.to_dict(), "seed": seed, "start": start,
         "params": count_params(arch, config.space.base).total, "tokens": outcome.tokens, "lr": settings.lr,
@@ -96,10 +96,15 @@ def trained_as(folder: Path) -> str | None:
     return trained(_result(folder))["identity"] if _result(folder).exists() else None
 
 
+def weights_of(folder: Path) -> Path:
+    """Where a network trained alone has its weights."""
+    return folder / "model.safetensors"
+
+
 def _result(folder: Path) -> Path:
     return folder / "result.json"
 
 
 def load_alone(context: Context, arch: Architecture, folder: Path) -> Transformer:
     """The stored network of `train_alone`."""
-    return load_weights(build(context, arch, 0, "scratch"), context.run.check(folder / "model.safetensors"))
+    return load_weights(build(context, arch, 0, "scratch"), context.run.check(weights_of(folder)))

@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from llmnas.errors import UserError
-from llmnas.files import Seal, write_bytes, open_regular, regular
+from llmnas.files import Seal, open_regular, regular, write_bytes
 from llmnas.supernet.model import Transformer
 
 

@@ -65,7 +65,20 @@ ONLY_IN = {
 }
 
 # rooms that work without torch: configs, spaces, costs and searches are plain values
-NO_TORCH = {"__init__", "waiting", "errors", "files", "rng", "space", "cost", "pareto", "config", "manifest", "runs", "tracking"}
+NO_TORCH = {
+    "__init__",
+    "waiting",
+    "errors",
+    "files",
+    "rng",
+    "space",
+    "cost",
+    "pareto",
+    "config",
+    "manifest",
+    "runs",
+    "tracking",
+}
 NO_TORCH |= {"archive", "distributed", "search", "report", "cli", "process"}
 LIGHT = {"pipeline/exported.py"}  # says what is wrong with a folder before anything heavy is loaded
 # strategies that fit models: loaded by name when a search asks for one (`load_strategy`), never with the room

@@ -1,16 +1,18 @@
-"""What an exported folder says of its own files, and of the loss that its card tells: `hashes.json` (no torch)."""
+"""What an exported folder says of its own files, and of the loss that its card tells: `hashes.json`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel as Model
 from pydantic import ConfigDict, NonNegativeInt, PositiveInt
 
 from llmnas.errors import UserError
-from llmnas.files import Written, content_hash, inside, read_as, require_written, sha256, write_json
+from llmnas.files.hashing import Written, content_hash, require_written, sha256
+from llmnas.files.json_files import read_as
+from llmnas.files.opening import inside
+from llmnas.files.writing import write_json
 
 HASHES = "hashes.json"
 _REMEDY = "export it again"
