@@ -79,7 +79,7 @@ NO_TORCH = {
     "runs",
     "tracking",
 }
-NO_TORCH |= {"archive", "distributed", "search", "report", "cli", "process"}
+NO_TORCH |= {"archive", "distributed", "manifest", "search", "report", "cli", "process"}
 LIGHT = {"pipeline/exported.py"}  # says what is wrong with a folder before anything heavy is loaded
 # strategies that fit models: loaded by name when a search asks for one (`load_strategy`), never with the room
 FITTED = (
