@@ -29,6 +29,8 @@ Ends = tuple[float, float]
 
 _TARGETS = 6
 """So many targets are tried for one that has a new answer; then the next best answers to the last one count."""
+_SOLVED = 64
+"""Most networks of one ask that are solved for: every one adds a row to later programs. The others are mutations."""
 _OPEN = 8
 """One target in so many is no limit at all: the front may grow beyond its dear end."""
 
@@ -98,7 +100,7 @@ class MipSearch:
         self._learn(alive)
         best = front(alive, self._problem.objectives, self._problem.constraints) or alive
         chosen: list[Architecture] = []
-        while len(chosen) < n:
+        while len(chosen) < min(n, _SOLVED):
             self._turn += 1
             scoring = int(self._turn * self._options.scoring) > int((self._turn - 1) * self._options.scoring)
             arch = (next(self._replacements, None) if scoring else None) or self._solution(best)
@@ -106,7 +108,13 @@ class MipSearch:
                 break
             self._candidates.hand_out([arch])
             chosen.append(arch)
-        return chosen + self._candidates.new(n - len(chosen), self._candidates.sample)
+        return chosen + self._candidates.new(n - len(chosen), partial(self._beside, chosen))
+
+    def _beside(self, chosen: Sequence[Architecture]) -> Architecture:
+        """A mutation of one of these where there are more than programs are solved for, else a random network."""
+        if len(chosen) < _SOLVED:
+            return self._candidates.sample()
+        return self._candidates.mutate(chosen[int(self._candidates.rng.integers(len(chosen)))])
 
     @cached_property
     def _first(self) -> Iterator[Architecture]:

@@ -68,3 +68,15 @@ def test_workers_are_never_without_a_candidate():
 
     search(SPACE, noted, "nsga2", evaluations=256, batch=64)
     assert sizes == [64] * 4
+
+
+def test_mip_asked_for_a_thousand_solves_for_some_and_hands_out_all(monkeypatch):
+    _, strategy = start_strategy("mip", LIGHT["mip"], PROBLEM)
+    for _ in range(3):
+        strategy.tell(answered(strategy.ask(8)))
+    calls, solution = [], strategy._solution
+    monkeypatch.setattr(strategy, "_solution", lambda best: calls.append(0) or solution(best))
+    asked = strategy.ask(1000)
+    assert len(asked) == len(set(asked)) == 1000
+    assert len(calls) <= 64
+    assert all(SPACE.contains(arch) for arch in asked)
