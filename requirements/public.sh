@@ -2,7 +2,8 @@
 # uv as a stranger has it: the public index alone, whatever this machine is told of wheels, indexes and constraints.
 #   bash requirements/public.sh pip compile pyproject.toml
 set -euo pipefail
-for name in $(compgen -e | grep -E '^(PIP|UV)_'); do
+kept='^UV_(CACHE_DIR|CONCURRENT_.*|HTTP_.*|LINK_MODE|NATIVE_TLS|SYSTEM_CERTS)$'
+for name in $(compgen -e | grep -E '^(PIP|UV)_' | grep -vE "$kept"); do
   unset "$name"
 done
 exec "$(command -v uv || echo .venv/bin/uv)" --no-config "$@"
