@@ -92,7 +92,7 @@ endif
 
 # --resume: an interrupted demo goes on where it stopped.
 demo: venv
-	$(BIN)/llmnas run search_configs/quickstart.yaml --run-dir runs/quickstart --resume
+	$(BIN)/llmnas run quickstart --resume
 
 bench: venv
 	$(BIN)/python benchmarks/supernet_speed.py

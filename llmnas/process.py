@@ -15,6 +15,7 @@ from typing import Any
 from typer.exceptions import TyperException
 
 from llmnas.errors import Preempted, RunError, UserError
+from llmnas.extras import missing
 from llmnas.files import one_line
 
 _IDLE_TALK = ("torchao", "torch.utils._pytree")
@@ -34,6 +35,11 @@ def run_process(command: Callable[[list[str]], Any]) -> int:
         code = int(command(sweep_arguments(sys.argv[1:])) or 0)
     except UserError as error:
         complain(error)
+        return 2
+    except ModuleNotFoundError as error:
+        if (advice := missing(error)) is None:
+            raise
+        complain(advice)
         return 2
     except TyperException as error:  # no such verb or option, a value of the wrong type
         if message := " ".join(error.format_message().split()):  # no arguments at all: help has been shown

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from llmnas.errors import UserError
+from llmnas.extras import EXTRAS, absent, require
 from llmnas.files import naming, one_line, parse_json, read_bytes, read_text, write_text
 
 WandbMode = Literal["auto", "off", "offline", "online"]
@@ -144,21 +145,23 @@ def _open_for_records(path: Path) -> IO[str]:
 
 
 def wandb_mode(asked: WandbMode) -> Used:
-    """How W&B is used: as the config asks, but for WANDB_MODE; `auto` is online inside a sweep and offline elsewhere.
+    """How W&B is used: as the config asks, but for WANDB_MODE; `auto` is online in a sweep, else offline where installed.
 
     Raises:
-        UserError: WANDB_MODE is no mode of W&B.
+        UserError: WANDB_MODE is no mode of W&B, or W&B is asked for and not installed.
     """
     said = os.environ.get("WANDB_MODE", "")
     if said and said not in _OF_ENVIRONMENT:
         raise UserError(f"WANDB_MODE: {said!r} is no mode of W&B; allowed: {', '.join(_OF_ENVIRONMENT)}")
     if asked == "off":
         return asked
-    if said:
-        return _OF_ENVIRONMENT[said]
-    if asked == "auto":
-        return "online" if os.environ.get("WANDB_SWEEP_ID") else "offline"
-    return asked
+    plain: Used = ("online" if os.environ.get("WANDB_SWEEP_ID") else "offline") if asked == "auto" else asked
+    used = _OF_ENVIRONMENT.get(said, plain)
+    if used == "offline" and asked == "auto" and absent(EXTRAS["wandb"]):
+        return "off"
+    if used != "off":
+        require("wandb", use=f"tracking.wandb: {asked}")
+    return used
 
 
 def require_account() -> None:

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from llmnas import __version__
 from llmnas.config import Config, load_config
 from llmnas.distributed.lock import locked
 from llmnas.errors import UserError
+from llmnas.extras import require
 from llmnas.files import one_line, user_path
 from llmnas.runs import RunFolder
 from llmnas.tracking import Tracker
@@ -26,12 +28,11 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="llmnas",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Find the best transformer language-model architecture for a budget.\n\n"
     "One elastic supernet is trained on your text, its sub-networks are searched, the best one is trained alone "
     "and exported as a Hugging Face checkpoint.\n\n"
-    "Try it:        llmnas run search_configs/quickstart.yaml\n\n"
+    "Try it:        llmnas run quickstart\n\n"
     "Your own text: llmnas init my.yaml --corpus my_texts/ --max-params 1M, then llmnas run my.yaml\n\n"
     "Stopped half way? Add --resume. One stage alone: llmnas prepare my.yaml, llmnas train my.yaml, and so on.",
 )
@@ -49,8 +50,12 @@ _OF_ALL_RANKS = ("train", "search")
 """Verbs whose work the processes of a launch share; in all others every process would write the same files."""
 
 ConfigPath = Annotated[
-    Path, typer.Argument(metavar="CONFIG", parser=user_path, help="YAML file with every knob of the run.")
-]
+    Path,
+    typer.Argument(
+        metavar="CONFIG", parser=user_path,
+        help="YAML file with every knob of the run, or the name of a shipped one (quickstart).",
+    ),
+]  # fmt: skip
 RunDir = Annotated[
     Path | None,
     typer.Option(
@@ -68,8 +73,19 @@ Objectives = Annotated[
 ]  # fmt: skip
 
 
+def _tell_version(asked: bool) -> None:
+    if asked:
+        print(f"llmnas {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def require_shared_work(context: typer.Context) -> None:
+def require_shared_work(
+    context: typer.Context,
+    version: Annotated[  # noqa: ARG001 (told before anything else is looked at)
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
     """Under a launcher refuse the verbs that one process does alone."""
     processes, verb = int(os.environ.get("WORLD_SIZE", "1")), context.invoked_subcommand
     if processes > 1 and verb not in _OF_ALL_RANKS:
@@ -90,6 +106,7 @@ def open_context(
     lock: bool = True,
 ) -> Iterator[Context]:
     """The run that a verb works on; `claim` binds its folder to the config, `lock` keeps other processes out of it."""
+    require("train", use="this verb")
     from llmnas.pipeline.metrics import own_metric, with_own
 
     own = [own_metric(text) for text in objectives or []]

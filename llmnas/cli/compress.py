@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from llmnas.cli.app import Resume, RunDir, Sets, app, console, open_run, require_fresh, say
+from llmnas.extras import require
 from llmnas.files import user_path
 from llmnas.report.terminal import show
 
@@ -39,6 +40,7 @@ def compress(
     resume: Resume = False,
 ) -> None:
     """Make a pretrained model smaller: warm start, short supernet training, search, healing, export."""
+    require("train", "export", "report", use="llmnas compress")
     from llmnas.pipeline.compress import Request, check_before, compress_config, compress_table, parse_limit
 
     count = None if max_params is None else parse_limit(max_params, model)

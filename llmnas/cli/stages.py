@@ -25,6 +25,7 @@ from llmnas.cli.app import (
     say,
 )  # fmt: skip
 from llmnas.errors import UserError
+from llmnas.extras import require
 from llmnas.report.terminal import show
 from llmnas.runs import RunFolder
 
@@ -34,6 +35,7 @@ def run(
     config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, resume: Resume = False, objective: Objectives = None
 ) -> None:
     """Do everything: prepare, train, search, retrain, export, report."""
+    require("train", "export", "report", use="llmnas run")
     with open_context(config, run_dir, set_, objective) as context:
         from llmnas.pipeline.everything import run_everything
 
@@ -186,6 +188,7 @@ def export(
         raise UserError(f"--ternary {ternary}: only with --format gguf")
     if split_special and format_ == "gguf":
         raise UserError("--split-special-tokens: is for Hugging Face folders; a GGUF file cannot say it")
+    require("train", "export", *(["gguf"] if format_ == "gguf" else []), use="llmnas export")
     with open_context(config, run_dir, set_) as context:
         if elastic:
             from llmnas.pipeline.elastic import export as elastic_stage

@@ -1,5 +1,6 @@
 """Every knob of a run: a config that is malformed cannot exist."""
 
+from llmnas.config.find import example_config
 from llmnas.config.load import differences, load_config, make_config
 from llmnas.config.run import Config
 from llmnas.config.sections import HARDWARE_METRICS, METRICS, Device, HardwareConfig, SearchConfig
@@ -12,6 +13,7 @@ __all__ = [
     "HardwareConfig",
     "SearchConfig",
     "differences",
+    "example_config",
     "load_config",
     "make_config",
 ]

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from llmnas.config.find import find_config
 from llmnas.config.run import Config
 from llmnas.errors import UserError, explain
 from llmnas.files import parse_yaml, read_yaml, user_path
@@ -30,12 +31,12 @@ def _set(values: dict[str, Any], assignment: str) -> None:
 
 
 def load_config(path: Path, overrides: list[str]) -> Config:
-    """Read a YAML config and apply `key.key=value` overrides.
+    """Read a YAML config, or the shipped one of that name, and apply `key.key=value` overrides.
 
     Raises:
         UserError: one line with file, key, what is wrong and what is allowed.
     """
-    return make_config(read_yaml(user_path(path)), overrides, str(path))
+    return make_config(read_yaml(find_config(user_path(path))), overrides, str(path))
 
 
 def make_config(values: dict[str, Any], overrides: list[str], where: str) -> Config:

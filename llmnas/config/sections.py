@@ -268,7 +268,7 @@ class ExtractConfig(Strict):
 
 
 class TrackingConfig(Strict):
-    """`wandb`: off, offline (no network), online, or auto: online inside a W&B sweep, else offline.
+    """`wandb`: off, offline (no network), online, or auto: online in a W&B sweep, else offline where installed.
 
     The environment's WANDB_MODE goes before all of them but off. metrics.jsonl is always written.
     """

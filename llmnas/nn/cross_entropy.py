@@ -3,7 +3,7 @@
 On a CPU the loss, not the layers, was most of a small network's step: 2048 x 4096 logits are 33 MB, and log-softmax,
 its backward, the gather's and their zero fills each stream them through memory. Here a block of rows stays in the
 cache from its logits to its gradients, which are formed in the forward pass; nothing of size tokens x vocabulary
-exists. (torch's `linear_cross_entropy` with chunking options is the same idea and slower there than without.)
+exists. (torch 2.13's `linear_cross_entropy` with chunking options is the same idea and slower there than without.)
 
 Shapes: N tokens, H hidden, V vocabulary.
 """
@@ -22,7 +22,8 @@ ROWS = 128  # 2 MB of fp32 logits at 4096 classes; 64 to 256 are within 10 % of 
 def linear_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
     """Mean of -log softmax(hidden head^T)[target], nats a token; a scalar.
 
-    Equal to `torch.nn.functional.linear_cross_entropy` up to rounding, which runs on anything but a CPU.
+    Equal to `torch.nn.functional.linear_cross_entropy` (torch 2.13) up to rounding. On anything but a CPU torch's two
+    functions run, which is what that one does by default.
 
     Args:
         hidden: [N, H].
@@ -30,7 +31,7 @@ def linear_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tenso
         targets: [N] int64.
     """
     if hidden.device.type != "cpu":
-        return F.linear_cross_entropy(hidden, head, targets)
+        return F.cross_entropy(F.linear(hidden, head), targets)
     if torch.is_grad_enabled() and (hidden.requires_grad or head.requires_grad):
         loss: Tensor = _LinearCrossEntropy.apply(hidden, head, targets)  # type: ignore[no-untyped-call]
         return loss
@@ -76,7 +77,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         hidden, head, targets, hidden_grad, head_grad = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: gradients that can be differentiated again
-            loss = F.linear_cross_entropy(hidden, head, targets)
+            loss = F.cross_entropy(F.linear(hidden, head), targets)
             again = torch.autograd.grad(loss, (hidden, head), grad, create_graph=True, allow_unused=True)
             return again[0], again[1], None
         factor = grad / len(hidden)

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from llmnas.archive import Archive
 from llmnas.cost import Budget
 from llmnas.errors import UserError, explain
+from llmnas.extras import require_modules
 from llmnas.pareto import Constraints, Evaluation, Objectives, Result
 from llmnas.search.arguments import require_kinds, whole_number
 from llmnas.search.evaluating import Catch, Evaluate, results_of
@@ -23,11 +24,12 @@ from llmnas.space import Architecture, SearchSpace
 
 
 class Entry(NamedTuple):
-    """Where a strategy is: its module, and in it the names of its options and of its class."""
+    """Where a strategy is: its module, in it the names of its options and its class; what it needs beyond the core."""
 
     module: str
     options: str
     strategy: str
+    needs: tuple[str, ...] = ()
 
 
 STRATEGIES: dict[str, Entry] = {
@@ -35,9 +37,9 @@ STRATEGIES: dict[str, Entry] = {
     "evolution": Entry("llmnas.search.evolution", "EvolutionOptions", "RegularizedEvolution"),
     "nsga2": Entry("llmnas.search.nsga2", "Nsga2Options", "Nsga2"),
     "local": Entry("llmnas.search.local", "LocalOptions", "LocalSearch"),
-    "bayes": Entry("llmnas.search.bayes", "BayesOptions", "BayesianSearch"),
-    "reinforce": Entry("llmnas.search.reinforce", "ReinforceOptions", "Reinforce"),
-    "ofa": Entry("llmnas.search.ofa", "OfaOptions", "OnceForAll"),
+    "bayes": Entry("llmnas.search.bayes", "BayesOptions", "BayesianSearch", ("torch", "botorch", "gpytorch")),
+    "reinforce": Entry("llmnas.search.reinforce", "ReinforceOptions", "Reinforce", ("torch",)),
+    "ofa": Entry("llmnas.search.ofa", "OfaOptions", "OnceForAll", ("torch", "safetensors")),
     "mip": Entry("llmnas.search.mip_search", "MipOptions", "MipSearch"),
 }
 """Name -> where it is. Names, not classes: some strategies need torch, others pymoo, and a search (or a config that
@@ -162,6 +164,7 @@ def load_strategy(name: str) -> tuple[type[Options], Callable[[Problem, Any], St
     if name not in STRATEGIES:
         raise UserError(f"strategy: {name!r} does not exist; allowed: {', '.join(STRATEGIES)}")
     entry = STRATEGIES[name]
+    require_modules(*entry.needs, use=f"strategy {name}")
     module = import_module(entry.module)
     return getattr(module, entry.options), getattr(module, entry.strategy)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from llmnas.errors import UserError
 from llmnas.files import read_object
+from llmnas.files.shipped import here_or_shipped
 from llmnas.train.settings import TrainSettings
 
 # llmnas writes these; the value says which of its knobs decides them
@@ -66,7 +67,7 @@ def deepspeed_config(settings: TrainSettings, processes: int) -> dict[str, Any]:
         UserError: a key of the file that llmnas decides or nobody has verified, a value of the wrong type, a
             combination that is not right, or what `shares` refuses.
     """
-    config = _read(Path(settings.deepspeed), settings) if settings.deepspeed else {}
+    config = _read(here_or_shipped(Path(settings.deepspeed)), settings) if settings.deepspeed else {}
     zero = {**config.get("zero_optimization", {}), "stage": settings.zero_stage}
     if settings.zero_stage == 3:
         # layers are skipped at random, so what DeepSpeed would fetch ahead is often not what comes next

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[2] / "llmnas"
 # triton_kernels is a link to the folder at the root, and rglob follows none
 FILES = sorted({*PACKAGE.rglob("*.py"), *(PACKAGE / "triton_kernels").glob("*.py")})
 
-EVERYWHERE = {"errors", "files"}
+EVERYWHERE = {"errors", "files", "extras"}
 BELOW_PIPELINE = {"space", "rng", "data", "cost", "config", "runs", "tracking", "pareto", "nn", "supernet", "train"}
 BELOW_PIPELINE |= {"archive", "distributed"}
 BELOW_PIPELINE |= {"evaluate", "search", "export", "serve", "report"}
@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "__init__": {"space", "cost", "pareto", "waiting"},
     "waiting": set(),
     "errors": set(),
+    "extras": {"errors"},
     "files": {"errors"},
     "rng": set(),
     "space": set(),
@@ -44,7 +45,7 @@ MAY_IMPORT = {
     "report": {"pareto", "space"},
     "pipeline": BELOW_PIPELINE,
     "process": set(),
-    "cli": {"pipeline", "config", "runs", "tracking", "process", "distributed", "report.terminal"},
+    "cli": {"__init__", "pipeline", "config", "runs", "tracking", "process", "distributed", "report.terminal"},
 }
 
 # foreign library -> the only files that may import it
@@ -69,6 +70,7 @@ NO_TORCH = {
     "__init__",
     "waiting",
     "errors",
+    "extras",
     "files",
     "rng",
     "space",
