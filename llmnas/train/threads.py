@@ -21,6 +21,7 @@ import torch
 from pydantic import BaseModel as Model
 from pydantic import ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
+from llmnas.cost.device import available_cores
 from llmnas.errors import UserError
 from llmnas.files import read_json, write_json
 from llmnas.train.agreement import all_of
@@ -65,7 +66,7 @@ class _File(Model):
 def most_threads(processes: Processes) -> int:
     """OMP_NUM_THREADS, else the cores shared among the processes of this machine: more run slower than one."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    shared = max(1, len(os.sched_getaffinity(0)) // processes.local_size)
+    shared = max(1, available_cores() // processes.local_size)
     return (int(asked) if asked.isdecimal() else 0) or shared
 
 
