@@ -77,23 +77,15 @@ NO_TORCH = {
     "cost",
     "pareto",
     "config",
-<<<<<<< HEAD
     "manifest",
     "runs",
     "tracking",
 }
 NO_TORCH |= {"archive", "distributed", "manifest", "search", "report", "cli", "process"}
-LIGHT = {"pipeline/exported.py"}  # says what is wrong with a folder before anything heavy is loaded
-=======
-    "runs",
-    "tracking",
-}
-NO_TORCH |= {"archive", "distributed", "search", "report", "cli", "process"}
 LIGHT = {
     "pipeline/exported.py",
     "pipeline/examples.py",
 }  # says what is wrong with a folder before anything heavy is loaded
->>>>>>> 80eaedf (Cores are counted where the system cannot say which may be used)
 # strategies that fit models: loaded by name when a search asks for one (`load_strategy`), never with the room
 FITTED = (
     "arch_kernel",
