@@ -145,7 +145,7 @@ def _open_for_records(path: Path) -> IO[str]:
 
 
 def wandb_mode(asked: WandbMode) -> Used:
-    """How W&B is used: as the config asks, but for WANDB_MODE; `auto` is online in a sweep, else offline where installed.
+    """How W&B is used: as asked, but for WANDB_MODE; `auto` is online in a sweep, else offline where installed.
 
     Raises:
         UserError: WANDB_MODE is no mode of W&B, or W&B is asked for and not installed.
