@@ -51,7 +51,8 @@ def change_a_byte(file):
     ],
 )
 def test_a_damaged_file_is_named_and_never_used(copied, llmnas, verb, name, damage):
-    (copied.folder / "supernet" / "model.safetensors").unlink() if verb == "train" else None
+    if verb == "train":  # from the beginning: a training that only restores its last step reads no text
+        shutil.rmtree(copied.folder / "supernet")
     damage(copied.folder / name)
     done = llmnas(verb, copied.config, "--run-dir", copied.folder, "--resume")
     assert done.code == 2
