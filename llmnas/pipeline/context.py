@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from pydantic import ValidationError
 
 from llmnas.config import Config, differences
 from llmnas.cost import sample
@@ -33,8 +35,13 @@ from llmnas.train.settings import OPERATION, changed
 _FIXED = ("seed", "data", "space", "budget", "train", "darts")
 
 
-def _bound(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a config must stay as it was when the folder was first used."""
+def _bound(values: dict[str, Any]) -> dict[str, Any]:
+    """What of a config must stay as it was when the folder was first used.
+
+    A key that did not exist yet has the value that it has by default now.
+    """
+    with contextlib.suppress(ValidationError):  # one that is read no more is compared as it stands
+        values = Config.model_validate(values).model_dump(mode="json")
     fixed = {key: values.get(key) for key in _FIXED}
     train = fixed["train"]
     if isinstance(train, dict):
