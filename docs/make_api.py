@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -38,7 +39,8 @@ def signature(value: Any) -> str:
         text = str(inspect.signature(value))
     except (TypeError, ValueError):
         return ""
-    return text.replace("'", "") if len(text) < 400 else "(...)"
+    text = re.sub(r" at 0x[0-9a-f]+", "", text.replace("'", ""))  # where a default lives differs by process
+    return text if len(text) < 400 else "(...)"
 
 
 def members(value: type) -> list[tuple[str, Any]]:

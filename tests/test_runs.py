@@ -85,7 +85,7 @@ def test_a_full_disk_is_not_the_users_mistake(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.fsync", full)
     run = RunFolder(tmp_path)
-    with pytest.raises(OSError, match="No space left") as error:
+    with pytest.raises(OSError, match="the disk is full") as error:
         claim(run, VALUES)
     assert error.value.filename == str(run.config)
     assert not list(tmp_path.iterdir())

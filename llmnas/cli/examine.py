@@ -72,9 +72,14 @@ def _limits(latency_ms: float | None, params: str | None, memory: str | None) ->
 
 @app.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(metavar="RUN|EXPORT", help="A run folder, or an exported checkpoint.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUN|EXPORT", parser=user_path, help="A run folder, or an exported checkpoint.")
+    ],
     tokens: Annotated[
-        Path | None, typer.Option("--tokens", help="Validation tokens of an export that lies elsewhere than its run.")
+        Path | None,
+        typer.Option(
+            "--tokens", parser=user_path, help="Validation tokens of an export that lies elsewhere than its run."
+        ),
     ] = None,
 ) -> None:
     """Check every file against the hash it was written with, and an exported model's loss against its card."""

@@ -28,6 +28,8 @@ OURS = {
 }
 """Classes that transformers does not have, as they are installed here; a folder's own copies are for other machines."""
 STOCK = {*CLASS_NAMES.values(), BITNET}
+_UNDECLARED = "head_dim"
+"""Some classes read it and do not declare it: Qwen3MoE."""
 _OLD_ROPE = {"rope_theta", "rope_scaling"}
 
 
@@ -70,7 +72,9 @@ def open_config(folder: Path) -> Any:
         raise UserError(
             f"{path}: model_type {model_type!r} and architectures {raw.get('architectures')} are not {name}"
         )
-    known = {*kind().to_dict(), *kind.attribute_map, *_OLD_ROPE, *({"quantization_config"} if name == BITNET else ())}
+    known = {*kind().to_dict(), *kind.attribute_map, *_OLD_ROPE, _UNDECLARED}
+    if name == BITNET:
+        known.add("quantization_config")
     try:
         return kind.from_dict({key: value for key, value in raw.items() if key in known})
     except Exception as error:  # noqa: BLE001 (damaged values end in whatever reading them raises)

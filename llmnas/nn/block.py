@@ -55,15 +55,17 @@ class Block(nn.Module):
                 x = x + self._mix(seen, spec, rotation, documents, cache)
             return x + self.ffn(seen, spec), None
         if self.mixer_norm is not None and spec.mixer != "none":
-            update = self._mix(self._read(x, self.mixer_norm, spec.weights), spec, rotation, documents, cache)
-            x = x + self._written(update, self.mixer_norm, self.mixer_out_norm)
-        routing = None
+            seen = self._read(x, self.mixer_norm, spec.weights)
+            # no name for the update: it would live on through the feed-forward
+            x = x + self._written(
+                self._mix(seen, spec, rotation, documents, cache), self.mixer_norm, self.mixer_out_norm
+            )
+            del seen
         if isinstance(self.ffn, Experts):
-            seen = x if self.norms == "post" else rms_norm(x, self.ffn_norm, self.eps)
-            update, routing = self.ffn(seen, spec)
-        else:
-            update = self.ffn(self._read(x, self.ffn_norm, spec.weights), spec)
-        return x + self._written(update, self.ffn_norm, self.ffn_out_norm), routing
+            update, routing = self.ffn(x if self.norms == "post" else rms_norm(x, self.ffn_norm, self.eps), spec)
+            return x + self._written(update, self.ffn_norm, self.ffn_out_norm), routing
+        update = self.ffn(self._read(x, self.ffn_norm, spec.weights), spec)
+        return x + self._written(update, self.ffn_norm, self.ffn_out_norm), None
 
     def _read(self, x: Tensor, gain: Tensor, kind: Weights) -> Tokens:
         """What a mixer or feed-forward reads of the residual stream."""

@@ -53,7 +53,7 @@ def compare_strategies(context: Context, table: Path | None = None) -> dict[str,
             "space": config.space, "strategy": strategy, "objectives": dict(config.search.objectives),
             "budget": config.budget, "constraints": dict(config.search.constraints), "seed": seed,
             "archive_path": folder / f"{strategy}-seed{seed}.sqlite", "options": dict(options),
-            "batch": config.search.batch, "first": (), "evaluation": how,
+            "first": (), "evaluation": how,
         }  # fmt: skip
 
     for strategy, seed in _runs(config):  # refuse another comparison's before minutes of measuring
@@ -66,7 +66,7 @@ def compare_strategies(context: Context, table: Path | None = None) -> dict[str,
         store, (evaluate, about) = None, table_surrogate(context, table)
 
     def one(strategy: str, seed: int, evaluations: int = config.compare.evaluations) -> Archive:
-        return search(evaluate=evaluate, evaluations=evaluations, **asked(strategy, seed))
+        return search(evaluate=evaluate, evaluations=evaluations, batch=config.search.batch, **asked(strategy, seed))
 
     total = len(_runs(config))
     done = iter(range(total))

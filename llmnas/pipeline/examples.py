@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llmnas.config import example_config
 from llmnas.errors import UserError
-from llmnas.files import write_text
+from llmnas.files import read_text, write_text
 from llmnas.files.shipped import shipped_launch_files
 
 LAUNCHERS = {"one-node": "one_node.sh", "many-nodes": "many_nodes.sh", "slurm": "slurm.sh"}
@@ -25,7 +25,7 @@ def write_example(name: str, path: Path | None, *, force: bool) -> Path:
     if target.suffix not in {".yaml", ".yml"}:
         raise UserError(f"{target}: a config's name ends in .yaml")
     _require_free([target], force)
-    write_text(target, source.read_text(encoding="utf-8"))
+    write_text(target, read_text(source))
     return target
 
 

@@ -36,20 +36,20 @@ Nats = Annotated[float, Field(ge=-500, le=500, allow_inf_nan=False)]  # beyond, 
 
 @_open
 class Trained(TypedDict):
-    """One network that was trained alone."""
+    """One network that was trained alone; in the order it is written, so that what is read back is the same text."""
 
     identity: str
     id: str
     architecture: StoredArchitecture
     seed: NonNegativeInt
+    start: NotRequired[str]
     params: PositiveInt
     tokens: NonNegativeInt
+    lr: NotRequired[FiniteFloat]
+    cpu_seconds: NotRequired[FiniteFloat | None]
     val_loss: Nats
     perplexity: FiniteFloat
     bits_per_byte: FiniteFloat
-    start: NotRequired[str]
-    lr: NotRequired[FiniteFloat]
-    cpu_seconds: NotRequired[FiniteFloat | None]
 
 
 Runs = Annotated[list[Trained], MinLen(1)]

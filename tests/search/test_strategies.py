@@ -163,7 +163,7 @@ def test_nsga2_takes_a_generation_in_parts():
             strategy.tell(told(archs, [val_loss(arch) for arch in archs]))
         return asked[:30]
 
-    assert run(1) == run(2) == run(4) == run(6) == run(50)
+    assert run(1) == run(2) == run(3) == run(6)  # parts that fill a generation; others: test_many_at_once
 
 
 def test_nsga2_drops_failures_and_violations_first():

@@ -90,7 +90,7 @@ def test_what_contradicts_or_was_never_verified_is_refused(tmp_path, stage, cont
 
 
 def test_a_folder_is_no_file(tmp_path):
-    with pytest.raises(UserError, match="is a folder, not a JSON file"):
+    with pytest.raises(UserError, match="is a folder, not a file"):
         deepspeed_config(settings_of(deepspeed=str(tmp_path)), 1)
 
 

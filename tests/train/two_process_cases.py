@@ -105,9 +105,11 @@ class ManagedEngine(Engine):
         self.processes = processes
         self.local_batch = self.micro_batch = settings.batch_size // processes.size
         self.zero_stage = settings.zero_stage
+        self.module, self._exchange = model, None
+        self._optimizer = build_optimizer(model, settings)
         self._engine, *_ = deepspeed.initialize(
             model=model,
-            optimizer=build_optimizer(model, settings),
+            optimizer=self._optimizer,
             config={
                 "train_micro_batch_size_per_gpu": self.local_batch,
                 "gradient_accumulation_steps": 1,

@@ -68,9 +68,12 @@ def check(kernel, target):
     assert 0 < facts.occupancy(compiled.UNITS[target]) <= 1
     text = facts.assembly
     if kernel in INTEGER_PRODUCTS:
-        assert PRODUCT[target] in text
-        assert target != "cuda90" or "s32.s8.s8" in text
-        assert target != "cuda100" or "kind::i8" in text
+        if (kernel, target) == ("ternary_gemm_m16", "cuda100") and PRODUCT[target] not in text:
+            assert PRODUCT["cuda80"] in text  # tcgen05 wants 64 rows and more: Triton 3.7 takes mma.sync for 16
+        else:
+            assert PRODUCT[target] in text
+            assert target != "cuda90" or "s32.s8.s8" in text
+            assert target != "cuda100" or "kind::i8" in text
     if kernel in FLOAT_PRODUCTS:
         assert PRODUCT[target].split(".")[0].removesuffix("_i32") in text
     if kernel.startswith("ternary_gemv"):
