@@ -132,17 +132,6 @@ class Checkpoints:
         _save(self._engine, self._folder, step, self._keep, self._identity, found)
         self._saved = step
 
-    def save_alone(self, step: int) -> bool:
-        """`save` by the process that has the whole state, when the others are gone; whether it could."""
-        if self._folder is None or self._learned or not self._engine.can_save_alone:
-            return False
-        if step != self._saved:
-            partial = self._folder / f"{_name(step)}.partial"
-            _begin(self._folder, partial)
-            written = self._engine.save_alone(self._folder, partial.name)
-            _finish(self._engine, self._folder, step, self._keep, self._identity, [written])
-        return True
-
 
 def newest(folder: Path | None) -> str:
     """Where the run can go on from, in words."""

@@ -292,17 +292,6 @@ class Engine:
             save_experts(self.module, self._engine.optimizer, self._exchange, folder / tag, self._files.written.append)
         return self._files.written
 
-    @property
-    def can_save_alone(self) -> bool:
-        """Whether this process has the whole state, so that it can save without the others."""
-        return self.zero_stage == 0 and self._exchange is None and self.processes.rank == 0
-
-    def save_alone(self, folder: Path, tag: str) -> list[Written]:
-        """`save` without the other processes, where `can_save_alone`."""
-        self._files.begin()
-        self._engine._save_checkpoint(str(folder), tag, client_state=_CLIENT_STATE)
-        return self._files.written
-
     def load(self, folder: Path, tag: str, *, universal: bool = False) -> None:
         """Restore what `save` wrote (or `universal.convert` made of it), without ever executing a pickle."""
         require_parts(folder / tag, self._exchange.size if self._exchange else 1)
