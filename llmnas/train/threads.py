@@ -165,12 +165,16 @@ class Threads:
                 self._write()
 
     def changed(self, step: int) -> bool:
-        """Whether steps have become slower or faster than they were and another look is due; a replay never looks."""
+        """Whether another look is due: steps have become slower or faster; a replay never looks.
+
+        Slower or faster than they were, and after the first look also than they were rehearsed: a run often starts
+        together with other programs, and what was measured in that rush holds no longer.
+        """
         if not self._numbers or len(self._pace) < WINDOW or step <= self.choices[-1].step:
             return False
-        before = self.choices[-1].pace
-        ratio = statistics.median(self._pace) / before if before else 1.0
-        return not 1 / CHANGED < ratio < CHANGED and self._trained > SHARE * self._took
+        last, now = self.choices[-1], statistics.median(self._pace)
+        before = [last.pace or now, *([last.seconds[last.threads]] if len(self.choices) == 1 else [])]
+        return self._trained > SHARE * self._took and any(not 1 / CHANGED < now / past < CHANGED for past in before)
 
     def look(self, step: int) -> None:
         """Time rehearsed steps with one thread and with all; what is faster holds from this step on. Collective.

@@ -156,6 +156,16 @@ def test_a_quiet_machine_is_noticed_too(tmp_path):
     assert [choice.threads for choice in stored(tmp_path)] == [1, 2]
 
 
+def test_a_first_look_in_the_rush_of_a_start_is_looked_at_again(tmp_path):
+    """Measured beside others that start too; from the first step on the machine is quiet, so no pace ever changes."""
+    machine = Machine(quiet=BUSY)
+    machine.train(tmp_path, log=lambda *_: machine.__setattr__("seconds", QUIET))
+    first, second = stored(tmp_path)
+    assert (first.threads, second.threads) == (1, 2)
+    assert second.step <= 2 * WINDOW
+    assert second.step in saved_steps(tmp_path)
+
+
 def test_a_small_gain_is_no_switch(tmp_path):
     """All steps become slower, and one thread is 5 % faster then: what holds stays."""
     machine = Machine()
