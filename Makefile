@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv lock check test test-full test-avx2 demo bench clean
+.PHONY: help venv lock check test test-full test-avx2 test-lowest demo bench clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -23,9 +23,9 @@ export DS_ACCELERATOR ?= cpu
 endif
 
 # No test reaches for the network; long versions install older releases of transformers from the package index.
-test test-full test-avx2: export HF_HUB_OFFLINE := 1
-test test-full test-avx2: export WANDB_MODE := offline
-test test-full test-avx2: export TOKENIZERS_PARALLELISM := false
+test test-full test-avx2 test-lowest: export HF_HUB_OFFLINE := 1
+test test-full test-avx2 test-lowest: export WANDB_MODE := offline
+test test-full test-avx2 test-lowest: export TOKENIZERS_PARALLELISM := false
 
 # Groups and order are those of tests/conftest.py. Three workers on two cores: some tests wait.
 PYTEST := $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
@@ -38,6 +38,7 @@ help:
 	@echo "make test       the tests"
 	@echo "make test-full  the tests with their long versions"
 	@echo "make test-avx2  the numerical tests, as on a processor without AVX-512"
+	@echo "make test-lowest  the rooms that rest on others' packages, with the oldest versions allowed (needs the network)"
 	@echo "make bench      measure the supernet's speed side by side"
 	@echo "make clean      delete caches and build output (.venv and runs/ stay)"
 
@@ -89,6 +90,20 @@ ifeq ($(shell uname -m),x86_64)
 else
 	@echo "test-avx2: only on x86-64"
 endif
+
+# In an environment of its own. The tools of the tests themselves are the newest. torch is what the public index has: a
+# CUDA build on Linux, 5 GB.
+LOWEST := build/lowest
+test-lowest:
+	bash requirements/public.sh pip compile --quiet --resolution lowest-direct --no-header --no-annotate \
+	  --extra all --extra eval --output-file $(LOWEST).txt pyproject.toml
+	test -x $(LOWEST)/bin/python || bash requirements/public.sh venv --quiet --python $(PYTHON) $(LOWEST)
+	bash requirements/public.sh pip install --quiet --python $(LOWEST)/bin/python --requirements $(LOWEST).txt
+	bash requirements/public.sh pip install --quiet --python $(LOWEST)/bin/python \
+	  pytest pytest-timeout pytest-xdist hypothesis jsonschema glassllm==0.1.0
+	bash requirements/public.sh pip install --quiet --python $(LOWEST)/bin/python --no-deps --editable .
+	$(LOWEST)/bin/pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not full" tests/space tests/cost tests/nn \
+	  tests/supernet tests/search tests/evaluate tests/archive tests/data tests/train tests/triton_kernels tests/export
 
 # --resume: an interrupted demo goes on where it stopped.
 demo: venv

@@ -60,6 +60,16 @@ def test_the_modules_of_an_extra_are_those_that_its_packages_bring():
             assert names & packages(DECLARED[extra]), (extra, module)
 
 
+def test_the_page_on_installing_has_every_extra_with_its_packages():
+    page = (tiny.ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    told = dict(re.findall(r"^\| `([\w-]+)` \| (.+?) \| .+ \|$", page, re.MULTILINE))
+    assert told.keys() == DECLARED.keys()
+    for extra, words in told.items():
+        if extra not in ("all", "dev"):
+            assert set(words.split(", ")) == packages(DECLARED[extra]), extra
+    assert {name.strip("`") for name in told["all"].split(", ")} == set(re.findall(r"[\w-]+", DECLARED["all"][0])[1:])
+
+
 def test_the_oldest_torch_is_that_of_every_extra():
     least = ".".join(map(str, extras.OLDEST_TORCH))
     for extra, modules in extras.EXTRAS.items():
