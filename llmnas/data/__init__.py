@@ -18,6 +18,7 @@ from llmnas.data.tokenizer import (
     check_vocab,
     encode_texts,
     load_tokenizer,
+    sample_texts,
     save_tokenizer,
     train_tokenizer,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "read_model_tokenizer",
     "require_lossless",
     "require_same_tokenizer",
+    "sample_texts",
     "save_tokenizer",
     "split_documents",
     "token_writer",

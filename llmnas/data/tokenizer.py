@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from llmnas.errors import UserError
 from llmnas.files import Seal, write_text
@@ -14,14 +15,24 @@ from llmnas.files.tokenizer_files import open_tokenizer
 END_OF_TEXT = "<|endoftext|>"
 EOS_ID = 0
 SMALLEST = 257  # the 256 bytes and the end of text
+LONGEST_WORD = 128
+"""Characters of a pre-token, a space before it not counted. Learning merges is quadratic in it, and text without spaces would be one without end."""
 _CHUNK = 1 << 20  # characters encoded at once: enough for every core, bounded memory
+_PIECE = 1 << 16  # characters that a sample takes or leaves together
+_WORD = (
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}{1,%(most)d}| ?\p{N}{1,%(most)d}| ?[^\s\p{L}\p{N}]{1,%(most)d}"
+    r"|\s{1,%(most)d}(?!\S)|\s{1,%(most)d}"
+)
+WORDS = _WORD % {"most": LONGEST_WORD}
+"""GPT-2's splitting, except that no piece is longer than `LONGEST_WORD`; the form is that of Llama 3's tokenizer."""
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Learn a byte-level BPE (Sennrich et al. 2016; bytes as in GPT-2) of exactly `vocab_size` entries.
 
     Entry 0 is the end of text, then come the 256 bytes, then the merges. The same texts give the same
-    tokenizer.
+    tokenizer. Time is linear in the text, also where it has no spaces (Chinese, DNA): words are at most
+    `LONGEST_WORD` characters, in training as in the tokenizer that comes out.
 
     Raises:
         UserError: fewer than 257 entries asked for, or more than the texts have merges for.
@@ -29,7 +40,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     if vocab_size < SMALLEST:
         raise UserError(f"vocabulary of {vocab_size}: a byte-level tokenizer needs at least {SMALLEST} entries")
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(WORDS), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])  # fmt: skip
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -45,6 +59,22 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
             f"ask for at most {reached}, or give more text"
         )
     return _literal(tokenizer)
+
+
+def sample_texts(texts: Iterable[str], size: int, wanted: int) -> Iterator[str]:
+    """About `wanted` of the `size` bytes of some texts, all of them where there are no more.
+
+    Pieces of long texts are taken or left, not whole texts, so that a few long ones give a sample too. Which ones is a
+    function of the texts alone.
+    """
+    share = max(1, -(-size // wanted))
+    if share == 1:
+        yield from texts
+        return
+    for text in texts:
+        start = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") % share
+        for number in range(start, -(-len(text) // _PIECE), share):
+            yield text[number * _PIECE : (number + 1) * _PIECE]
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path, seal: Seal | None = None) -> None:

@@ -8,6 +8,7 @@ stored as their codes in TQ1_0 or TQ2_0 blocks of 256, with one `.scale` a matri
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -255,14 +256,30 @@ def _add_sizes(writer: GGUFWriter, model: Transformer, held: Contents) -> None:
     writer.add_feed_forward_length([s.ffn_size for s in specs] if by_layer else ffn_size)
 
 
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+def _splits_as_gpt2(splits: dict[str, Any]) -> bool:
+    """Whether text is cut into words as GPT-2 does it, or so except that no word is longer than a limit.
+
+    llama.cpp knows no limit: it reads a run of more than so many letters in other tokens, of the same text.
+    """
+    if splits.get("type") == "ByteLevel":
+        return True
+    parts = splits.get("pretokenizers") or []
+    if splits.get("type") != "Sequence" or [part.get("type") for part in parts] != ["Split", "ByteLevel"]:
+        return False
+    words = re.sub(r"\{1,\d+\}", "+", str(parts[0].get("pattern", {}).get("Regex")))
+    return words == _GPT2 and parts[0].get("behavior") == "Isolated" and not parts[0].get("invert")
+
+
 def _add_tokenizer(writer: GGUFWriter, path: Path | None, vocab_size: int, eos_id: int) -> None:
-    """Byte-level BPE with GPT-2's splitting, as all tokenizers of this project."""
+    """Byte-level BPE with GPT-2's splitting, as all tokenizers of this project (see `_splits_as_gpt2`)."""
     if path is None:
         writer.add_tokenizer_model("none")
         return
     stored: dict[str, Any] = read_json(path)
-    splits = stored.get("pre_tokenizer") or {}
-    if stored["model"].get("type") != "BPE" or splits.get("type") != "ByteLevel":
+    if stored["model"].get("type") != "BPE" or not _splits_as_gpt2(stored.get("pre_tokenizer") or {}):
         raise UserError(f"{path}: GGUF export knows byte-level BPE with GPT-2's splitting only")
     ids: dict[str, int] = stored["model"]["vocab"] | {t["content"]: t["id"] for t in stored["added_tokens"]}
     special = {token["id"] for token in stored["added_tokens"] if token["special"]} | {eos_id}

@@ -20,19 +20,19 @@ from llmnas.data import (
     copy_tokenizer,
     open_corpus,
     require_lossless,
+    sample_texts,
     save_tokenizer,
     split_documents,
     token_writer,
     train_tokenizer,
 )
-from llmnas.data.split import digest
 from llmnas.errors import RunError, UserError
 from llmnas.files import sha256
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.shared_data import share, take_shared
 
 TOKENIZER_BYTES = 1 << 28
-"""Text that a tokenizer learns from; of a larger corpus a random share of the documents is taken."""
+"""Text that a tokenizer learns from; of a larger corpus a random sample of that size is taken."""
 
 
 def prepare(context: Context) -> None:
@@ -59,8 +59,7 @@ def _prepare(context: Context) -> None:
     count = sum(split.documents.values())
     if model is None:
         note = f"{count:,} documents, a vocabulary of {vocab_size}"
-        context.tracker.progress("tokenizer", 0, 1, note)
-        tokenizer, eos_id = train_tokenizer(_training_texts(corpus, split), vocab_size), EOS_ID
+        tokenizer, eos_id = train_tokenizer(_training_texts(context, corpus, split, note), vocab_size), EOS_ID
         save_tokenizer(tokenizer, run.tokenizer, run.seal)
         context.tracker.progress("tokenizer", 1, 1, note)
     else:
@@ -75,11 +74,16 @@ def _prepare(context: Context) -> None:
     run.record("prepare", tokenizer_sha256=sha256(run.tokenizer), **facts)
 
 
-def _training_texts(corpus: Corpus, split: Split) -> Iterator[str]:
-    """Of the train side; every text where there are few, else those whose digest falls into a share."""
-    share = max(1, -(-split.text_bytes["train"] // TOKENIZER_BYTES))
-    texts = (document.text for document in corpus)
-    return (text for text in texts if split.side(text) == "train" and digest(text) % share == 0)
+def _training_texts(context: Context, corpus: Corpus, split: Split, note: str) -> Iterator[str]:
+    """What a tokenizer learns from: the train side, or a sample of it; tells how much of it has been read."""
+    size, read = split.text_bytes["train"], 0
+    total = min(size, TOKENIZER_BYTES)
+    texts = (document.text for document in corpus if split.side(document.text) == "train")
+    for text in sample_texts(texts, size, TOKENIZER_BYTES):
+        context.tracker.progress("tokenizer", min(read, total - 1), total, note)
+        yield text
+        read += len(text.encode())
+    context.tracker.progress("tokenizer", total - 1, total, f"{note}; all read, learning merges")
 
 
 def _write(context: Context, corpus: Corpus, split: Split, encoder: Encoder, eos_id: int) -> dict[Side, int]:

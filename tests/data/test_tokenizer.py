@@ -1,9 +1,12 @@
 """Byte-level BPE: exact sizes, exact round trips, no forged end of text, damage found."""
 
+import random
+
 import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from llmnas.data import (
     END_OF_TEXT,
@@ -13,11 +16,13 @@ from llmnas.data import (
     encode_texts,
     load_tokenizer,
     read_corpus,
+    sample_texts,
     save_tokenizer,
     split_documents,
     train_tokenizer,
     write_tokens,
 )
+from llmnas.data.tokenizer import LONGEST_WORD
 from llmnas.errors import UserError
 
 VOCAB = 512
@@ -44,6 +49,49 @@ def test_vocabulary_is_exact_and_starts_with_the_end_of_text(tokenizer):
 
 def test_training_is_deterministic(texts, tokenizer):
     assert train_tokenizer(iter(texts), VOCAB).to_str() == tokenizer.to_str()
+
+
+def gpt2_tokenizer(texts, vocab):
+    """The same training with GPT-2's splitting, which knows no limit."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab, special_tokens=[END_OF_TEXT], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )  # fmt: skip
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def test_text_with_spaces_has_the_tokens_of_gpt2s_splitting(texts, tokenizer):
+    plain = gpt2_tokenizer(texts, VOCAB)
+    assert tokenizer.get_vocab() == plain.get_vocab()
+    sources = [document.text for document in read_corpus("stdlib")][:20]
+    for text in [*texts, *sources, "  two \r\n\n three's\t\tI'll 1234 __x__", " " * LONGEST_WORD + "a"]:
+        assert tokenizer.encode(text).ids == plain.encode(text, add_special_tokens=False).ids
+
+
+DNA = "".join(random.Random(0).choices("ACGT", k=50_000))
+HAN = "".join(chr(0x4E00 + int(i)) for i in np.random.default_rng(0).exponential(300, 30_000))
+
+
+@pytest.mark.parametrize("text", [DNA, HAN, "1" * 9_000, " " * 9_000, "=-" * 9_000, DNA + " " + HAN])
+def test_text_without_spaces_is_learned_in_words_of_bounded_length(text):
+    tokenizer = train_tokenizer([text], 260 if len(set(text)) < 3 else VOCAB)
+    words = tokenizer.pre_tokenizer.pre_tokenize_str(text)
+    assert max(end - start for _, (start, end) in words) == LONGEST_WORD + (" " in text[1:-1].strip())  # " word"
+    assert "".join(text[start:end] for _, (start, end) in words) == text
+    assert tokenizer.decode(tokenizer.encode(text).ids) == text
+
+
+def test_a_sample_is_of_the_size_that_was_asked_for(texts):
+    size = sum(map(len, texts))
+    assert list(sample_texts(iter(texts), size, size)) == texts
+    long = [HAN[i:] for i in range(20)]
+    found = list(sample_texts(long, 600_000, 150_000))
+    assert found == list(sample_texts(iter(long), 600_000, 150_000))
+    assert 75_000 < sum(map(len, found)) < 300_000
+    assert all(any(piece in text for text in long) for piece in found)
 
 
 def test_impossible_vocabularies_are_refused(texts):
