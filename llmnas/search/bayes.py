@@ -28,6 +28,7 @@ from llmnas.rng import torch_seed
 from llmnas.search.arch_kernel import Layout
 from llmnas.search.closed_forms import ClosedForms
 from llmnas.search.hypervolume import LogExpectedHypervolumeImprovement
+from llmnas.search.magnitude import unit_of
 from llmnas.search.pool_model import FLOOR, PoolModel
 from llmnas.search.sampled_hypervolume import noisy_improvement
 from llmnas.search.strategy import Candidates, Options, Problem
@@ -39,8 +40,6 @@ _FINALISTS = 48
 """So many of a pool, those best alone, are compared again for every place of a batch."""
 _FEW = 8
 """Of the best with one objective, or of what misses the constraints least."""
-_ORDINARY = (1e-100, 1e100)
-"""Values of other magnitudes are divided by the greatest of them: their squares leave the numbers."""
 _FRONT = 64
 """Most points of the front that the hypervolume improvement is counted against at once."""
 
@@ -216,7 +215,7 @@ class BayesianSearch:
             values = [e.metrics[name] for e in alive]
             worst = self._worst(name, values)
             column = torch.tensor([worst if e.failure else e.metrics[name] for e in region], dtype=torch.float64)
-            self._units[name] = unit = _unit(column)
+            self._units[name] = unit = unit_of(column)
             column = column / unit
             columns.append(column)
             if name in known:
@@ -309,12 +308,6 @@ class BayesianSearch:
             chosen.append(best)
             model = model if self._by_samples else model.believe(best)
         return [pool[i] for i in chosen]
-
-
-def _unit(values: Tensor) -> float:
-    """1 for values [n] of ordinary magnitude, so that they are computed with as they are; else their greatest."""
-    greatest = float(values.abs().max())
-    return 1.0 if greatest == 0 or _ORDINARY[0] <= greatest <= _ORDINARY[1] else greatest
 
 
 def _inside(metrics: Tensor, bounds: dict[int, tuple[float, float]]) -> bool:

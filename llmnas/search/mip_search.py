@@ -21,6 +21,7 @@ from llmnas.search.block_model import BlockLayout, BlockModel
 from llmnas.search.block_scores import chosen_cells, largest_within, replacement
 from llmnas.search.cell_programs import CellPrograms
 from llmnas.search.closed_forms import ClosedForms, quality_of
+from llmnas.search.magnitude import unit_of
 from llmnas.search.mip import BlockCosts, Cell, Limit, closed_form
 from llmnas.search.strategy import Candidates, Options, Problem
 from llmnas.space import Architecture
@@ -78,6 +79,7 @@ class MipSearch:
         self._always = [Limit(name, partial(self._count, name), low, high) for name, (low, high) in budget.items()]
         self._require_limits()
         self._models = {name: BlockModel(self._layout) for name in dict.fromkeys((*goals, *problem.constraints))}
+        self._units = dict.fromkeys(self._models, 1.0)
         self._told: list[Evaluation] = []
         self._programs = CellPrograms(problem.space, self._layout, self._is_new)
         self._turn = 0
@@ -160,7 +162,8 @@ class MipSearch:
             if name not in self._known.names:
                 values = [e.metrics[name] for e in alive]
                 worst = max(values) if self._problem.objectives.get(name, "min") == "min" else min(values)
-                model.fit(c, choice, np.array([worst if e.failure else e.metrics[name] for e in told]))
+                self._units[name] = unit = unit_of(values)
+                model.fit(c, choice, np.array([worst if e.failure else e.metrics[name] for e in told]) / unit)
         sign = 1.0 if self._problem.objectives[self._quality] == "min" else -1.0
         self._programs.score(self._table(self._quality), sign)
 
@@ -194,7 +197,8 @@ class MipSearch:
         for name in dict.fromkeys((*self._constraints, *target)):
             ends = [limits[name] for limits in (self._constraints, target) if name in limits]
             low, high = max(low for low, _ in ends), min(high for _, high in ends)
-            found.append(Limit(name, self._table(name), low, high))
+            unit = self._units.get(name, 1.0)
+            found.append(Limit(name, self._table(name), low / unit, high / unit))
         return found
 
     def _is_new(self, arch: Architecture) -> bool:
