@@ -29,7 +29,7 @@ from llmnas.space import Architecture
 from llmnas.supernet import Transformer, load_weights
 from llmnas.tracking import Tracker
 from llmnas.train.deepspeed_json import deepspeed_config
-from llmnas.train.settings import OPERATION, changed
+from llmnas.train.settings import OPERATION, UNMARKED, changed
 
 # what the stored tokens and weights depend on; later stages check their own artifacts
 _FIXED = ("seed", "data", "space", "budget", "train", "darts")
@@ -117,6 +117,7 @@ class Context:
         if self.run.bound:  # how the training was run at first stands for how it is run now
             stored = read_yaml(self.run.config).get("train") or {}
             values["train"] |= {key: stored[key] for key in OPERATION if key in stored}
+        values["train"] = {key: value for key, value in values["train"].items() if key not in UNMARKED}
         # a section that is not there changes nothing: runs made before it existed go on
         return identity({key: values[key] for key in _FIXED if values[key] is not None})
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -25,11 +27,11 @@ from llmnas.pipeline.pruned import beginnings, layer_scores
 from llmnas.pipeline.results import Decoded, search_facts
 from llmnas.pipeline.stores import evaluation_identity, measured_how
 from llmnas.pipeline.team import Team, preempted
+from llmnas.pipeline.watched import evaluations_left, watched
 from llmnas.runs import RunFolder
 from llmnas.search import search
 from llmnas.search.loop import open_search
 from llmnas.space import Architecture
-from llmnas.train.engine import start_processes
 from llmnas.train.preemption import Preemption
 from llmnas.train.processes import Processes
 from llmnas.train.threads import set_threads
@@ -52,15 +54,17 @@ def search_supernet(context: Context, evaluations: int | None = None) -> Archive
         Preempted: SIGTERM came; all finished evaluations are stored.
     """
     most = context.config.search.evaluations if evaluations is None else evaluations
-    with Preemption() as preemption:
-        return _search(context, most, _processes(context), preemption)
+    with Preemption() as preemption, _processes(context) as processes:
+        return _search(context, most, processes, preemption)
 
 
-def _processes(context: Context) -> Processes:
-    """Those of the launch, each with its threads set."""
-    processes = start_processes()
-    set_threads(context.config.train, processes, context.run.checkpoints)
-    return processes
+@contextlib.contextmanager
+def _processes(context: Context) -> Iterator[Processes]:
+    """Those of the launch, watched, each with its threads set."""
+    with watched(context, evaluations_left) as (processes, pulse):
+        set_threads(context.config.train, processes, context.run.checkpoints)
+        pulse.at("search")
+        yield processes
 
 
 def _search(context: Context, most: int, processes: Processes, preemption: Preemption) -> Archive:
@@ -137,8 +141,8 @@ def help_search(context: Context) -> None:
         RunError: rank 0 is gone.
         Preempted: SIGTERM came to a process of the launch.
     """
-    with Preemption() as preemption:
-        _, team = _measuring(context, _processes(context), preemption)
+    with Preemption() as preemption, _processes(context) as processes:
+        _, team = _measuring(context, processes, preemption)
         team.serve()
 
 

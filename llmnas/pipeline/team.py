@@ -7,13 +7,11 @@ one of them ends all, after what they are running.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, Self
@@ -22,13 +20,12 @@ import numpy as np
 import torch.distributed as dist
 
 from llmnas.cost import count_params
-from llmnas.errors import Preempted, RunError, UserError
+from llmnas.errors import Preempted, UserError
 from llmnas.evaluate.evaluator import Part
 from llmnas.files import naming, parse_json, read_bytes
 from llmnas.space import Architecture, BaseModel
+from llmnas.train.agreement import WHILE_WATCHED
 from llmnas.train.processes import Processes
-
-_PATIENCE = timedelta(days=7)  # of a rank with nothing to do; a rank that dies is noticed at once, by its connection
 
 
 def deal(parts: Sequence[Part], base: BaseModel, ranks: int) -> list[list[int]]:
@@ -139,7 +136,7 @@ class Team:
         self._folder = folder
         self._journal = Journal(folder / f"rank{processes.rank}.jsonl", identity)
         # over main memory: what is exchanged are lists, on GPUs too
-        self._group = dist.new_group(backend="gloo", timeout=_PATIENCE) if processes.size > 1 else None
+        self._group = dist.new_group(backend="gloo", timeout=WHILE_WATCHED) if processes.size > 1 else None
         self._known: dict[Part, np.ndarray] = {}
         self._busy = False
         self.helpers_cpu = 0.0
@@ -156,7 +153,7 @@ class Team:
         """On rank 0: the losses of every part, each run by one rank, or read in a journal of an earlier start.
 
         Raises:
-            RunError: another process is gone.
+            RuntimeError: the connection to another process is lost.
             Preempted: a process was told to end; what is finished is in the journals.
         """
         new = [part for part in dict.fromkeys(parts) if part not in self._known]
@@ -173,7 +170,7 @@ class Team:
         """On every other rank: run a share of what rank 0 sends, until it has no more.
 
         Raises:
-            RunError: rank 0 is gone.
+            RuntimeError: the connection to rank 0 is lost.
             Preempted: a process was told to end.
         """
         while isinstance(message := self._broadcast("done"), list):
@@ -208,8 +205,7 @@ class Team:
         if self._group is None:
             return sent
         message = [sent]
-        with _noticing():
-            dist.broadcast_object_list(message, src=0, group=self._group)
+        dist.broadcast_object_list(message, src=0, group=self._group)
         return message[0]
 
     def _gather(self, mine: dict[Part, np.ndarray], cpu_seconds: float) -> dict[Part, np.ndarray]:
@@ -217,19 +213,8 @@ class Team:
         if self._group is None:
             return mine
         shares: list[Any] | None = [None] * self._processes.size if self._processes.rank == 0 else None
-        with _noticing():
-            dist.gather_object((mine, cpu_seconds), shares, dst=0, group=self._group)
+        dist.gather_object((mine, cpu_seconds), shares, dst=0, group=self._group)
         for found, seconds in (shares or [])[1:]:
             mine |= found
             self.helpers_cpu += seconds
         return mine
-
-
-@contextlib.contextmanager
-def _noticing() -> Iterator[None]:
-    """A lost connection as a `RunError`."""
-    try:
-        yield
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise RunError(f"another process of the search is gone ({reason}); --resume keeps what it measured") from None

@@ -5,15 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from llmnas.cost import BudgetSampler
+from llmnas.distributed.pulse import Pulse
 from llmnas.errors import UserError
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.prepare import prepare
 from llmnas.pipeline.results import train_facts
 from llmnas.pipeline.warm import correct, original, write_initial
+from llmnas.pipeline.watched import checkpoint_left, watched
 from llmnas.rng import generator, torch_seed
 from llmnas.supernet import Transformer, save_weights
-from llmnas.train.engine import build, start_processes
-from llmnas.train.processes import wait_for_all
+from llmnas.train.engine import build
+from llmnas.train.processes import Processes
 from llmnas.train.sampling import SupernetSampler, parameter_histogram
 from llmnas.train.trainer import Outcome, train
 
@@ -25,22 +27,31 @@ def train_supernet(context: Context, *, prepare_first: bool = False) -> Outcome 
 
     `prepare_first`: rank 0 writes the token files where they are missing, the others wait.
     """
-    config, run, tracker = context.config, context.run, context.tracker
+    config, run = context.config, context.run
     if run.supernet.exists():
         return None
     if config.darts is not None:
         raise UserError("darts: does nothing without --method darts; add it to llmnas train, or remove the section")
-    processes = start_processes()
-    if prepare_first:
-        if processes.rank == 0:
-            prepare(context)
-        wait_for_all(processes)
-    settings, space = config.train, config.space
+    with watched(context, lambda: checkpoint_left(context)) as (processes, pulse):
+        if prepare_first:
+            pulse.first("prepare", lambda: prepare(context))
+        pulse.first("warm start", lambda: write_initial(context))
+        correct(context, processes, pulse)
+        model, outcome = _train(context, processes, pulse)
     if processes.rank == 0:
-        write_initial(context)
-    wait_for_all(processes)
-    correct(context, processes)
-    wait_for_all(processes)
+        known = train_facts(run, "train").get("cpu_seconds")
+        cpu_seconds = known if outcome.cpu_seconds is None else outcome.cpu_seconds
+        # before the weights, whose presence ends the stage: a kill between the two loses nothing
+        run.record("train", steps=outcome.steps, tokens=outcome.tokens, seconds=round(outcome.seconds, 1),
+            cpu_seconds=cpu_seconds, threads=outcome.threads)  # fmt: skip
+        save_weights(model, run.supernet, run.seal)
+    return outcome
+
+
+def _train(context: Context, processes: Processes, pulse: Pulse) -> tuple[Transformer, Outcome]:
+    """The trained supernet; collective."""
+    config, run, tracker = context.config, context.run, context.tracker
+    settings, space = config.train, config.space
     sequences = context.sequences(settings.seq_len, config.seed)
     sampler = SupernetSampler(space, config.budget, settings.sampler, config.seed)
     model = build(
@@ -68,13 +79,6 @@ def train_supernet(context: Context, *, prepare_first: bool = False) -> Outcome 
     outcome = train(
         model, sampler, sequences, settings, processes,
         folder=run.checkpoints, identity=context.identity, log=log, evaluate=evaluate,
-        guide=original(context, settings),
+        guide=original(context, settings), begin=lambda step: pulse.at(f"step {step}"),
     )  # fmt: skip
-    if processes.rank == 0:
-        known = train_facts(run, "train").get("cpu_seconds")
-        cpu_seconds = known if outcome.cpu_seconds is None else outcome.cpu_seconds
-        # before the weights, whose presence ends the stage: a kill between the two loses nothing
-        run.record("train", steps=outcome.steps, tokens=outcome.tokens, seconds=round(outcome.seconds, 1),
-            cpu_seconds=cpu_seconds, threads=outcome.threads)  # fmt: skip
-        save_weights(model, run.supernet, run.seal)
-    return outcome
+    return model, outcome

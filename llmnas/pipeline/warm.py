@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from llmnas.distributed.pulse import Pulse
 from llmnas.errors import RunError
 from llmnas.pipeline.context import Context
 from llmnas.rng import torch_seed
@@ -70,7 +71,7 @@ def calibration(context: Context) -> list[torch.Tensor]:
     return [tokens[i : i + _BATCH] for i in range(0, len(tokens), _BATCH)]
 
 
-def correct(context: Context, processes: Processes) -> None:
+def correct(context: Context, processes: Processes, pulse: Pulse) -> None:
     """Train the pretrained model on the text for `train.correction` steps, sort it again, write `initial.safetensors`.
 
     A teacher that does not know the text holds its students back; Sreenivas et al. 2024 ("LLM Pruning and Distillation
@@ -90,11 +91,15 @@ def correct(context: Context, processes: Processes) -> None:
     outcome = train(
         model, OneNetwork(config.space.envelope), sequences, settings, processes,
         folder=run.checkpoints.with_name("correction"), identity=context.identity, log=log,
+        begin=lambda step: pulse.at(f"correction, step {step}"),
     )  # fmt: skip
-    if processes.rank == 0:
+
+    def write() -> None:
         reorder(model.eval(), importance(model, calibration(context)))
         save_weights(model, run.initial, run.seal)
         run.record("correction", steps=outcome.steps, tokens=outcome.tokens, cpu_seconds=outcome.cpu_seconds)
+
+    pulse.first("correction", write)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -18,6 +19,8 @@ from llmnas.errors import RunError
 from llmnas.space import Architecture
 
 T = TypeVar("T")
+WHILE_WATCHED = timedelta(days=7)
+"""Of a group in which one process may wait long for another: who is gone or silent, the watch over them finds."""
 
 
 def digest(identity: str, step: int, networks: Sequence[Architecture]) -> int:
@@ -47,7 +50,7 @@ class Agreement:
 
     def __init__(self, size: int, identity: str) -> None:
         self.identity = identity
-        self._group = dist.new_group(backend="gloo") if size > 1 else None
+        self._group = dist.new_group(backend="gloo", timeout=WHILE_WATCHED) if size > 1 else None
         self._size = size
 
     def check(self, step: int, networks: Sequence[Architecture], wishes: Wishes) -> Wishes:

@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from llmnas.errors import RunError
 from llmnas.files import Written
 from llmnas.space import Architecture, Shape
 from llmnas.supernet import Losses, Transformer, fill_weights, load_weights
@@ -87,7 +88,13 @@ def start_processes() -> Processes:
         os.environ.setdefault("LOCAL_RANK", "0")
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
-    deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
+    try:
+        deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
+    except dist.DistError as error:  # of the store in which they meet
+        reason = str(error).splitlines()[0]
+        raise RunError(
+            f"the processes of the launch did not come together ({reason}); see what the others say"
+        ) from None
     if backend == "gloo":
         atexit.unregister(_leave)
         atexit.register(_leave)

@@ -25,8 +25,10 @@ class Strict(Model):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-WATCHING = ("log_every", "eval_every", "eval_sequences", "save_every", "keep")
+WATCHING = ("log_every", "eval_every", "eval_sequences", "save_every", "keep", "patience_minutes")
 """Settings that look at a training and leave its result as it is."""
+UNMARKED = ("patience_minutes",)
+"""Settings that no identity of a run has ever counted."""
 OPERATION = (*WATCHING, "threads", "micro_batch", "checkpoint_blocks", "skip_limit")
 """Settings of how a training is run, which a run that goes on may change: they move its result by rounding at most."""
 
@@ -251,6 +253,7 @@ class TrainSettings(Strict):
         eval_sequences: validation sequences of each.
         save_every: steps between checkpoints; the last `keep` stay.
         skip_limit: steps in a row whose update may be skipped because a gradient is not finite.
+        patience_minutes: of the processes of a launch with one that shows no sign of life, in training and in search.
         threads: CPU threads a process. `auto` times steps with one thread and with all, keeps what is faster, and looks
             again when steps become slower or faster than they were; what it chose is part of the run and replayed where
             it goes on. A number never changes; 0: all, as OMP_NUM_THREADS says, else the cores shared among the
@@ -290,6 +293,7 @@ class TrainSettings(Strict):
     save_every: PositiveInt = 200
     keep: PositiveInt = 2
     skip_limit: PositiveInt = 10
+    patience_minutes: PositiveFloat = 10.0
     threads: ThreadCount = "auto"
     init_from: PathText | None = None
     calibration: PositiveInt = 64

@@ -65,6 +65,7 @@ def train(
     log: Log | None = None,
     evaluate: Evaluate | None = None,
     guide: Guide | None = None,
+    begin: Callable[[int], None] | None = None,
 ) -> Outcome:
     """Train `model` in place, from the newest checkpoint in `folder` where there is one; collective.
 
@@ -78,6 +79,7 @@ def train(
         evaluate: metrics of the model every `eval_every` steps, logged on rank 0. At stage 3 every rank
             calls it (blocks are gathered as they run), else rank 0 alone.
         guide: the frozen model that teaches where `settings.distill.source` is `original`.
+        begin: told on every rank which step begins (from 0).
 
     Raises:
         ValueError: a guide that the settings do not use, or none where they need one.
@@ -107,6 +109,8 @@ def train(
     cpu_started = time.process_time()
     with Preemption() as preemption:
         for step in range(first, settings.steps):
+            if begin:
+                begin(step)
             networks = sampler.networks(step)
             wishes = agreement.check(step, networks, Wishes(preemption.requested, threads.changed(step)))
             if wishes.stop:

@@ -165,6 +165,9 @@ def test_a_killed_rank_loses_no_finished_evaluation_and_none_is_repeated(tiny_ru
     out, _ = process.communicate(timeout=200)
     assert process.returncode != 0
     assert "Traceback" not in out, out[-3000:]
+    assert (
+        f"llmnas: rank 0: search: rank 1 on {socket.gethostname()} (process {victim.pid}) is gone; all finished" in out
+    )
     journalled = finished(folder)
     assert max(Counter(journalled).values()) == 1
     assert set(journalled) > archived(before)  # something was finished beyond the archive
