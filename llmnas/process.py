@@ -61,7 +61,8 @@ def run_process(command: Callable[[list[str]], Any]) -> int:
 
 def complain(message: object) -> None:
     """One line on stderr; under a launcher it says which rank speaks."""
-    rank = f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    alone = os.environ.get("WORLD_SIZE", "") in {"", "1"} or "RANK" not in os.environ
+    rank = "" if alone else f"rank {os.environ['RANK']}: "
     print(f"llmnas: {rank}{one_line(message)}", file=sys.stderr, flush=True)
 
 

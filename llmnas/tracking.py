@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import math
 import netrc
 import os
@@ -13,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +34,8 @@ _OF_ENVIRONMENT: dict[str, Used] = {
     "online": "online", "run": "online", "shared": "online",
     "offline": "offline", "dryrun": "offline", "disabled": "off",
 }  # fmt: skip
+_LOG = logging.getLogger(__name__)
+_WITHOUT = "W&B: %s; going on without it, metrics.jsonl has every number"
 MOST_METRICS = 1 << 28  # bytes that are read of metrics.jsonl
 
 
@@ -68,8 +71,7 @@ class Tracker:
             self._bar.stop()
         if self._jsonl is not None:
             self._jsonl.close()
-        if self._run is not None:
-            self._run.finish(exit_code=0 if error is None else 1)
+        self._tell_wandb(lambda run: run.finish(exit_code=0 if error is None else 1))
 
     def log(self, stage: str, step: int, metrics: dict[str, float]) -> None:
         """One record, flushed at once, so that a killed run keeps its curves."""
@@ -79,8 +81,8 @@ class Tracker:
         with naming(self._folder / "metrics.jsonl"):
             self._jsonl.write(json.dumps({"stage": stage, "step": step, "time": time.time(), **metrics}) + "\n")
             self._jsonl.flush()
-        if self._run is not None:
-            self._run.log({f"{stage}/step": step, **{f"{stage}/{name}": value for name, value in metrics.items()}})
+        record = {f"{stage}/step": step, **{f"{stage}/{name}": value for name, value in metrics.items()}}
+        self._tell_wandb(lambda run: run.log(record))
 
     def table(self, stage: str, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A table in W&B; its numbers are in the run folder already, so nothing is written without W&B."""
@@ -89,7 +91,18 @@ class Tracker:
         if self._run is not None:
             import wandb
 
-            self._run.log({f"{stage}/{name}": wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+            table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+            self._tell_wandb(lambda run: run.log({f"{stage}/{name}": table}))
+
+    def _tell_wandb(self, tell: Callable[[Any], None]) -> None:
+        """Hand something to W&B where it is used; where it fails, it is said and left out from then on."""
+        if self._run is None:
+            return
+        try:
+            tell(self._run)
+        except Exception as error:  # noqa: BLE001 (its service, once gone, raises errors of every kind)
+            _LOG.warning(_WITHOUT, _why(error))
+            self._run = None
 
     def _open(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -220,6 +233,15 @@ def _start_wandb(folder: Path, mode: Used, project: str, config: dict[str, Any])
         raise UserError(
             f"W&B: {why}; type `wandb login`, or `export WANDB_MODE=offline` to go on without the network"
         ) from None
+    except (wandb.errors.Error, OSError) as error:  # its folder cannot be written, its service does not start
+        _LOG.warning(_WITHOUT, _why(error))
+        return None
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return one_line(f"{error.filename}: {error.strerror}")
+    return one_line(" ".join(str(error).split()) or type(error).__name__)
 
 
 def _run_id(path: Path) -> str:

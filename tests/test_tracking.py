@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import tiny
+import wandb
 
 from llmnas.tracking import Tracker, code_version, read_metrics
 
@@ -161,6 +162,38 @@ def test_wandb_offline_leaves_a_run_beside_the_metrics_and_calls_nobody(tmp_path
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("obstacle", ["a file", "a link to nowhere"])
+def test_a_folder_that_wandb_cannot_write_costs_no_number(tmp_path, caplog, obstacle):
+    if obstacle == "a file":
+        (tmp_path / "wandb").write_text("")
+    else:
+        (tmp_path / "wandb").symlink_to("/proc/1/nowhere")
+    with Tracker(tmp_path, "offline", "llmnas", {}) as log:
+        log.log("supernet", 1, {"train_loss": 2.5})
+        log.log("supernet", 2, {"train_loss": 2.4})
+        log.table("search", "front", ["id"], [["a"]])
+    assert [record["train_loss"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [2.5, 2.4]
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "llmnas.tracking"]
+    assert said.startswith(f"W&B: {tmp_path / 'wandb'}")
+    assert said.endswith("going on without it, metrics.jsonl has every number")
+
+
+def test_wandb_that_fails_in_the_middle_costs_no_number(tmp_path, caplog):
+    with Tracker(tmp_path, "offline", "llmnas", {}) as log:
+        log.log("supernet", 1, {"train_loss": 2.5})
+        wandb.teardown()  # ends its service, as a kill would
+        for step in (2, 3):
+            log.log("supernet", step, {"train_loss": 2.5})
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 3
+
+
+def test_wandb_mode_disabled_is_heeded(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with Tracker(tmp_path, "online", "llmnas", {}) as log:
+        log.log("supernet", 1, {"train_loss": 2.5})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl"]
+
+
 def test_the_front_of_a_search_is_a_table_in_wandb(copied, llmnas):
     for name in ("evaluations.sqlite", "pareto.json"):
         (copied.folder / name).unlink()

@@ -86,13 +86,33 @@ def require_shared_work(
         bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Under a launcher refuse the verbs that one process does alone."""
-    processes, verb = int(os.environ.get("WORLD_SIZE", "1")), context.invoked_subcommand
+    """Under a launcher refuse the verbs that one process does alone; half a launcher is refused by all."""
+    processes, verb = _launched(), context.invoked_subcommand
     if processes > 1 and verb not in _OF_ALL_RANKS:
         raise UserError(
             f"{verb}: runs in one process, and a launcher started {processes}; start it as `llmnas {verb}`. "
             f"Under a launcher run: {', '.join(_OF_ALL_RANKS)}"
         )
+
+
+def _launched() -> int:
+    """How many processes a launcher has started; 1 without one.
+
+    Raises:
+        UserError: only some of a launcher's variables are set, or no numbers.
+    """
+    said = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
+    numbers = {name: said[name] for name in ("RANK", "WORLD_SIZE", "MASTER_PORT") if said[name]}
+    wrong = [f"{name}={value}" for name, value in numbers.items() if not value.isdecimal()]
+    if wrong:
+        raise UserError(f"{wrong[0]}: must be a whole number; a launcher sets it, `unset {wrong[0].split('=')[0]}`")
+    lacking = [name for name, value in said.items() if not value]
+    if said["RANK"] and lacking:
+        raise UserError(
+            f"RANK={said['RANK']} is set and {', '.join(lacking)} not: start it with deepspeed or torchrun, which set "
+            "all of them, or `unset RANK` to run one process"
+        )
+    return int(said["WORLD_SIZE"] or 1)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """Text to tokens: corpora, the tokenizer, and token files read through a memory map."""
 
-from llmnas.data.corpus import Corpus, open_corpus, read_corpus
+from llmnas.data.corpus import Corpus, Reading, open_corpus, read_corpus
 from llmnas.data.encoding import Encoder
 from llmnas.data.pretrained import (
     ModelTokenizer,
@@ -9,7 +9,7 @@ from llmnas.data.pretrained import (
     require_lossless,
     require_same_tokenizer,
 )
-from llmnas.data.reading import Document
+from llmnas.data.rows import BadRows, Document
 from llmnas.data.sequences import Sequences
 from llmnas.data.split import SIDES, Side, Split, split_documents
 from llmnas.data.tokenizer import (
@@ -28,10 +28,12 @@ __all__ = [
     "END_OF_TEXT",
     "EOS_ID",
     "SIDES",
+    "BadRows",
     "Corpus",
     "Document",
     "Encoder",
     "ModelTokenizer",
+    "Reading",
     "Sequences",
     "Side",
     "Split",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmnas.data.reading import Document
+from llmnas.data.rows import Document
 from llmnas.errors import UserError
 from llmnas.files.tokenizer_files import open_tokenizer
 

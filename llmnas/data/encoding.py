@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from llmnas.data.chat import ChatFormat, Encoded
 from llmnas.data.pretrained import ModelTokenizer
-from llmnas.data.reading import Document
+from llmnas.data.rows import Document
 from llmnas.data.tokenizer import encode_texts
 from llmnas.errors import UserError
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from llmnas.data.duplicates import digest
 from llmnas.errors import UserError
 from llmnas.files import Seal, write_text
 from llmnas.files.tokenizer_files import open_tokenizer
@@ -16,7 +16,10 @@ END_OF_TEXT = "<|endoftext|>"
 EOS_ID = 0
 SMALLEST = 257  # the 256 bytes and the end of text
 LONGEST_WORD = 128
-"""Characters of a pre-token, a space before it not counted. Learning merges is quadratic in it, and text without spaces would be one without end."""
+"""Characters of a pre-token, a space before it not counted: learning merges is quadratic in it, and text without spaces
+would be one without end."""
+SAMPLE_BYTES = 1 << 28
+"""Text that a tokenizer learns from; of a larger corpus a random sample of that size is taken."""
 _CHUNK = 1 << 20  # characters encoded at once: enough for every core, bounded memory
 _PIECE = 1 << 16  # characters that a sample takes or leaves together
 _WORD = (
@@ -68,13 +71,17 @@ def sample_texts(texts: Iterable[str], size: int, wanted: int) -> Iterator[str]:
     function of the texts alone.
     """
     share = max(1, -(-size // wanted))
-    if share == 1:
-        yield from texts
-        return
     for text in texts:
-        start = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") % share
-        for number in range(start, -(-len(text) // _PIECE), share):
-            yield text[number * _PIECE : (number + 1) * _PIECE]
+        yield from sample_pieces(text, share)
+
+
+def sample_pieces(text: str, share: int) -> Iterator[str]:
+    """One of `share` pieces of a text, of a short one all or nothing; the text itself where `share` is 1."""
+    if share == 1:
+        yield text
+        return
+    for number in range(digest(text) % share, -(-len(text) // _PIECE), share):
+        yield text[number * _PIECE : (number + 1) * _PIECE]
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path, seal: Seal | None = None) -> None:

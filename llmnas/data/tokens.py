@@ -18,7 +18,7 @@ from pydantic import BaseModel as Model
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from llmnas.errors import UserError, explain
-from llmnas.files import BLOCK, Digest, Seal, atomic_open, read_json, require_written, write_json
+from llmnas.files import BLOCK, Digest, Seal, atomic_open, inside, read_json, require_written, write_json
 
 AGAIN = "delete data/ and run prepare again"
 SHARD_TOKENS = 1 << 31
@@ -47,6 +47,7 @@ class Shard(Model):
     file_bytes: PositiveInt
     sha256: str
     blocks: tuple[str, ...] = Field(default=(), strict=False)  # SHA-256 of every `BLOCK`; files made earlier have none
+    name: str | None = None  # of its file, beside the description; None where it follows from its number
 
     @model_validator(mode="after")
     def _every_block(self) -> Self:
@@ -89,16 +90,20 @@ class TokenFile:
     @cached_property
     def tokens(self) -> Tokens:
         """All tokens, `[T]` uint16 or uint32, read-only memory maps."""
-        maps = [
-            CheckedMap(_shard(self.path, number), _LAYOUT[self.info.dtype], shard.blocks)
-            for number, shard in enumerate(self.info.shards)
-        ]
+        maps = [CheckedMap(file, _LAYOUT[self.info.dtype], shard.blocks) for file, shard in self._files()]
         return maps[0] if len(maps) == 1 else Joined(maps)
 
     def verify(self) -> None:
         """Read every shard whole; raises as `open` does, of any byte."""
-        for number, shard in enumerate(self.info.shards):
-            require_written(_shard(self.path, number), shard.file_bytes, shard.sha256, AGAIN)
+        for file, shard in self._files():
+            require_written(file, shard.file_bytes, shard.sha256, AGAIN)
+
+    def _files(self) -> list[tuple[Path, Shard]]:
+        """Every shard with its file."""
+        return [
+            (_shard(self.path, number) if shard.name is None else inside(self.path.parent, shard.name), shard)
+            for number, shard in enumerate(self.info.shards)
+        ]
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -110,14 +115,14 @@ class TokenFile:
             UserError: a missing, truncated or changed file; it names the file.
         """
         sidecar = _sidecar(path)
-        if not (path.is_file() and sidecar.is_file()):
-            raise UserError(f"{path if sidecar.is_file() else sidecar}: no such file; {AGAIN}")
+        if not sidecar.is_file():
+            raise UserError(f"{sidecar}: no such file; {AGAIN}")
         try:
             info = TokenInfo.model_validate(read_json(sidecar))
         except ValidationError as error:
             raise explain(str(sidecar), error) from None
-        for number, shard in enumerate(info.shards):
-            file = _shard(path, number)
+        found = cls(path, info)
+        for file, shard in found._files():
             if not file.is_file():
                 raise UserError(f"{file}: no such file; {AGAIN}")
             size = file.stat().st_size
@@ -125,7 +130,7 @@ class TokenFile:
                 raise UserError(f"{file}: damaged: {size} bytes instead of {shard.file_bytes}; {AGAIN}")
             if not shard.blocks:
                 require_written(file, shard.file_bytes, shard.sha256, AGAIN)
-        return cls(path, info)
+        return found
 
 
 class CheckedMap:
@@ -240,6 +245,18 @@ class TokenWriter:
         self.shards.append(Shard(tokens=self._in_shard, file_bytes=size, sha256=digest, blocks=blocks))
         self._stream, self._digest, self._in_shard = None, Digest(blocks=True), 0
 
+    def info(self, text_bytes: int) -> TokenInfo:
+        """What was written, when the last shard is finished."""
+        return TokenInfo(
+            dtype=self.dtype,
+            tokens=self.tokens,
+            documents=self.documents,
+            text_bytes=text_bytes,
+            vocab_size=self._vocab_size,
+            eos_id=self._eos_id,
+            shards=tuple(self.shards),
+        )
+
 
 @contextlib.contextmanager
 def token_writer(
@@ -272,16 +289,12 @@ def token_writer(
         writer.finish_shard()
         if not writer.documents:
             raise UserError(f"{path}: no documents to write")
-    info = TokenInfo(
-        dtype=writer.dtype,
-        tokens=writer.tokens,
-        documents=writer.documents,
-        text_bytes=text_bytes,
-        vocab_size=vocab_size,
-        eos_id=eos_id,
-        shards=tuple(writer.shards),
-    )
-    write_json(_sidecar(path), info.model_dump(mode="json"), seal)
+    write_info(path, writer.info(text_bytes), seal)
+
+
+def write_info(path: Path, info: TokenInfo, seal: Seal | None = None) -> None:
+    """Describe the token files that begin with `path`, in the JSON file beside them; `seal` as in `token_writer`."""
+    write_json(_sidecar(path), info.model_dump(mode="json", exclude_none=True), seal)
 
 
 def write_tokens(

@@ -5,7 +5,7 @@ from llmnas.files.hashing import BLOCK, Digest, Written, content_hash, require_w
 from llmnas.files.json_files import as_kind, parse_json, read_as, read_json, read_object
 from llmnas.files.names import ABOUT_FILE, GENERATION_FILE, LICENCES, ORIGIN_FILE
 from llmnas.files.opening import inside, open_regular, read_bytes, read_most, read_text, regular
-from llmnas.files.packed import open_unpacked
+from llmnas.files.packed import PACKED, open_unpacked
 from llmnas.files.paths import PathText, user_path
 from llmnas.files.shown import one_line
 from llmnas.files.writing import Seal, atomic_open, hashed_open, naming, sync_dir, write_bytes, write_json, write_text
@@ -17,6 +17,7 @@ __all__ = [
     "GENERATION_FILE",
     "LICENCES",
     "ORIGIN_FILE",
+    "PACKED",
     "Digest",
     "PathText",
     "Seal",

@@ -26,13 +26,11 @@ from llmnas.data import (
     token_writer,
     train_tokenizer,
 )
+from llmnas.data.tokenizer import SAMPLE_BYTES
 from llmnas.errors import RunError, UserError
 from llmnas.files import sha256
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.shared_data import share, take_shared
-
-TOKENIZER_BYTES = 1 << 28
-"""Text that a tokenizer learns from; of a larger corpus a random sample of that size is taken."""
 
 
 def prepare(context: Context) -> None:
@@ -77,9 +75,9 @@ def _prepare(context: Context) -> None:
 def _training_texts(context: Context, corpus: Corpus, split: Split, note: str) -> Iterator[str]:
     """What a tokenizer learns from: the train side, or a sample of it; tells how much of it has been read."""
     size, read = split.text_bytes["train"], 0
-    total = min(size, TOKENIZER_BYTES)
+    total = min(size, SAMPLE_BYTES)
     texts = (document.text for document in corpus if split.side(document.text) == "train")
-    for text in sample_texts(texts, size, TOKENIZER_BYTES):
+    for text in sample_texts(texts, size, SAMPLE_BYTES):
         context.tracker.progress("tokenizer", min(read, total - 1), total, note)
         yield text
         read += len(text.encode())

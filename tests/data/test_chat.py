@@ -94,7 +94,7 @@ def test_ids_are_those_of_transformers_and_answers_are_told_apart(tmp_path, temp
         (CHATML, {"messages": [{"role": "user"}]}, "line 1: must be a mapping with a string"),
         (CHATML, {"messages": [{"role": "user", "content": 3}]}, "line 1: must be a mapping with a string"),
         (CHATML, {"prompt": "a"}, "line 1: must be a mapping with a string"),
-        (CHATML, {"prompt": "a", "completion": "\ud800"}, "line 1: not JSON in UTF-8"),
+        (CHATML, {"prompt": "a", "completion": "\ud800"}, "line 1: not text in UTF-8"),
     ],
 )
 def test_what_cannot_be_written_down_is_one_line(tmp_path, template, line, words):

@@ -1,7 +1,9 @@
 """Reading corpora: every document whole, whatever the file is, every bad input named."""
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 import random
 import subprocess
@@ -11,7 +13,7 @@ import tracemalloc
 import pytest
 import zstandard
 
-from llmnas.data import Document, open_corpus, read_corpus
+from llmnas.data import BadRows, Document, Reading, open_corpus, read_corpus
 from llmnas.errors import UserError
 
 
@@ -50,7 +52,7 @@ def test_folder_is_read_sorted_with_all_its_kinds_of_files(tmp_path):
         '\ufeff{"text": "one\u2028two"}\n\n{"text": "", "id": 1}\n{"text": "three", "id": 2}'
     )
     (tmp_path / "empty.txt").write_text(" \n")
-    (tmp_path / "ignored.csv").write_bytes(b"\xff")
+    (tmp_path / "ignored.pdf").write_bytes(b"\xff")
     assert read_corpus(str(tmp_path)) == [
         Document("a.jsonl:1", "one\u2028two"),
         Document("a.jsonl:4", "three"),
@@ -67,14 +69,14 @@ def test_folder_is_read_sorted_with_all_its_kinds_of_files(tmp_path):
         ("a.txt", b" \n\t", "an empty corpus"),
         ("a.txt", b"good \xff bad", r"a\.txt: not UTF-8 \(byte 5\)"),
         ("a.txt", b"\xef\xbb\xbfgood \xff", r"a\.txt: not UTF-8 \(byte 8\)"),
-        ("a.csv", b"a,b", r"a\.csv: cannot read this kind of file; a corpus is 'sotu'"),
+        ("a.pdf", b"a,b", r"a\.pdf: cannot read this kind of file; a corpus is 'sotu'"),
         ("a.jsonl", b'{"text": "x"}\n{"text": ', r"a\.jsonl: line 2: not JSON"),
         ("a.jsonl", b"[" * 100_000, r"a\.jsonl: line 1: not JSON"),
-        ("a.jsonl", b'{"text": "\\ud800"}', r"a\.jsonl: line 1: not JSON in UTF-8"),
+        ("a.jsonl", b'{"text": "\\ud800"}', r"a\.jsonl: line 1: not text in UTF-8"),
         ("a.jsonl", b'\n{"body": "x"}', r'a\.jsonl: line 2: must be a mapping with a string "text"'),
         ("a.jsonl", b'{"text": 3}', r"a\.jsonl: line 1: must be a mapping"),
         ("a.jsonl", b'["text"]', r"a\.jsonl: line 1: must be a mapping"),
-        ("a.jsonl", b'{"text": "\xff"}', r"a\.jsonl: not UTF-8 \(byte 10\)"),
+        ("a.jsonl", b'{"text": "\xff"}', r"a\.jsonl: line 1: not UTF-8 \(byte 10\)"),
     ],
 )
 def test_bad_files_are_refused_with_file_and_place(tmp_path, name, content, message):
@@ -98,6 +100,7 @@ def test_paths_without_a_corpus_are_refused(tmp_path):
 
 LINES = "".join(json.dumps({"text": f"häuser {i}"}) + "\n" for i in range(3)).encode()
 HOUSES = [f"häuser {i}" for i in range(3)]
+CSV = 'text,id\nhäuser 0,1\nhäuser 1,2\n"häuser 2","a\nb"\n'.encode()
 
 
 def zst(data):
@@ -112,14 +115,30 @@ def zst(data):
         ("a.JSONL.ZST", zst(LINES)),
         ("a.jsonl.gz", gzip.compress(LINES[:20]) + gzip.compress(LINES[20:])),
         ("a.jsonl.zst", zst(LINES[:20]) + zst(LINES[20:])),
+        ("a.ndjson.xz", lzma.compress(LINES[:20]) + b"\0" * 8 + lzma.compress(LINES[20:])),
+        ("a.json.bz2", bz2.compress(LINES[:20]) + bz2.compress(LINES[20:])),
+        ("a.json.gz", gzip.compress(LINES, mtime=0)),
+        ("a.json", LINES),
+        ("a.csv.xz", lzma.compress(CSV)),
     ],
-    ids=["gzip", "zstandard", "capitals", "two gzip members", "two frames"],
+    ids=[
+        "gzip",
+        "zstandard",
+        "capitals",
+        "two gzip members",
+        "two frames",
+        "two xz streams",
+        "two bzip2 streams",
+        "json.gz",
+        "lines in .json",
+        "csv.xz",
+    ],
 )
 def test_packed_lines_are_the_lines(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     documents = read_corpus(str(tmp_path))
     assert [document.text for document in documents] == HOUSES
-    assert documents[1].id == f"{name}:2"
+    assert documents[1].id == f"{name}:{3 if 'csv' in name else 2}"
 
 
 def test_packed_text_is_one_document(tmp_path):
@@ -156,8 +175,12 @@ def test_a_parquet_file_is_read_alone_whatever_its_name_means_elsewhere(tmp_path
         ("a.jsonl.zst", zst(LINES)[:-3], "damaged: does not unpack .*ends inside a frame"),
         ("a.jsonl.zst", LINES, "damaged: does not unpack"),
         ("a.jsonl.zst", zst(LINES + b"{}"), "line 4: must be a mapping"),
-        ("a.csv.gz", b"", "cannot read this kind of file"),
-        ("a.parquet", LINES, 'not a parquet file with a column "text"'),
+        ("a.pdf.gz", b"", "cannot read this kind of file"),
+        ("a.jsonl.xz", lzma.compress(LINES)[:-9], "damaged: does not unpack"),
+        ("a.jsonl.xz", LINES, "damaged: does not unpack"),
+        ("a.jsonl.bz2", bz2.compress(LINES)[:-9], "damaged: does not unpack .*ends inside a stream"),
+        ("a.jsonl.bz2", LINES, "damaged: does not unpack"),
+        ("a.parquet", LINES, "not a parquet file that can be read"),
     ],
 )
 def test_bad_packed_files_are_refused(tmp_path, name, content, message):
@@ -169,13 +192,102 @@ def test_bad_packed_files_are_refused(tmp_path, name, content, message):
 
 @pytest.mark.parametrize(
     ("columns", "message"),
-    [({"body": ["x"]}, 'column "text"'), ({"text": ["x", None]}, "row 2"), ({"text": [1, 2]}, "row 1")],
+    [
+        ({"body": ["x"]}, 'no column "text"; its columns: body'),
+        ({"text": ["x", None]}, "row 2"),
+        ({"text": [1, 2]}, "row 1"),
+        ({"text": [b"x", b"\xff"]}, "row 2"),
+    ],
 )
 def test_parquet_without_texts_is_refused(tmp_path, columns, message):
     parquet(tmp_path / "a.parquet", columns)
     with pytest.raises(UserError, match=message) as error:
         read_corpus(str(tmp_path / "a.parquet"))
     assert "\n" not in str(error.value)
+
+
+ROWS = [{"meta": {"body": "one"}, "id": 1}, {"meta": {"body": "two"}, "id": 2}]
+
+
+@pytest.mark.parametrize("field", ["meta.body", "meta.deep.body"])
+def test_any_field_or_column_holds_the_text(tmp_path, field):
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    rows = ROWS if field == "meta.body" else [{**row, "meta": {"deep": row["meta"]}} for row in ROWS]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "b.json").write_text(json.dumps(rows, indent=1))
+    write_table(pyarrow.Table.from_pylist(rows), tmp_path / "c.parquet")
+    (tmp_path / "d.csv").write_text(f"id,{field}\n1,one\n2,two\n")
+    found = list(open_corpus(str(tmp_path), Reading(text_field=field)))
+    assert [document.text for document in found] == ["one", "two"] * 4
+    with pytest.raises(UserError, match="text_field"):
+        list(open_corpus(str(tmp_path / "c.parquet"), Reading(text_field="meta.nothing")))
+    with pytest.raises(UserError, match="no column 'words'; its columns: id, meta"):
+        list(open_corpus(str(tmp_path / "d.csv"), Reading(text_field="words")))
+
+
+def test_binary_and_conversation_columns_of_parquet(tmp_path):
+    talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    parquet(tmp_path / "a.parquet", {"text": [b"h\xc3\xa4user", b"two"]})
+    parquet(tmp_path / "b.parquet", {"messages": [talk]})
+    first, second, third = read_corpus(str(tmp_path))
+    assert [first.text, second.text] == ["häuser", "two"]
+    assert third.text == "hi\nho"
+    assert third.messages == tuple(talk)
+    assert third.answers == (1,)
+
+
+GOOD_AND_BAD = {
+    "a.jsonl": b'{"text": "one"}\n{"text": 3}\nno json\n{"text": "\xff"}\n{"text": "two"}\n',
+    "a.json": json.dumps([{"text": "one"}, 3, {"text": None}, [], {"text": "two"}]).encode(),
+    "a.csv": b"id,text\n1,one\n2\n3,a,b\n4,\xff\n5,two\n",
+}
+
+
+@pytest.mark.parametrize("name", [*GOOD_AND_BAD, "a.parquet"])
+def test_bad_rows_are_passed_over_up_to_a_limit_and_listed(tmp_path, name):
+    if name == "a.parquet":
+        parquet(tmp_path / name, {"text": [b"one", None, b"\xff", None, b"two"]})
+    else:
+        (tmp_path / name).write_bytes(GOOD_AND_BAD[name])
+    corpus = open_corpus(str(tmp_path), Reading(bad_rows=3))
+    bad = BadRows(3)
+    assert [document.text for document in corpus.documents(bad)] == ["one", "two"]
+    assert [document.text for document in corpus] == ["one", "two"]
+    assert bad.count == len(bad.listed) == 3
+    assert all(str(tmp_path / name) in line for line in bad.listed)
+    with pytest.raises(UserError, match="bad row 3, and at most 2 may be passed over"):
+        list(open_corpus(str(tmp_path), Reading(bad_rows=2)))
+    with pytest.raises(UserError, match=name):
+        list(open_corpus(str(tmp_path)))
+
+
+def test_a_quote_without_end_is_refused_in_little_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("llmnas.data.rows.MOST_DOCUMENT", 100)
+    (tmp_path / "a.csv").write_text('text\n"' + "word\n" * 100)
+    with pytest.raises(UserError, match=r"a\.csv: line \d+: not CSV"):
+        read_corpus(str(tmp_path))
+
+
+def test_what_is_no_text_is_told(tmp_path):
+    for name in ("b.pdf", "a.txt", "c.png"):
+        (tmp_path / name).write_text("x")
+    assert open_corpus(str(tmp_path)).passed_over == ("b.pdf", "c.png")
+
+
+def test_links_out_of_the_corpus_are_followed_where_that_is_asked_for(tmp_path):
+    corpus, other = tmp_path / "corpus", tmp_path / "other"
+    for folder in (corpus, other / "sub"):
+        folder.mkdir(parents=True)
+    (corpus / "a.txt").write_text("a")
+    (other / "sub" / "b.txt").write_text("b")
+    (other / "round").symlink_to(other)
+    for link in ("first", "second"):
+        (corpus / link).symlink_to(other)
+    (corpus / "c.txt").symlink_to(other / "sub" / "b.txt")
+    found = list(open_corpus(str(corpus), Reading(follow_links=True)))
+    assert sorted(document.id for document in found) == ["a.txt", "c.txt", "first/sub/b.txt"]
 
 
 def test_reading_holds_one_document_at_a_time(tmp_path):
@@ -212,7 +324,7 @@ def test_links_are_followed_inside_the_corpus_only(tmp_path):
     (corpus / "b.txt").symlink_to("sub/a.txt")
     (corpus / "again").symlink_to("sub")
     assert [d.id for d in read_corpus(str(corpus))] == ["b.txt", "sub/a.txt"]
-    (corpus / "note.csv").symlink_to(tmp_path / "secret.txt")  # not read, so not followed
+    (corpus / "note.pdf").symlink_to(tmp_path / "secret.txt")  # not read, so not followed
     assert len(read_corpus(str(corpus))) == 2
     for link, target in [("c.txt", "secret.txt"), ("folder", "")]:
         (corpus / link).symlink_to(tmp_path / target)
@@ -234,11 +346,12 @@ def test_a_snapshot_of_the_hub_cache_is_a_corpus(tmp_path):
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("name", ["a.txt.gz", "a.txt.zst", "a.jsonl.gz", "a.jsonl.zst"])
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.txt.zst", "a.jsonl.gz", "a.jsonl.zst", "a.txt.xz", "a.csv.bz2"])
 def test_a_file_that_unpacks_to_hundreds_of_times_its_size_is_refused_in_little_memory(tmp_path, name):
     piece = b" " * (1 << 20)
     path = tmp_path / name
-    with gzip.open(path, "wb", 9) if name.endswith("gz") else zstandard.open(path, "wb") as stream:
+    openers = {"gz": gzip.open, "zst": zstandard.open, "xz": lzma.open, "bz2": bz2.open}
+    with openers[name.rpartition(".")[2]](path, "wb") as stream:
         for _ in range(160):
             stream.write(piece)
     assert path.stat().st_size < 200_000
@@ -254,6 +367,7 @@ def test_a_file_that_unpacks_to_hundreds_of_times_its_size_is_refused_in_little_
 
 def test_a_document_longer_than_any_that_can_be_encoded_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("llmnas.data.reading.MOST_DOCUMENT", 10)
+    monkeypatch.setattr("llmnas.data.rows.MOST_DOCUMENT", 10)
     for name, text, place in [("a.txt", "x" * 11, ""), ("a.jsonl", '\n{"text": "x"}', "line 2: ")]:
         (tmp_path / name).write_text(text)
         with pytest.raises(UserError, match=rf"{name}: {place}a document of more than"):

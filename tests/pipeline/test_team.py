@@ -71,12 +71,32 @@ def test_a_journal_keeps_what_was_finished_and_refuses_other_windows(tmp_path):
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in {"train", "search"}])
 def test_a_verb_of_one_process_is_refused_under_a_launcher(llmnas, monkeypatch, verb):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
     done = llmnas(verb, "config.yaml")
     assert done.code == 2
     assert done.complaint.startswith(f"llmnas: rank 1: {verb}: runs in one process, and a launcher started 2")
     assert "train, search" in done.complaint
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"RANK": "0"}, "RANK=0 is set and WORLD_SIZE, MASTER_ADDR, MASTER_PORT not"),
+        ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_PORT": "29500"}, "RANK=1 is set and MASTER_ADDR not"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two: must be a whole number"),
+        ({"RANK": "-1"}, "RANK=-1: must be a whole number"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["prepare", "train", "search"])
+def test_half_a_launcher_is_one_line(llmnas, monkeypatch, verb, variables, said):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    done = llmnas(verb, "config.yaml")
+    assert done.code == 2
+    assert said in done.complaint
 
 
 def launched(run, folder, *sets, resume=False):
