@@ -6,11 +6,11 @@ import sys
 
 import typer
 
-from llmnas.cli import begin, compress, examine, stages
+from llmnas.cli import begin, compress, examine, prepare, stages
 from llmnas.cli.app import app
 from llmnas.process import run_process
 
-__all__ = ["app", "begin", "compress", "examine", "main", "stages"]
+__all__ = ["app", "begin", "compress", "examine", "main", "prepare", "stages"]
 
 _GROUPS = {
     "Begin": ("init", "doctor"),

@@ -60,17 +60,6 @@ def _next_steps(run: RunFolder) -> list[str]:
 
 
 @app.command()
-def prepare(config: ConfigPath, run_dir: RunDir = None, set_: Sets = None, resume: Resume = False) -> None:
-    """Read the corpus, train the tokenizer, write token files."""
-    with open_context(config, run_dir, set_) as context:
-        from llmnas.pipeline.prepare import prepare as stage
-
-        require_fresh(context.run.tokens("validation"), resume)
-        stage(context)
-        say(f"tokens: {context.run.tokens('train').parent}")
-
-
-@app.command()
 def train(
     config: ConfigPath,
     run_dir: RunDir = None,

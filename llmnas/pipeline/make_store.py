@@ -11,7 +11,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llmnas.data.corpus import Corpus, open_corpus
+from llmnas.cost.device import available_cores
+from llmnas.data.corpus import Corpus, Reading, open_corpus
 from llmnas.data.plan import Group, Plan, Settings, changed_groups, grouped, short_hash, sources_of
 from llmnas.data.rows import LISTED
 from llmnas.data.shards import Piece, Scan, ShardInfo, encode, scan
@@ -44,11 +45,11 @@ def make_store(request: Request, progress: Progress) -> Outcome:
             made with other settings.
         RunError: a worker was killed, or a file changed meanwhile.
     """
-    own = own_tokenizer(request)
-    corpus = open_corpus(request.source, request.reading)
+    own, workers = own_tokenizer(request), request.workers or available_cores()
+    corpus = open_corpus(request.source, Reading(request.text_field, request.bad_rows, request.follow_links))
     settings = Settings(
-        text_field=request.reading.text_field,
-        bad_rows=request.reading.bad_rows,
+        text_field=request.text_field,
+        bad_rows=request.bad_rows,
         duplicates=request.duplicates,
         validation=request.validation,
         vocab_size=own[1] if own else request.vocab_size,
@@ -58,7 +59,7 @@ def make_store(request: Request, progress: Progress) -> Outcome:
         plan, lines = _plan(request, corpus, settings)
         pieces = _pieces(request, corpus, plan, trains=own is None)
         mine = [piece for place, piece in enumerate(pieces) if _is_mine(place, request.task)]
-        _scan(mine, request.workers, progress)
+        _scan(mine, workers, progress)
         if missing := [piece for piece in pieces if not piece.files["json"].exists()]:
             return Outcome(None, (*lines, _left(request, "scanned", len(pieces), len(missing))))
         scans = [read_as(piece.files["json"], Scan) for piece in pieces]
@@ -69,7 +70,7 @@ def make_store(request: Request, progress: Progress) -> Outcome:
             return Outcome(None, (*lines, "another task learns the tokenizer; when it has ended, start this one again"))
         pieces = _named(pieces, common)
         mine = [piece for place, piece in enumerate(pieces) if _is_mine(place, request.task)]
-        _encode(mine, request.workers, progress)
+        _encode(mine, workers, progress)
         if missing := [piece for piece in pieces if not _is_encoded(piece)]:
             return Outcome(None, (*lines, _left(request, "encoded", len(pieces), len(missing))))
         store = _describe(request, corpus, plan, pieces, scans, common)

@@ -12,9 +12,11 @@ from contextlib import ExitStack
 from llmnas.data import (
     EOS_ID,
     SIDES,
+    BadRows,
     Corpus,
     Document,
     Encoder,
+    Reading,
     Side,
     Split,
     copy_tokenizer,
@@ -28,7 +30,7 @@ from llmnas.data import (
 )
 from llmnas.data.tokenizer import SAMPLE_BYTES
 from llmnas.errors import RunError, UserError
-from llmnas.files import sha256
+from llmnas.files import one_line, sha256, write_text
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.shared_data import share, take_shared
 
@@ -50,9 +52,10 @@ def prepare(context: Context) -> None:
 
 def _prepare(context: Context) -> None:
     config, run = context.config, context.run
-    model = context.own_tokenizer()
-    corpus = open_corpus(config.data.source)
-    split = split_documents(corpus, config.data.validation, config.seed)
+    model, data = context.own_tokenizer(), config.data
+    corpus = open_corpus(data.source, Reading(data.text_field, data.bad_rows, data.follow_links))
+    bad = BadRows(data.bad_rows)
+    split = split_documents(corpus.documents(bad), data.share, config.seed, data.duplicates)
     vocab_size = config.space.base.vocab_size
     count = sum(split.documents.values())
     if model is None:
@@ -69,6 +72,11 @@ def _prepare(context: Context) -> None:
     tokens = _write(context, corpus, split, Encoder(tokenizer, model, config.data.loss_on == "completions"), eos_id)
     facts = {f"{side}_documents": split.documents[side] for side in SIDES}
     facts |= {f"{side}_tokens": tokens[side] for side in SIDES} | {f"{s}_bytes": split.text_bytes[s] for s in SIDES}
+    left = {"duplicates": split.dropped, "bad_rows": bad.count}
+    facts |= {name: count for name, count in left.items() if count}
+    if bad.listed or corpus.passed_over:
+        lines = [*bad.listed, *(f"{name}: not text" for name in corpus.passed_over)]
+        write_text(run.tokenizer.with_name("left_out.txt"), "".join(f"{one_line(line)}\n" for line in lines))
     run.record("prepare", tokenizer_sha256=sha256(run.tokenizer), **facts)
 
 
@@ -76,7 +84,7 @@ def _training_texts(context: Context, corpus: Corpus, split: Split, note: str) -
     """What a tokenizer learns from: the train side, or a sample of it; tells how much of it has been read."""
     size, read = split.text_bytes["train"], 0
     total = min(size, SAMPLE_BYTES)
-    texts = (document.text for document in corpus if split.side(document.text) == "train")
+    texts = (document.text for side, document in split.sides(corpus) if side == "train")
     for text in sample_texts(texts, size, SAMPLE_BYTES):
         context.tracker.progress("tokenizer", min(read, total - 1), total, note)
         yield text
@@ -91,8 +99,8 @@ def _write(context: Context, corpus: Corpus, split: Split, encoder: Encoder, eos
     sides: deque[Side] = deque()  # of the documents that are being encoded
 
     def documents() -> Iterator[Document]:
-        for document in corpus:
-            sides.append(split.side(document.text))
+        for side, document in split.sides(corpus):
+            sides.append(side)
             yield document
 
     total = sum(split.documents.values())

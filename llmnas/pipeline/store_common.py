@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel as Model
 from pydantic import ConfigDict
 
-from llmnas.data.corpus import Corpus, Reading
+from llmnas.data.corpus import Corpus
 from llmnas.data.duplicates import Duplicates, mark_repeated
 from llmnas.data.plan import GROUP_BYTES
 from llmnas.data.pretrained import ModelTokenizer, copy_tokenizer, read_model_tokenizer, require_lossless
+from llmnas.data.reading import TEXT
 from llmnas.data.shards import Piece, sampled
 from llmnas.data.tokenizer import EOS_ID, load_tokenizer, save_tokenizer, train_tokenizer
 from llmnas.distributed.lock import locked
@@ -33,24 +34,26 @@ class Request:
     Attributes:
         source: as of `open_corpus`.
         out: folder of the store.
-        reading: how the text is read.
+        text_field, bad_rows, follow_links: how the text is read; as in `Reading`.
         duplicates: which texts are left out.
         validation: share of documents held out.
         vocab_size: of the tokenizer that is trained.
         tokenizer: a folder or file whose tokenizer is used instead.
-        workers: processes.
+        workers: processes; one a processor where nothing is said.
         task: (number, how many): do only this task's groups.
         group_bytes: input bytes that make a shard.
     """
 
     source: str
     out: Path
-    reading: Reading = field(default_factory=Reading)
+    text_field: str = TEXT
+    bad_rows: int = 0
+    follow_links: bool = False
     duplicates: Duplicates = "normalised"
     validation: float = 0.01
     vocab_size: int = 32_768
     tokenizer: Path | None = None
-    workers: int = 1
+    workers: int | None = None
     task: tuple[int, int] | None = None
     group_bytes: int = GROUP_BYTES
 
