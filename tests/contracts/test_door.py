@@ -19,7 +19,7 @@ OWNERS = {
     "copy": {"shutil"},
     "connect": {"sqlite3"},
 }
-"""Of names that other things have too: the modules whose function is meant. `TokenFile.open` and `Store.open` are of data/."""
+"""Of names that other things have too: the modules whose function is meant. `TokenFile.open`, `Store.open` are ours."""
 THE_DOOR = {"read_text", "read_bytes", "open_regular", "open_unpacked", "open_tokenizer"}
 """Functions of `llmnas.files`: by these names, without an owner, nothing else is called."""
 
