@@ -45,6 +45,15 @@ class RunFolder:
         """Token ids of `train` or `validation`."""
         return self.path / "data" / f"{split}.bin"
 
+    @property
+    def stores(self) -> Path:
+        """Which token stores the run reads, and what they were; only with `data.tokens`."""
+        return self.path / "data" / "stores.json"
+
+    def has_tokens(self, split: str) -> bool:
+        """Whether the tokens of a side lie in this folder, whole: what describes them is written last."""
+        return self.tokens(split).with_suffix(".json").is_file()
+
     def learned(self, split: str) -> Path:
         """Which of these tokens are to be learned from; only with `data.loss_on: completions`."""
         return self.path / "data" / f"{split}-learned.bin"

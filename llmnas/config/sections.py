@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel as Model
@@ -48,7 +50,7 @@ class TokensConfig(Strict):
 
 _NEWER = ("text_field", "duplicates", "bad_rows", "follow_links", "tokens")
 """Keys of `data` that older runs lack: at their defaults they are left out of what is stored and compared."""
-_OF_TEXT = ("source", "tokenizer", "loss_on", "text_field", "duplicates", "bad_rows", "follow_links")
+_OF_TEXT = ("source", "loss_on", "text_field", "duplicates", "bad_rows", "follow_links")
 
 
 class DataConfig(Strict):
@@ -97,6 +99,18 @@ class DataConfig(Strict):
     def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         found: dict[str, Any] = write(self)
         return {key: value for key, value in found.items() if key not in _NEWER or key in changed(self)}
+
+    @property
+    def held_out(self) -> dict[str, str]:
+        """Name -> store of every text that is measured; nothing where a source is split."""
+        if isinstance(self.validation, dict):
+            return dict(self.validation)
+        names = [re.sub(r"[^A-Za-z0-9_-]", "-", PurePath(store.path).name) or "store" for store in self.tokens]
+        unique = len(set(names)) == len(names)
+        return {
+            name if unique else f"{name}-{number}": store.path
+            for number, (name, store) in enumerate(zip(names, self.tokens, strict=True), start=1)
+        }
 
     @property
     def share(self) -> float:

@@ -2,6 +2,7 @@
 
 from llmnas.data.corpus import Corpus, Reading, open_corpus, read_corpus
 from llmnas.data.encoding import Encoder
+from llmnas.data.mixture import Mixture
 from llmnas.data.pretrained import (
     ModelTokenizer,
     copy_tokenizer,
@@ -12,6 +13,7 @@ from llmnas.data.pretrained import (
 from llmnas.data.rows import BadRows, Document
 from llmnas.data.sequences import Sequences
 from llmnas.data.split import SIDES, Side, Split, split_documents
+from llmnas.data.store import Store
 from llmnas.data.tokenizer import (
     END_OF_TEXT,
     EOS_ID,
@@ -32,11 +34,13 @@ __all__ = [
     "Corpus",
     "Document",
     "Encoder",
+    "Mixture",
     "ModelTokenizer",
     "Reading",
     "Sequences",
     "Side",
     "Split",
+    "Store",
     "TokenFile",
     "TokenInfo",
     "TokenWriter",

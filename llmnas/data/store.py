@@ -43,6 +43,7 @@ class StoreInfo(Model):
     repeated: NonNegativeInt
     passed_over: tuple[str, ...]
     listed: tuple[str, ...]
+    key: str | None = None  # of one that a run made: what its tokens depend on, the state of its files too
 
 
 @dataclass(frozen=True)

@@ -86,16 +86,33 @@ class TokenFile:
 
     path: Path
     info: TokenInfo
+    parts: tuple[TokenFile, ...] = ()  # of which it is made, where it is several
+
+    @classmethod
+    def of_several(cls, files: Sequence[TokenFile]) -> TokenFile:
+        """Files of one vocabulary, one after the other, as one."""
+        if len(files) == 1:
+            return files[0]
+        first, infos = files[0], [file.info for file in files]
+        total = {key: sum(getattr(info, key) for info in infos) for key in ("tokens", "documents", "text_bytes")}
+        shards = tuple(shard for info in infos for shard in info.shards)
+        return cls(first.path, first.info.model_copy(update={**total, "shards": shards}), tuple(files))
 
     @cached_property
     def tokens(self) -> Tokens:
         """All tokens, `[T]` uint16 or uint32, read-only memory maps."""
-        maps = [CheckedMap(file, _LAYOUT[self.info.dtype], shard.blocks) for file, shard in self._files()]
+        maps = [
+            CheckedMap(file, _LAYOUT[self.info.dtype], shard.blocks)
+            for part in self.parts or (self,)
+            for file, shard in part._files()
+        ]
         return maps[0] if len(maps) == 1 else Joined(maps)
 
     def verify(self) -> None:
         """Read every shard whole; raises as `open` does, of any byte."""
-        for file, shard in self._files():
+        for part in self.parts:
+            part.verify()
+        for file, shard in () if self.parts else self._files():
             require_written(file, shard.file_bytes, shard.sha256, AGAIN)
 
     def _files(self) -> list[tuple[Path, Shard]]:

@@ -16,12 +16,22 @@ from pydantic import ValidationError
 
 from llmnas.config import Config, differences
 from llmnas.cost import sample
-from llmnas.data import ModelTokenizer, Sequences, Side, TokenFile, Tokens, read_model_tokenizer, require_same_tokenizer
+from llmnas.data import (
+    Mixture,
+    ModelTokenizer,
+    Sequences,
+    Side,
+    TokenFile,
+    Tokens,
+    read_model_tokenizer,
+    require_same_tokenizer,
+)
 from llmnas.errors import UserError
 from llmnas.evaluate.evaluator import Evaluator
 from llmnas.evaluate.quality import window_losses
 from llmnas.files import read_yaml
 from llmnas.pipeline.metrics import OwnMetric, check_metrics
+from llmnas.pipeline.run_stores import measured_files, training_files
 from llmnas.rng import generator
 from llmnas.runs import RunFolder, identity
 from llmnas.search import Problem, start_strategy
@@ -122,12 +132,17 @@ class Context:
         return identity({key: values[key] for key in _FIXED if values[key] is not None})
 
     def tokens(self, split: str) -> TokenFile:
-        """The stored tokens, verified."""
+        """The stored tokens, verified; the training text of several stores one after the other."""
+        if split == "train" and self.config.data.tokens:
+            return TokenFile.of_several(training_files(self.run)[0])
         path = self.run.require(self.run.tokens(split), "prepare")
         return TokenFile.open(path)
 
-    def sequences(self, seq_len: int, seed: int, *, learned: bool = True) -> Sequences:
+    def sequences(self, seq_len: int, seed: int, *, learned: bool = True) -> Sequences | Mixture:
         """The training tokens in the order of a seed; without `learned` all of them as targets."""
+        if len(self.config.data.tokens) > 1:
+            files, weights = training_files(self.run)
+            return Mixture([Sequences(file.tokens, seq_len, seed, file.info.eos_id) for file in files], weights, seed)
         file = self.tokens("train")
         return Sequences(file.tokens, seq_len, seed, file.info.eos_id, self._learned("train") if learned else None)
 
@@ -151,6 +166,12 @@ class Context:
         learned = self._learned("validation")
         windows = Sequences(file.tokens, self.config.train.seq_len, 0, learned=learned).fixed(count)
         return windows, file.info.text_bytes / file.info.tokens
+
+    def named_windows(self, count: int) -> dict[str, np.ndarray]:
+        """`windows` of each text that the config names for measuring, at most `count`; nothing where it names one."""
+        files = measured_files(self.run)
+        seq = self.config.train.seq_len
+        return {name: Sequences(file.tokens, seq, 0).fixed(count) for name, file in files.items() if len(files) > 1}
 
     def loss_windows(self) -> tuple[np.ndarray, float]:
         """`windows` that define the loss: `search.windows` of them.

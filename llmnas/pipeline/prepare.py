@@ -16,11 +16,9 @@ from llmnas.data import (
     Corpus,
     Document,
     Encoder,
-    Reading,
     Side,
     Split,
     copy_tokenizer,
-    open_corpus,
     require_lossless,
     sample_texts,
     save_tokenizer,
@@ -28,32 +26,55 @@ from llmnas.data import (
     token_writer,
     train_tokenizer,
 )
+from llmnas.data.plan import Settings
+from llmnas.data.store import FILE, StoreInfo
 from llmnas.data.tokenizer import SAMPLE_BYTES
 from llmnas.errors import RunError, UserError
-from llmnas.files import one_line, sha256, write_text
+from llmnas.files import sha256, write_json
 from llmnas.pipeline.context import Context
-from llmnas.pipeline.shared_data import share, take_shared
+from llmnas.pipeline.run_stores import bind_stores
+from llmnas.pipeline.shared_data import corpus_of, key_of, take_shared, tell_new_text
 
 
 def prepare(context: Context) -> None:
-    """Write `data/`; what is there already is kept, and what another trial of the same sweep made is taken.
+    """Write `data/`; what is there already is kept, and what a run beside this one made of the same text is taken.
 
     Raises:
-        UserError: no such text, or less of it than a sequence, or than the config's validation windows.
+        UserError: no such text or store, or less of it than a sequence, or than the config's validation windows.
     """
-    run = context.run
+    config, run = context.config, context.run
     # what describes a token file is written after it: with both, nothing was cut off
-    whole = run.tokenizer.exists() and all(run.tokens(side).with_suffix(".json").exists() for side in SIDES)
-    if not whole and not take_shared(context):
-        _prepare(context)
-        share(context)
+    whole = run.tokenizer.exists() and (run.stores.exists() or all(run.has_tokens(side) for side in SIDES))
+    if whole:
+        tell_new_text(context)
+    elif config.data.tokens:
+        facts = bind_stores(config, run, context.own_tokenizer())
+        run.record("prepare", tokenizer_sha256=sha256(run.tokenizer), **facts)
+    else:
+        corpus = corpus_of(context)
+        key = key_of(context, corpus)
+        if not take_shared(context, key):
+            _prepare(context, corpus, key)
+    _require_sequences(context)
     context.require_windows()
 
 
-def _prepare(context: Context) -> None:
+def _require_sequences(context: Context) -> None:
+    """`UserError` where a side is shorter than one sequence."""
+    data, seq_len = context.config.data, context.config.train.seq_len
+    source = f"data.tokens {data.tokens[0].path}" if data.tokens else f"data.source {data.source}"
+    for side in SIDES:
+        tokens = context.tokens(side).info.tokens
+        if tokens <= seq_len:
+            raise UserError(
+                f"{source}: its {side} part has {tokens:,} tokens, fewer than one sequence of train.seq_len + 1 = "
+                f"{seq_len + 1}; give more text or shorter sequences"
+            )
+
+
+def _prepare(context: Context, corpus: Corpus, key: str) -> None:
     config, run = context.config, context.run
     model, data = context.own_tokenizer(), config.data
-    corpus = open_corpus(data.source, Reading(data.text_field, data.bad_rows, data.follow_links))
     bad = BadRows(data.bad_rows)
     split = split_documents(corpus.documents(bad), data.share, config.seed, data.duplicates)
     vocab_size = config.space.base.vocab_size
@@ -74,10 +95,41 @@ def _prepare(context: Context) -> None:
     facts |= {f"{side}_tokens": tokens[side] for side in SIDES} | {f"{s}_bytes": split.text_bytes[s] for s in SIDES}
     left = {"duplicates": split.dropped, "bad_rows": bad.count}
     facts |= {name: count for name, count in left.items() if count}
-    if bad.listed or corpus.passed_over:
-        lines = [*bad.listed, *(f"{name}: not text" for name in corpus.passed_over)]
-        write_text(run.tokenizer.with_name("left_out.txt"), "".join(f"{one_line(line)}\n" for line in lines))
     run.record("prepare", tokenizer_sha256=sha256(run.tokenizer), **facts)
+    _describe(context, corpus, split, bad, tokens, eos_id, key)
+
+
+def _describe(
+    context: Context, corpus: Corpus, split: Split, bad: BadRows, tokens: dict[Side, int], eos_id: int, key: str
+) -> None:
+    """Say in `store.json` what was made, so that other runs can name it or take it; and what was left out."""
+    run, data = context.run, context.config.data
+    vocab_size = context.config.space.base.vocab_size
+    settings = Settings(
+        text_field=data.text_field,
+        bad_rows=data.bad_rows,
+        duplicates=data.duplicates,
+        validation=data.share,
+        vocab_size=vocab_size,
+        tokenizer=data.tokenizer,
+    )
+    info = StoreInfo(
+        source=data.source,
+        settings=settings,
+        tokenizer_sha256=sha256(run.tokenizer),
+        vocab_size=vocab_size,
+        eos_id=eos_id,
+        files=len(corpus.files),
+        documents=split.documents,
+        tokens=tokens,
+        bad=bad.count,
+        blank=0,
+        repeated=split.dropped,
+        passed_over=corpus.passed_over,
+        listed=tuple(bad.listed),
+        key=key,
+    )
+    write_json(run.tokenizer.with_name(FILE), info.model_dump(mode="json"))
 
 
 def _training_texts(context: Context, corpus: Corpus, split: Split, note: str) -> Iterator[str]:
@@ -125,11 +177,5 @@ def _write(context: Context, corpus: Corpus, split: Split, encoder: Encoder, eos
         for side, writer in writers.items():
             if writer.documents != split.documents[side]:
                 raise RunError(f"data.source {config.data.source}: changed while it was read; run prepare again")
-    for side, writer in writers.items():
-        if writer.tokens <= config.train.seq_len:
-            raise UserError(
-                f"data.source {config.data.source}: its {side} part has {writer.tokens:,} tokens, fewer than one "
-                f"sequence of train.seq_len + 1 = {config.train.seq_len + 1}; give more text or shorter sequences"
-            )
     context.tracker.progress("prepare", total, total, f"{sum(w.tokens for w in writers.values()):,} tokens")
     return {side: writer.tokens for side, writer in writers.items()}

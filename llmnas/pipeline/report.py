@@ -63,7 +63,7 @@ class Gatherer:
         summary = {
             "architectures in the space": f"{space.size():,}",
             "sizes": f"{smallest.total:,} to {largest.total:,} parameters",
-            "data": config.data.source,
+            "data": ", ".join(store.path for store in config.data.tokens) or config.data.source,
             "search": f"{config.search.strategy}, {len(self._evaluations)} evaluations, seed {config.seed}",
         }
         if best:

@@ -50,6 +50,7 @@ class Trained(TypedDict):
     val_loss: Nats
     perplexity: FiniteFloat
     bits_per_byte: FiniteFloat
+    val_loss_by_text: NotRequired[dict[str, Nats]]
 
 
 Runs = Annotated[list[Trained], MinLen(1)]

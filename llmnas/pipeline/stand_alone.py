@@ -69,12 +69,15 @@ def train_alone(
     )  # fmt: skip
     windows, bytes_per_token = context.loss_windows()
     losses = window_losses(model, None, windows, eos_id=sequences.eos_id if settings.document_mask else None)
+    named = context.named_windows(config.search.windows)
+    by_text = {name: float(context.losses(model, None, found).mean()) for name, found in named.items()}
     stored.unlink(missing_ok=True)  # a kill between the two leaves no weights under the result of others
     save_weights(model, weights_of(folder), context.run.seal)
     result = {
         "identity": own, "id": arch.id, "architecture": arch.to_dict(), "seed": seed, "start": start,
         "params": count_params(arch, config.space.base).total, "tokens": outcome.tokens, "lr": settings.lr,
         "cpu_seconds": outcome.cpu_seconds, **quality(float(losses.mean()), bytes_per_token),
+        **({"val_loss_by_text": by_text} if by_text else {}),
     }  # fmt: skip
     write_json(stored, result, context.run.seal)
     return result

@@ -100,16 +100,22 @@ def decision_table(decision: Mapping[str, Any]) -> Table:
 
 
 def comparison_table(result: Mapping[str, Any]) -> Table:
-    """Stand-alone training of the found and the hand-designed networks."""
-    rows = []
+    """Stand-alone training of the found and the hand-designed networks; the loss of each text that has a name."""
+    rows, every = [], [run for runs in result["runs"].values() for run in runs]
+    texts = list(dict.fromkeys(name for run in every for name in run.get("val_loss_by_text", {})))
     for name, runs in result["runs"].items():
         losses = [r["val_loss"] for r in runs]
         mean = sum(losses) / len(losses)
         perplexity = sum(r["perplexity"] for r in runs) / len(runs)
         spread = f" ({min(losses):.4f} to {max(losses):.4f})" if len(losses) > 1 else ""
-        rows.append((name, f"{runs[0]['params']:,}", f"{mean:.4f}{spread}", f"{perplexity:.2f}", str(len(runs))))
+        by_text = [
+            f"{sum(r['val_loss_by_text'][text] for r in runs) / len(runs):.4f}" if "val_loss_by_text" in runs[0] else ""
+            for text in texts
+        ]
+        cells = (f"{runs[0]['params']:,}", f"{mean:.4f}{spread}", f"{perplexity:.2f}", *by_text, str(len(runs)))
+        rows.append((name, *cells))
     verdicts = "; ".join(f"{c.get('of', 'found')} against {c['against']}: {verdict(c)}" for c in result["comparisons"])
-    columns = ("network", "parameters", "val loss (nats)", "perplexity", "seeds")
+    columns = ("network", "parameters", "val loss (nats)", "perplexity", *texts, "seeds")
     note = f"Trained alone on the same tokens with paired seeds. 95 % interval of the difference: {verdicts}."
     return Table("Found against hand-designed", columns, rows, note)
 

@@ -57,15 +57,20 @@ def _train(context: Context, processes: Processes, pulse: Pulse) -> tuple[Transf
     model = build(
         space, torch_seed(config.seed, "init"), settings, processes, run.initial if settings.init_from else None
     )
-    windows = context.watched_windows()
+    windows, named = context.watched_windows(), context.named_windows(settings.eval_sequences)
     drawn = BudgetSampler(space, config.budget).sample_many(generator(config.seed, "watched"), _RANDOM_NETWORKS)
 
     def evaluate(model: Transformer) -> dict[str, float]:
+        by_text = {
+            f"val_loss_largest_{name}": float(context.losses(model, sampler.largest, found).mean())
+            for name, found in named.items()
+        }
         random = [float(context.losses(model, arch, windows).mean()) for arch in drawn]
         return {
             "val_loss_smallest": float(context.losses(model, sampler.smallest, windows).mean()),
             "val_loss_largest": float(context.losses(model, sampler.largest, windows).mean()),
             "val_loss_random": float(np.mean(random)),
+            **by_text,
         }
 
     def log(step: int, metrics: dict[str, float]) -> None:

@@ -17,6 +17,7 @@ from llmnas.export.generate import load_model
 from llmnas.export.modeling_llmnas import LlmnasForCausalLM
 from llmnas.files import ABOUT_FILE, inside, read_json
 from llmnas.files.export_hashes import Measured, damages, read_hashes
+from llmnas.pipeline.run_stores import training_files
 from llmnas.runs import RunFolder
 from llmnas.supernet import document_numbers
 from llmnas.train.checkpoint import verify_checkpoint
@@ -105,6 +106,8 @@ def _verify_run(verdict: Verdict, run: RunFolder) -> None:
     for side in ("train", "validation"):
         if run.tokens(side).exists():
             _try(verdict, lambda path: TokenFile.open(path).verify(), run.tokens(side))
+    if run.stores.exists():
+        _try(verdict, lambda run: TokenFile.of_several(training_files(run)[0]).verify(), run)
     for manifest in sorted(run.path.rglob("step-*/files.json")):
         _try(verdict, lambda path: verify_checkpoint(path, read_manifest(path).identity), manifest.parent)
     for path in _unnoted(run, set(noted or {})):

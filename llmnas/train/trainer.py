@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llmnas.cost import count_params
-from llmnas.data import Sequences
+from llmnas.data import Mixture, Sequences
 from llmnas.errors import Preempted
 from llmnas.space import Architecture
 from llmnas.supernet import Losses, Teacher, Transformer, document_numbers, split_windows
@@ -56,7 +56,7 @@ class Outcome:
 def train(
     model: Transformer,
     sampler: Sampler,
-    sequences: Sequences,
+    sequences: Sequences | Mixture,
     settings: TrainSettings,
     processes: Processes,
     *,
@@ -161,7 +161,7 @@ def _sizes(model: Transformer, networks: list[Architecture]) -> dict[str, float]
 def train_step(
     engine: Engine | Rehearsal,
     networks: list[Architecture],
-    sequences: Sequences,
+    sequences: Sequences | Mixture,
     settings: TrainSettings,
     step: int,
     balance: Balance,
