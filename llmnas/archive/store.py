@@ -8,15 +8,18 @@ import math
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from llmnas.archive import layout
 from llmnas.archive.layout import (
     INSERT,
+    INSERT_EVENT,
+    LAYOUT,
     SCHEMA,
     add_marks,
+    events_of,
     identity_of,
     is_of_first_layout,
     require_known_layout,
@@ -39,7 +42,12 @@ from llmnas.pareto import (
     hypervolume,
     why_empty,
 )
+from llmnas.report import notebook
+from llmnas.report.findings import Table
 from llmnas.space import Architecture
+
+if TYPE_CHECKING:
+    import pandas
 
 
 class Archive:
@@ -80,7 +88,8 @@ class Archive:
         self._rows: list[Evaluation] = []
         self._all: tuple[Evaluation, ...] | None = ()
         self._own: list[Evaluation] = []
-        self._batches: list[int | None] = []
+        self._asked_with: list[int | None] = []
+        self._log: list[str] = []
         self._by_arch: dict[Architecture, Evaluation] = {}
         with named(self.path):
             if self.path != ":memory:":
@@ -122,20 +131,25 @@ class Archive:
         with self._transaction():
             for statement in SCHEMA:
                 self._db.execute(statement)
-            # A search that ended before its first evaluation (a mistake in its options, say) owns nothing.
-            if self._db.execute("SELECT 1 FROM evaluations LIMIT 1").fetchone() is None:
+            # Another search that ended before its first evaluation (a mistake in its options, say) owns nothing.
+            empty = self._db.execute("SELECT 1 FROM evaluations LIMIT 1").fetchone() is None
+            if empty and self._db.execute("SELECT identity FROM search").fetchone() != (identity,):
                 self._db.execute("INSERT OR REPLACE INTO search VALUES (0, ?)", (identity,))
+                self._db.execute("DELETE FROM log")
             (stored,) = self._db.execute("SELECT identity FROM search").fetchone()
             self._require_same(identity_of(stored), json.loads(identity))
             if is_of_first_layout(self._db):
                 add_marks(self._db, identity_of(stored))
+            if self._db.execute("PRAGMA user_version").fetchone() != (LAYOUT,):
+                self._db.execute(f"PRAGMA user_version = {LAYOUT}")
         if self.path != ":memory:":
             sync_dir(Path(self.path).parent)
-        for evaluation, batch in rows_of(self._db):
+        for evaluation, asked_with in rows_of(self._db):
             if evaluation.index != len(self):
                 raise sqlite3.DatabaseError(f"evaluation {len(self)} is missing")
             require_objectives(evaluation, [*self.objectives, *self.constraints])
-            self._keep(evaluation, batch)
+            self._keep(evaluation, asked_with)
+        self._log = events_of(self._db)
 
     def _require_same(self, stored: dict[str, Any], asked: dict[str, Any]) -> None:
         old, new = _flat(stored), _flat(asked if "evaluation" in stored else {**asked, "evaluation": None})
@@ -153,13 +167,13 @@ class Archive:
             self._db.execute("BEGIN IMMEDIATE")
             yield
 
-    def _keep(self, evaluation: Evaluation, batch: int | None) -> None:
+    def _keep(self, evaluation: Evaluation, asked_with: int | None = None) -> None:
         self._rows.append(evaluation)
         self._all = None
         self._by_arch[evaluation.arch] = evaluation
         if not evaluation.proposed:
             self._own.append(evaluation)
-            self._batches.append(batch)
+            self._asked_with.append(asked_with)
 
     def append(
         self,
@@ -167,7 +181,7 @@ class Archive:
         results: Sequence[Result],
         *,
         proposed: bool = False,
-        batch: int | None = None,
+        log: Sequence[str] = (),
     ) -> list[Evaluation]:
         """Store what was measured of architectures that are not in the archive yet, in one transaction.
 
@@ -176,7 +190,7 @@ class Archive:
 
         Args:
             proposed: no search asked for them; see `Evaluation`.
-            batch: how many architectures the strategy was asked for at once when it asked for these.
+            log: events to store in the same transaction.
 
         Raises:
             UserError: another number of results than architectures, a metric that is no number, or a result
@@ -188,19 +202,20 @@ class Archive:
         pairs = zip(archs, results, strict=True)
         new = [self._judge(arch, result, len(self) + i, proposed) for i, (arch, result) in enumerate(pairs)]
         rows = [
-            (e.index, e.arch.to_json(), json.dumps(e.metrics), e.failure, int(e.proposed), e.dropped_after, batch)
-            for e in new
+            (e.index, e.arch.to_json(), json.dumps(e.metrics), e.failure, int(e.proposed), e.dropped_after) for e in new
         ]
         with named(self.path):
             try:
                 with self._transaction():
                     self._db.executemany(INSERT, rows)
+                    self._db.executemany(INSERT_EVENT, enumerate(log, start=len(self._log)))
             except sqlite3.IntegrityError as error:
                 raise RunError(
                     f"{self.path}: another process writes to this archive, or it is stored twice ({error})"
                 ) from None
+        self._log += log
         for evaluation in new:
-            self._keep(evaluation, batch)
+            self._keep(evaluation)
         return new
 
     def _judge(self, arch: Architecture, result: Result, index: int, proposed: bool) -> Evaluation:
@@ -238,12 +253,17 @@ class Archive:
         """At most `count` of the evaluations that the search itself asked for, from position `position` among them."""
         return self._own[position : position + count]
 
-    def batch_at(self, position: int) -> int | None:
-        """How many architectures were asked for at once when the search asked for its evaluation `position`.
+    @property
+    def log(self) -> tuple[str, ...]:
+        """The events of the search in order, as they were given to `append`; none in a file of an earlier layout."""
+        return tuple(self._log)
 
-        None where there is none yet, or where that was not noted.
+    def asked_with(self, position: int) -> int | None:
+        """How many architectures the strategy was asked for when it asked for evaluation `position` of the search.
+
+        Known of files of the layout before this one, which had no log.
         """
-        return self._batches[position] if position < len(self._batches) else None
+        return self._asked_with[position] if position < len(self._asked_with) else None
 
     def get(self, arch: Architecture) -> Evaluation | None:
         """The evaluation of this architecture, None where it was not evaluated."""
@@ -256,6 +276,44 @@ class Archive:
     def why_empty(self) -> str:
         """Why nothing is on the front; see `why_empty`."""
         return why_empty(self._rows, self.constraints)
+
+    def best(self, metric: str | None = None) -> Evaluation:
+        """Of the front the best in a metric, by default the first objective.
+
+        Raises:
+            UserError: the front is empty (says why), or a member of it was not measured by this metric.
+        """
+        metric = metric or next(iter(self.objectives))
+        members = self.front()
+        if not members:
+            raise UserError(f"the front is empty. {self.why_empty()}")
+        if any(metric not in e.metrics for e in members):
+            known = ", ".join(sorted(set.intersection(*(set(e.metrics) for e in members))))
+            raise UserError(f"best: no metric {metric!r} of every network of the front; allowed: {known}")
+        sign = -1.0 if self.objectives.get(metric) == "max" else 1.0
+        return min(members, key=lambda e: sign * e.metrics[metric])
+
+    def to_frame(self) -> pandas.DataFrame:
+        """All evaluations as a pandas frame; see `llmnas.report.notebook.frame`."""
+        return notebook.frame(self._rows, self.front())
+
+    def plot(self) -> notebook.Picture:
+        """All evaluations and the front as a picture; a notebook shows it, `.save(path)` writes it."""
+        return notebook.plot(self._rows, self.front(), self.objectives)
+
+    def _table(self) -> Table:
+        failed = sum(e.failure is not None for e in self._rows)
+        title = f"{len(self)} evaluations, {failed} failed" if failed else f"{len(self)} evaluations"
+        members = self.front()
+        note = self.why_empty() if self._rows and not members else ""
+        return notebook.front_table(f"{title}; front of {len(members)}", members, self.objectives, note)
+
+    def __repr__(self) -> str:
+        goals = ", ".join(f"{name}: {way}" for name, way in self.objectives.items())
+        return f"Archive({self.path}; {self._table().title}; {goals})"
+
+    def _repr_html_(self) -> str:
+        return notebook.html(self._table())
 
     def hypervolume(self, reference: Mapping[str, float]) -> float:
         """The hypervolume of the front; see `hypervolume`."""

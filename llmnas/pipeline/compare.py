@@ -22,9 +22,8 @@ from llmnas.pipeline.stores import Evaluate, evaluation_identity, remembered, st
 from llmnas.pipeline.table import read_table
 from llmnas.report.html import Table
 from llmnas.report.plots import Band, comparison_png
-from llmnas.search import options_of, search
+from llmnas.search import Search, options_of, search
 from llmnas.search.compare import REPORTED, Comparison, compare
-from llmnas.search.loop import open_search
 from llmnas.search.predictor import Predictor, split
 from llmnas.space import Architecture
 
@@ -58,7 +57,7 @@ def compare_strategies(context: Context, table: Path | None = None) -> dict[str,
 
     for strategy, seed in _runs(config):  # refuse another comparison's before minutes of measuring
         if asked(strategy, seed)["archive_path"].exists():
-            open_search(**asked(strategy, seed))[1].close()
+            Search(**asked(strategy, seed)).close()
     if table is None:
         extra = providers(config, run, context.own_metrics)
         store, evaluate = _measured(context, extra)

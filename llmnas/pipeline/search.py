@@ -29,8 +29,7 @@ from llmnas.pipeline.stores import evaluation_identity, measured_how
 from llmnas.pipeline.team import Team, preempted
 from llmnas.pipeline.watched import evaluations_left, watched
 from llmnas.runs import RunFolder
-from llmnas.search import search
-from llmnas.search.loop import open_search
+from llmnas.search import Search, search
 from llmnas.space import Architecture
 from llmnas.train.preemption import Preemption
 from llmnas.train.processes import Processes
@@ -78,7 +77,7 @@ def _search(context: Context, most: int, processes: Processes, preemption: Preem
     }  # fmt: skip
     run.unseal_evaluations()
     if run.evaluations.exists():  # refuse another search's before minutes of measuring
-        open_search(**asked)[1].close()
+        Search(**asked).close()
     evaluator, team = _measuring(context, processes, preemption)
     pace, started = Pace(team.size), time.process_time()
     sample, halving = len(evaluator.chosen), options.halving

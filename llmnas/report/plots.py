@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,7 +20,7 @@ _WIDTH, _HEIGHT, _DPI = 6.4, 4.4, 150  # of one panel, in inches and dots per in
 
 
 def front_png(
-    path: Path, evaluations: Sequence[Evaluation], front: Sequence[Evaluation], objectives: Objectives
+    path: Path | IO[bytes], evaluations: Sequence[Evaluation], front: Sequence[Evaluation], objectives: Objectives
 ) -> None:
     """Draw every evaluation, and the Pareto front as a line: the first objective over each other one.
 
@@ -142,6 +143,6 @@ def _finish(axes: Axes, x_label: str, y_label: str) -> None:
         axes.legend()
 
 
-def _save(figure: Figure, path: Path) -> None:
-    with atomic_open(path) as stream:
+def _save(figure: Figure, path: Path | IO[bytes]) -> None:
+    with atomic_open(path) if isinstance(path, Path) else nullcontext(path) as stream:
         figure.savefig(stream, format="png", dpi=_DPI)

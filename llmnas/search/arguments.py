@@ -28,11 +28,10 @@ def whole_number(name: str, value: Any, least: int) -> int:
     return number
 
 
-def require_kinds(space: Any, strategy: Any, budget: Any, options: Any, first: Any, evaluation: Any) -> None:
+def require_kinds(space: Any, budget: Any, options: Any, first: Any, evaluation: Any) -> None:
     """Refuse arguments of `search` that are of another kind than it wants."""
     wanted = {
         "space": (space, SearchSpace, "a SearchSpace (SearchSpace.from_yaml(path) reads one)"),
-        "strategy": (strategy, str, "the name of a strategy"),
         "budget": (budget, Budget | None, "a Budget or None, for instance Budget(max_params=1_000_000)"),
         "options": (options, Mapping, "a mapping from option to value"),
         "evaluation": (evaluation, Mapping, "a mapping of plain values"),

@@ -47,10 +47,11 @@ class _Mating:
     def do(self, problem: Any, pop: Any, n_offsprings: int, random_state: Any = None, **kwargs: Any) -> Any:
         """One child for each pair of parents that the tournaments chose, until no new one is found."""
         pairs = self._selection(problem, pop, n_offsprings, 2, random_state=random_state, **kwargs)
-        born = (self._candidates.new(1, partial(self._child, a.X[0], b.X[0])) for a, b in pairs)
+        born = (self._candidates.new(1, partial(self.child, a.X[0], b.X[0])) for a, b in pairs)
         return _population(list(chain.from_iterable(takewhile(bool, born))))
 
-    def _child(self, a: Architecture, b: Architecture) -> Architecture:
+    def child(self, a: Architecture, b: Architecture) -> Architecture:
+        """Of two parents, or of the first alone."""
         crossed = self._candidates.rng.random() < self._crossover
         return self._candidates.mutate(self._candidates.crossover(a, b) if crossed else a)
 
@@ -60,7 +61,8 @@ class Nsga2:
 
     The first generation holds the smallest, largest and middle architecture within the budget, the
     rest of it is random. A generation may be asked for and told in several parts: it has the least multiple of what
-    is asked for at once that is no less than the population, so nobody who evaluates is left without work. Whatever
+    is asked for at once that is no less than the population, so nobody who evaluates is left without work; asked for
+    more while some of it is still being evaluated, it grows by further children of the same parents. Whatever
     its size, the survivors are the best `population` of parents and children together. Constraints are
     pymoo's (a feasible one beats an infeasible one, then the smaller violation wins); a failed
     evaluation is one more constraint, missed by far.
@@ -73,9 +75,10 @@ class Nsga2:
         first = self._candidates.anchors()
         first += self._candidates.new(options.population - len(first), self._candidates.sample)
         self._first: list[Architecture] | None = first
+        self._mating = _Mating(self._candidates, options.crossover)
         self._algorithm = NSGA2(
             pop_size=options.population,
-            mating=_Mating(self._candidates, options.crossover),
+            mating=self._mating,
             eliminate_duplicates=False,
         )
         self._pymoo_problem = PymooProblem(
@@ -88,7 +91,9 @@ class Nsga2:
 
     def ask(self, n: int) -> list[Architecture]:
         """The next part, at most `n`, of the current generation; a new generation when it is used up."""
-        if self._asked == len(self._generation):
+        if self._asked == len(self._generation) != len(self._told):
+            self._generation = Population.merge(self._generation, _population(self._meanwhile(n)))
+        elif self._asked == len(self._generation):
             generation = self._next(n * -(-self._size // n))
             if generation is None:
                 return []
@@ -96,6 +101,14 @@ class Nsga2:
         part = self._generation[self._asked : self._asked + n]
         self._asked += len(part)
         return [individual.X[0] for individual in part]
+
+    def _meanwhile(self, n: int) -> list[Architecture]:
+        """New children of the survivors, random ones as long as there are none."""
+        parents = [individual.X[0] for individual in (() if self._algorithm.pop is None else self._algorithm.pop)]
+        if not parents:
+            return self._candidates.new(n, self._candidates.sample)
+        pick = partial(self._candidates.rng.integers, len(parents))
+        return self._candidates.new(n, lambda: self._mating.child(parents[pick()], parents[pick()]))
 
     def _next(self, size: int) -> Any:
         """A generation of `size`, fewer where nothing new is found, None where nothing at all."""
@@ -110,8 +123,10 @@ class Nsga2:
         """Collect; a whole generation goes to pymoo, which then chooses the survivors."""
         self._told += evaluations
         if self._told and len(self._told) == len(self._generation):
-            values = np.array([self._objectives(e) for e in self._told])
-            missed = np.array([self._constraints(e) for e in self._told])
+            found = {e.arch: e for e in self._told}
+            ordered = [found[individual.X[0]] for individual in self._generation]
+            values = np.array([self._objectives(e) for e in ordered])
+            missed = np.array([self._constraints(e) for e in ordered])
             Evaluator().eval(StaticProblem(self._pymoo_problem, F=values, G=missed), self._generation)
             self._algorithm.tell(infills=self._generation)
             if len(self._algorithm.pop) > self._size:  # pymoo lets all of a first generation live

@@ -7,8 +7,7 @@ from llmnas.archive import Archive
 from llmnas.cost import sample
 from llmnas.errors import UserError
 from llmnas.rng import generator
-from llmnas.search import search
-from llmnas.search.loop import start_strategy
+from llmnas.search import search, start_strategy
 from llmnas.search.strategy import Problem
 
 FIRST = [sample(SPACE, generator(seed, "first"), BUDGET) for seed in range(5)]

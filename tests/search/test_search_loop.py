@@ -17,7 +17,7 @@ from llmnas.cost import Budget
 from llmnas.errors import UserError
 from llmnas.pareto import Evaluation
 from llmnas.search import STRATEGIES, Options, search  # noqa: F401 (Options: found by name)
-from llmnas.search.loop import Entry
+from llmnas.search.strategies import Entry
 from llmnas.space import Architecture
 
 

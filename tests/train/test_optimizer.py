@@ -84,7 +84,13 @@ def test_active_adamw_is_its_contract_in_plain_torch(space, kind):
 
 
 @pytest.mark.parametrize("scope", ["slice", "whole"])
-@pytest.mark.parametrize(("space", "kind"), [(SPACE, "single"), (MIXED, "uniform")], ids=["dense", "mixed"])
+@pytest.mark.parametrize(
+    ("space", "kind"),
+    [
+        pytest.param(SPACE, "single", id="dense"),
+        pytest.param(MIXED, "uniform", id="mixed", marks=pytest.mark.full),  # a minute for either scope
+    ],
+)
 def test_muon_is_its_contract_matrix_by_matrix(space, kind, scope):
     """Every step is clipped; heads are rows of one matrix, experts matrices of their own; AdamW has the rest."""
     settings = settings_of(**STEP, sampler=SAMPLERS[kind], update="active", optimizer="muon", muon={"scope": scope})

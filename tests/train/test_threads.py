@@ -174,7 +174,7 @@ def test_a_small_gain_is_no_switch(tmp_path):
     assert {choice.threads for choice in stored(tmp_path)} == {2}
 
 
-@pytest.mark.parametrize("stop", [5, 15, 19, 21, 25])
+@pytest.mark.parametrize("stop", [15, 21, *(pytest.param(step, marks=pytest.mark.full) for step in (5, 19, 25))])
 def test_a_run_that_is_cut_off_replays_its_switches(stop, tmp_path, monkeypatch):
     """Cut off before, just before, just after and long after the switch; the machine is another one when it goes on."""
     whole = Machine(busy_from=12)
