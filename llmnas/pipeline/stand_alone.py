@@ -18,7 +18,7 @@ from llmnas.space import Architecture
 from llmnas.supernet import Transformer, extract, load_weights, save_weights, stand_alone_shape
 from llmnas.train.engine import start_processes
 from llmnas.train.sampling import OneNetwork
-from llmnas.train.settings import WATCHING, TrainSettings
+from llmnas.train.settings import UNMARKED, WATCHING, TrainSettings
 from llmnas.train.trainer import train
 
 Start = Literal["scratch", "supernet", "pretrained"]
@@ -89,7 +89,7 @@ def _identity(context: Context, arch: Architecture, settings: TrainSettings, see
     shape = stand_alone_shape(context.config.space.base, rope_dim(context, arch), arch)
     depends = [values["seed"], values["data"], values["search"]["windows"], asdict(shape)]
     return identity(
-        *depends, settings.model_dump(mode="json", exclude=set(WATCHING)), seed, start,
+        *depends, settings.model_dump(mode="json", exclude={*WATCHING, *UNMARKED}), seed, start,
         context.identity if start != "scratch" else None,
     )  # fmt: skip
 

@@ -42,8 +42,9 @@ def train_supernet(context: Context, *, prepare_first: bool = False) -> Outcome 
         known = train_facts(run, "train").get("cpu_seconds")
         cpu_seconds = known if outcome.cpu_seconds is None else outcome.cpu_seconds
         # before the weights, whose presence ends the stage: a kill between the two loses nothing
+        facts = {"rewinds": [rewind.model_dump() for rewind in outcome.rewinds]} if outcome.rewinds else {}
         run.record("train", steps=outcome.steps, tokens=outcome.tokens, seconds=round(outcome.seconds, 1),
-            cpu_seconds=cpu_seconds, threads=outcome.threads)  # fmt: skip
+            cpu_seconds=cpu_seconds, threads=outcome.threads, **facts)  # fmt: skip
         save_weights(model, run.supernet, run.seal)
     return outcome
 

@@ -1,7 +1,8 @@
 """Checkpoints that are whole or absent: written aside, hashed on the way, then renamed.
 
 Layout: `checkpoints/step-00000200/` with DeepSpeed's files and `files.json`, the size and SHA-256 of each and which
-process wrote it. A folder without the final name is a save that was cut off, or (`.damaged`) one that was given up.
+process wrote it. A folder without the final name is a save that was cut off, or (`.damaged`, `.diverged`) one that was
+given up.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -28,7 +30,8 @@ State = Mapping[str, np.ndarray]
 """What one part of a run learned, by name."""
 
 
-def _name(step: int) -> str:
+def name_of(step: int) -> str:
+    """The folder of the checkpoint after `step` steps."""
     return f"step-{step:08d}"
 
 
@@ -37,14 +40,30 @@ def saved_steps(folder: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*") if not path.suffix)
 
 
-def _save(engine: Engine, folder: Path, step: int, keep: int, identity: str, learned: Mapping[str, State]) -> None:
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay: the newest `last`, and the newest `last` of those at multiples of `every` steps.
+
+    Those lie at the same steps however often a run was stopped, which saves it too.
+    """
+
+    last: int
+    every: int = 0
+
+    def of(self, steps: Sequence[int]) -> list[int]:
+        """Those of `steps` (ascending) that stay."""
+        regular = [step for step in steps if self.every and step % self.every == 0]
+        return [step for step in steps if step in {*steps[-self.last :], *regular[-self.last :]}]
+
+
+def _save(engine: Engine, folder: Path, step: int, keep: Keep, identity: str, learned: Mapping[str, State]) -> None:
     """Save the state after `step` steps; collective.
 
     Args:
         identity: tells runs apart that must not mix.
         learned: kept beside the weights, a file each; the same on every rank.
     """
-    partial = folder / f"{_name(step)}.partial"
+    partial = folder / f"{name_of(step)}.partial"
     writer = engine.processes.rank == 0
     if writer:
         _begin(folder, partial)
@@ -67,17 +86,17 @@ def _begin(folder: Path, partial: Path) -> None:
 
 
 def _finish(
-    engine: Engine, folder: Path, step: int, keep: int, identity: str, shares: Sequence[Sequence[Written]]
+    engine: Engine, folder: Path, step: int, keep: Keep, identity: str, shares: Sequence[Sequence[Written]]
 ) -> None:
     """Describe the files of all processes, give the folder its name, drop older ones."""
-    partial, final = folder / f"{_name(step)}.partial", folder / _name(step)
+    partial, final = folder / f"{name_of(step)}.partial", folder / name_of(step)
     write_manifest(partial, step, identity, engine.processes.size, engine.zero_stage, shares)
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
     sync_dir(folder)
-    for old in saved_steps(folder)[:-keep]:
-        shutil.rmtree(folder / _name(old))
-    for given_up in folder.glob("step-*.damaged"):
+    for old in set(saved_steps(folder)) - set(keep.of(saved_steps(folder))):
+        shutil.rmtree(folder / name_of(old))
+    for given_up in [*folder.glob("step-*.damaged"), *folder.glob("step-*.diverged")]:
         shutil.rmtree(given_up)
 
 
@@ -102,7 +121,7 @@ class Checkpoints:
     """
 
     def __init__(
-        self, engine: Engine, folder: Path | None, keep: int, identity: str, learned: Mapping[str, Learned | None]
+        self, engine: Engine, folder: Path | None, keep: Keep, identity: str, learned: Mapping[str, Learned | None]
     ) -> None:
         self._engine, self._folder, self._keep, self._identity = engine, folder, keep, identity
         self._learned = {name: item for name, item in learned.items() if item is not None}
@@ -138,7 +157,7 @@ def newest(folder: Path | None) -> str:
     if folder is None:
         return "this run keeps no checkpoints"
     steps = saved_steps(folder)
-    return f"the last good checkpoint is {folder / _name(steps[-1])}" if steps else f"no checkpoint in {folder} yet"
+    return f"the last good checkpoint is {folder / name_of(steps[-1])}" if steps else f"no checkpoint in {folder} yet"
 
 
 def _load(engine: Engine, folder: Path, identity: str) -> int | None:
@@ -153,10 +172,10 @@ def _load(engine: Engine, folder: Path, identity: str) -> int | None:
     steps = saved_steps(folder)
     damages: dict[int, str] = {}
     for step in reversed(steps):
-        damage = _damage(engine, folder / _name(step), identity)
+        damage = _damage(engine, folder / name_of(step), identity)
         if damage is None:
             _put_aside(engine, folder, damages, step)
-            _restore(engine, folder / _name(step), identity)
+            _restore(engine, folder / name_of(step), identity)
             return step
         damages[step] = damage
     if damages:
@@ -181,9 +200,9 @@ def _put_aside(engine: Engine, folder: Path, damages: Mapping[int, str], step: i
     """Rename what is damaged, so that it is not kept in the place of a good one; collective."""
     for bad, complaint in damages.items():
         if engine.processes.rank == 0:
-            aside = folder / f"{_name(bad)}.damaged"
+            aside = folder / f"{name_of(bad)}.damaged"
             shutil.rmtree(aside, ignore_errors=True)
-            (folder / _name(bad)).rename(aside)
+            (folder / name_of(bad)).rename(aside)
             _LOG.warning("%s; moved to %s, going on from the checkpoint of step %d", complaint, aside.name, step)
     engine.barrier()
 
@@ -209,7 +228,7 @@ def _restore(engine: Engine, path: Path, identity: str) -> None:
 
 def _load_learned(folder: Path, step: int, name: str) -> dict[str, np.ndarray]:
     """What was learned until the checkpoint of `step`, which `_load` has verified; empty where nothing."""
-    path = folder / _name(step) / f"{name}.safetensors"
+    path = folder / name_of(step) / f"{name}.safetensors"
     return load_file(path) if path.exists() else {}
 
 

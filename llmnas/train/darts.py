@@ -25,11 +25,13 @@ from llmnas.train.alphas import AlphaTraining
 from llmnas.train.checkpoint import Checkpoints, newest
 from llmnas.train.darts_settings import DartsSettings
 from llmnas.train.decode import decode, free_share
+from llmnas.train.divergence import Divergence
 from llmnas.train.engine import Engine, Step
 from llmnas.train.health import Meter, Skips
 from llmnas.train.hypergradient import first_order, second_order
 from llmnas.train.preemption import Preemption
 from llmnas.train.processes import Processes
+from llmnas.train.recovery import Recovery, kept
 from llmnas.train.rehearsal import Rehearsal
 from llmnas.train.relaxed_cost import ExpectedParams, budget_penalty
 from llmnas.train.schedule import learning_rate, weight_decay
@@ -90,6 +92,8 @@ def require_usable(settings: TrainSettings, budget: Budget, darts: DartsSettings
             f"train.zero_stage = {settings.zero_stage}: --method darts needs stage 0 "
             "(alpha's gradient moves whole weights)"
         )
+    if settings.on_divergence == "rewind":
+        raise UserError("train.on_divergence: rewind is not for --method darts; take warn or stop")
     for name in _UNUSED:
         if getattr(settings, name) != TrainSettings.model_fields[name].get_default(call_default_factory=True):
             raise UserError(
@@ -222,12 +226,14 @@ def search_relaxed(
         Preempted: SIGTERM came; a checkpoint of the step boundary is in `folder`.
     """
     engine, alphas, settings, darts = search.engine, search.alphas, search.settings, search.darts
-    checkpoints = Checkpoints(engine, folder, settings.keep, identity, {"sampler": alphas})
+    watch, skips = Divergence(settings, search.space.base.vocab_size), Skips(settings, folder)
+    checkpoints = Checkpoints(engine, folder, kept(settings), identity, {"sampler": alphas, "loss": watch})
     first = checkpoints.restore()
+    recovery = Recovery(settings, engine, checkpoints, folder, watch, skips)
     threads = Threads(settings, engine, folder, search.rehearse)
     if first < settings.steps:
         threads.start(first)
-    skips, meter = Skips(settings, folder), Meter(engine, settings)
+    meter = Meter(engine, settings)
     say: Log = log or (lambda *_: None)
     with Preemption() as preemption:
         for step in range(first, settings.steps):
@@ -242,7 +248,8 @@ def search_relaxed(
             with threads.of(step):
                 found = search.alpha_step(step) if moves else {}
                 losses, result = search.weight_step(step)
-            skips.count(step + 1, result)
+            means = engine.means(losses)
+            recovery.look(step, means, result)
             meter.add(1)
             done, last = step + 1, step + 1 == settings.steps
             if moves and darts.trace_every and done % darts.trace_every == 0:
@@ -250,7 +257,8 @@ def search_relaxed(
                     found["alpha_eigenvalue"] = search.measure()
             if done % settings.log_every == 0 or last or "alpha_eigenvalue" in found:
                 found["expected_params"] = float(search.expected_params().detach())
-                say(done, {**meter.read(step, losses, result, skips.total), **_finite(found)})
+                rate = learning_rate(step, settings)
+                say(done, {**meter.read(rate, means, result, skips.total), **_finite(found)})
             if evaluate and (done % settings.eval_every == 0 or last):
                 with engine.evaluation(), meter.paused():
                     arch = search.decoded()

@@ -14,7 +14,6 @@ from torch import Tensor
 from llmnas.errors import RunError
 from llmnas.train.checkpoint import newest
 from llmnas.train.engine import Engine, Step
-from llmnas.train.schedule import learning_rate
 from llmnas.train.settings import TrainSettings
 
 
@@ -31,16 +30,21 @@ class Skips:
         self._settings, self._folder = settings, folder
         self._step = 0
 
-    def count(self, step: int, result: Step) -> None:
+    @property
+    def exhausted(self) -> bool:
+        """Whether `skip_limit` steps in a row were skipped."""
+        return self.in_a_row >= self._settings.skip_limit
+
+    def count(self, step: int, result: Step, *, patient: bool = False) -> None:
         """Note the outcome of the step with number `step` (from 1).
 
         Raises:
-            RunError: `skip_limit` steps in a row were skipped.
+            RunError: `exhausted`; not where the caller is `patient` and does something about it.
         """
         self._step = step
         self.in_a_row = 0 if result.applied else self.in_a_row + 1
         self.total += not result.applied
-        if self.in_a_row >= self._settings.skip_limit:
+        if self.exhausted and not patient:
             self.end()
 
     def end(self) -> None:
@@ -66,31 +70,31 @@ class Meter:
         self.tokens_per_step = networks * self._settings.batch_size * self._settings.seq_len
         self._tokens += self.tokens_per_step
 
-    def read(self, step: int, losses: Tensor, result: Step, skipped: int) -> dict[str, float]:
-        """Metrics of the step (collective): losses are means over processes, in nats a token.
+    def read(self, lr: float, means: Tensor, result: Step, skipped: int) -> dict[str, float]:
+        """Metrics of the step.
 
         Args:
-            step: from 0.
-            losses: [networks] cross entropy on this process, in the order of the sampler.
+            lr: its learning rate.
+            means: [networks] cross entropy, in nats a token, means over processes, in the order of the sampler.
             result: what the optimizer did.
             skipped: updates skipped since the start.
 
         Returns:
             A loss or gradient norm that is not finite is left out; `skipped_steps` says that there was one.
         """
-        means = self._engine.means(losses).tolist()
+        losses = means.tolist()
         now = time.perf_counter()
         found = {
-            "lr": learning_rate(step, self._settings),
+            "lr": lr,
             "tokens_per_second": self._tokens / (now - self._since),
             "peak_memory_bytes": float(peak_memory(self._engine.device)),
             "skipped_steps": float(skipped),
         }
         self._since, self._tokens = now, 0
         if result.applied:
-            found |= {"train_loss": sum(means) / len(means), "grad_norm": result.grad_norm}
-            if len(means) > 1:
-                found |= {f"cross_entropy_{i}": mean for i, mean in enumerate(means)}
+            found |= {"train_loss": sum(losses) / len(losses), "grad_norm": result.grad_norm}
+            if len(losses) > 1:
+                found |= {f"cross_entropy_{i}": loss for i, loss in enumerate(losses)}
         return found
 
     @contextlib.contextmanager

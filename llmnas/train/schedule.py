@@ -12,7 +12,7 @@ def learning_rate(step: int, settings: TrainSettings) -> float:
 
     A second phase multiplies what is left of it by a constant.
     """
-    warmup = max(1, round(settings.warmup * settings.steps))
+    warmup = warmup_steps(settings)
     peak = settings.lr
     if settings.second_phase and in_second_phase(step, settings):
         peak *= settings.second_phase.lr
@@ -21,6 +21,11 @@ def learning_rate(step: int, settings: TrainSettings) -> float:
     done = (step - warmup) / max(1, settings.steps - warmup)
     floor = settings.lr_floor
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def warmup_steps(settings: TrainSettings) -> int:
+    """How many steps the rate rises."""
+    return max(1, round(settings.warmup * settings.steps))
 
 
 def weight_decay(step: int, settings: TrainSettings) -> float:

@@ -27,9 +27,11 @@ class Strict(Model):
 
 WATCHING = ("log_every", "eval_every", "eval_sequences", "save_every", "keep", "patience_minutes")
 """Settings that look at a training and leave its result as it is."""
-UNMARKED = ("patience_minutes",)
+UNMARKED = ("patience_minutes", "on_divergence", "rewind_lr")
 """Settings that no identity of a run has ever counted."""
-OPERATION = (*WATCHING, "threads", "micro_batch", "checkpoint_blocks", "skip_limit")
+OPERATION = (
+    *WATCHING, "threads", "micro_batch", "checkpoint_blocks", "skip_limit", "on_divergence", "rewind_lr",
+)  # fmt: skip
 """Settings of how a training is run, which a run that goes on may change: they move its result by rounding at most."""
 
 
@@ -253,6 +255,9 @@ class TrainSettings(Strict):
         eval_sequences: validation sequences of each.
         save_every: steps between checkpoints; the last `keep` stay.
         skip_limit: steps in a row whose update may be skipped because a gradient is not finite.
+        on_divergence: what is done about a loss that runs away (`train/divergence.py`): `warn`; `stop`, and name the
+            newest good checkpoint; or `rewind` to it and train that part, and as much again, with a lower rate.
+        rewind_lr: factor on the learning rate there.
         patience_minutes: of the processes of a launch with one that shows no sign of life, in training and in search.
         threads: CPU threads a process. `auto` times steps with one thread and with all, keeps what is faster, and looks
             again when steps become slower or faster than they were; what it chose is part of the run and replayed where
@@ -293,6 +298,8 @@ class TrainSettings(Strict):
     save_every: PositiveInt = 200
     keep: PositiveInt = 2
     skip_limit: PositiveInt = 10
+    on_divergence: Literal["warn", "stop", "rewind"] = "warn"
+    rewind_lr: float = Field(0.5, gt=0, lt=1)
     patience_minutes: PositiveFloat = 10.0
     threads: ThreadCount = "auto"
     init_from: PathText | None = None
@@ -305,6 +312,14 @@ class TrainSettings(Strict):
             raise ValueError(
                 f"micro_batch = {self.micro_batch} must divide batch_size = {self.batch_size}, and each process's share"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _rewinding_is_asked_for(self) -> Self:
+        if "rewind_lr" in changed(self) and self.on_divergence != "rewind":
+            raise ValueError("rewind_lr does nothing without on_divergence: rewind")
+        if self.on_divergence == "rewind" and self.keep < 2:
+            raise ValueError("on_divergence: rewind needs keep >= 2: the newest checkpoint may lie behind the rise")
         return self
 
     @model_validator(mode="after")

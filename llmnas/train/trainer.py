@@ -19,13 +19,15 @@ from llmnas.train.agreement import Agreement, Wishes
 from llmnas.train.balance import Balance
 from llmnas.train.checkpoint import Checkpoints, newest
 from llmnas.train.distill import Guide, Signal
+from llmnas.train.divergence import Divergence
 from llmnas.train.engine import Engine, Step
 from llmnas.train.health import Meter, Skips
 from llmnas.train.preemption import Preemption
 from llmnas.train.processes import Processes
+from llmnas.train.recovery import Recovery, Rewind, Steps, kept
 from llmnas.train.rehearsal import Rehearsal
 from llmnas.train.sampling import Sampler
-from llmnas.train.schedule import first_sequence, learning_rate, weight_decay
+from llmnas.train.schedule import first_sequence, weight_decay
 from llmnas.train.settings import TrainSettings
 from llmnas.train.threads import Threads
 
@@ -44,6 +46,7 @@ class Outcome:
         cpu_seconds: of this process, all threads, for the whole run: where it went on from a
             checkpoint, the steps of this start stand for the others. None where no step was left.
         threads: (first step, CPU threads) of every stretch of the run.
+        rewinds: where it went back, over all starts.
     """
 
     steps: int
@@ -51,6 +54,7 @@ class Outcome:
     seconds: float
     cpu_seconds: float | None
     threads: list[tuple[int, int]]
+    rewinds: list[Rewind]
 
 
 def train(
@@ -83,7 +87,8 @@ def train(
 
     Raises:
         ValueError: a guide that the settings do not use, or none where they need one.
-        RunError: too many steps in a row without a finite gradient, or ranks that disagree.
+        RunError: too many steps in a row without a finite gradient, a loss that ran away and is not to be gone back
+            from (`train.on_divergence`), or ranks that disagree.
         Preempted: SIGTERM came; a checkpoint of the step boundary is in `folder`.
     """
     if (guide is not None) != (settings.distill.source == "original"):
@@ -91,12 +96,16 @@ def train(
     engine = Engine(model, settings, processes)
     balance = Balance(model, settings.moe, engine.average)
     predictor = sampler.predictor
-    checkpoints = Checkpoints(engine, folder, settings.keep, identity, {"sampler": predictor, "experts": balance})
+    watch, skips = Divergence(settings, model.base.vocab_size), Skips(settings, folder)
+    learned = {"sampler": predictor, "experts": balance, "loss": watch}
+    checkpoints = Checkpoints(engine, folder, kept(settings), identity, learned)
     first = checkpoints.restore()
+    recovery = Recovery(settings, engine, checkpoints, folder, watch, skips)
+    recovery.start(first)
 
     def rehearse(step: int) -> None:
         unheard = Balance(model, settings.moe)
-        train_step(Rehearsal(engine), sampler.networks(step), sequences, settings, step, unheard, guide)
+        train_step(Rehearsal(engine), sampler.networks(step), sequences, settings, step, unheard, 0.0, guide)
 
     threads = Threads(settings, engine, folder, rehearse)
     if first < settings.steps:
@@ -104,11 +113,11 @@ def train(
     agreement = Agreement(processes.size, identity)
     writer = processes.rank == 0
     everyone = engine.everyone_runs
-    skips = Skips(settings, folder)
     meter = Meter(engine, settings)
     cpu_started = time.process_time()
+    steps = Steps(first, settings.steps)
     with Preemption() as preemption:
-        for step in range(first, settings.steps):
+        for step in steps:
             if begin:
                 begin(step)
             networks = sampler.networks(step)
@@ -121,15 +130,19 @@ def train(
                 checkpoints.save(step)
                 threads.look(step)
             with threads.of(step):
-                losses, result = train_step(engine, networks, sequences, settings, step, balance, guide)
+                rate = recovery.rate(step)
+                losses, result = train_step(engine, networks, sequences, settings, step, balance, rate, guide)
+            means = engine.means(losses)
             if predictor:
-                predictor.observe(networks, engine.means(losses).cpu().numpy())
+                predictor.observe(networks, means.cpu().numpy())
             routing = balance.end_step()
-            skips.count(step + 1, result)
             meter.add(len(networks))
+            if (back := recovery.look(step, means, result)) is not None:
+                steps.back(back)
+                continue
             done, last = step + 1, step + 1 == settings.steps
             if done % settings.log_every == 0 or last:
-                metrics = meter.read(step, losses, result, skips.total)
+                metrics = meter.read(rate, means, result, skips.total)
                 if writer and log:
                     log(done, {**metrics, **_sizes(model, networks), **routing})
             if evaluate and (writer or everyone) and (done % settings.eval_every == 0 or last):
@@ -150,7 +163,7 @@ def train(
     size = 0 if taken else len(sampler.networks(settings.steps - 1))
     tokens_per_step = meter.tokens_per_step or size * settings.batch_size * settings.seq_len
     tokens = settings.steps * tokens_per_step
-    return Outcome(settings.steps, tokens, meter.seconds(), cpu_seconds, threads.used(settings.steps))
+    return Outcome(settings.steps, tokens, meter.seconds(), cpu_seconds, threads.used(settings.steps), recovery.rewinds)
 
 
 def _sizes(model: Transformer, networks: list[Architecture]) -> dict[str, float]:
@@ -165,6 +178,7 @@ def train_step(
     settings: TrainSettings,
     step: int,
     balance: Balance,
+    lr: float,
     guide: Guide | None = None,
 ) -> tuple[Tensor, Step]:
     """One optimizer step over several networks; returns their cross entropies ([networks], detached) and what it did.
@@ -201,4 +215,4 @@ def train_step(
             engine.backward(out.loss / (len(networks) * pieces))
             teachers[piece] = out.teacher or teachers[piece]
             entropies[i] += out.cross_entropy / pieces
-    return entropies, engine.step(learning_rate(step, settings), weight_decay(step, settings), networks)
+    return entropies, engine.step(lr, weight_decay(step, settings), networks)

@@ -92,9 +92,9 @@ def test_who_stops_while_the_others_wait_for_its_tokens_is_named(tmp_path, launc
 
 
 def test_who_fails_while_the_others_wait_is_named_with_its_reason(tmp_path, launch):
-    config = tiny.write_config(tmp_path, tiny.write_corpus(tmp_path / "text", 1), train={"seq_len": 30000})
-    processes = launch("train", config, tmp_path / "run", "--prepare", "--set", "space.base.max_seq=30000")
+    config = tiny.write_config(tmp_path, tiny.write_corpus(tmp_path / "text", 1))
+    processes = launch("train", config, tmp_path / "run", "--prepare")
     line = line_of(processes[1])
     assert "llmnas: rank 1: prepare: rank 0 on " in line
-    assert "fewer than one sequence of train.seq_len + 1" in line
+    assert "ended: a corpus of 1 different document(s) cannot be split" in line
     assert processes[0].wait(timeout=60) == 2

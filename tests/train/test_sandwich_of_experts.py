@@ -13,6 +13,7 @@ from llmnas.supernet import Transformer
 from llmnas.train.balance import Balance
 from llmnas.train.engine import Engine, start_processes
 from llmnas.train.sampling import SupernetSampler
+from llmnas.train.schedule import learning_rate
 from llmnas.train.settings import TrainSettings
 from llmnas.train.trainer import train_step
 
@@ -52,7 +53,9 @@ def one_step(space, kind="sandwich"):
             module.register_forward_hook(note)
     sampler = SupernetSampler(space, None, settings.sampler, seed=0)
     engine = Engine(model, settings, start_processes())
-    train_step(engine, sampler.networks(0), SEQUENCES, settings, 0, Balance(model, settings.moe))
+    train_step(
+        engine, sampler.networks(0), SEQUENCES, settings, 0, Balance(model, settings.moe), learning_rate(0, settings)
+    )
     moved = {
         i: (layer.ffn.gate.detach() - before[f"layers.{i}.ffn.gate"]).abs().amax((1, 2))
         for i, layer in enumerate(model.layers)

@@ -33,6 +33,7 @@ from llmnas.errors import Preempted
 from llmnas.evaluate.quality import window_losses
 from llmnas.supernet import Transformer, load_weights, save_weights
 from llmnas.train.engine import build, start_processes
+from llmnas.train.recovery import stored as rewinds
 from llmnas.train.threads import stored
 from llmnas.train.trainer import train
 
@@ -290,6 +291,20 @@ def test_resumed_processes_go_on_as_if_nothing_had_happened(launched, stage):
         assert max(float((resumed[name] - straight[name]).abs().max()) for name in straight) <= 1e-6
     losses = [[m["train_loss"] for m in log_of(launched, f"{name}-{stage}")] for name in ("straight", "resumed")]
     assert losses[1] == pytest.approx(losses[0][3:], abs=1e-6)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_processes_that_went_back_trained_with_the_lower_rate_from_there(launched, stage):
+    rewound, lowered = (weights_of(launched, f"{name}-{stage}") for name in ("rewound", "lowered"))
+    assert max(float((rewound[name] - lowered[name]).abs().max()) for name in lowered) <= 1e-6
+    assert update_error(lowered, reference("uniform")[0]) > TOLERANCE  # the rate does matter
+    assert [(item.start, item.end, item.lr) for item in rewinds(launched / f"rewound-{stage}")] == [(3, 7, 0.5)]
+
+
+def test_ranks_agree_on_when_to_stop(launched):
+    messages = {(launched / f"wild-rank{rank}.txt").read_text() for rank in (0, 1)}
+    assert len(messages) == 1
+    assert "that of guessing uniformly: this run keeps no checkpoints" in messages.pop()
 
 
 def test_ranks_agree_on_the_number_of_threads(launched):

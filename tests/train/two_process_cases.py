@@ -9,6 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
+from planned_rises import Planned
 from threads_script import Machine
 from train_script import SEQUENCES, SPACE
 
@@ -16,11 +17,13 @@ from llmnas.errors import Preempted, RunError
 from llmnas.evaluate.quality import window_losses
 from llmnas.supernet import save_weights
 from llmnas.train import engine as engine_module
-from llmnas.train import trainer
+from llmnas.train import recovery, trainer
 from llmnas.train.balance import Balance
+from llmnas.train.divergence import Divergence
 from llmnas.train.engine import Engine, Processes, build, deepspeed, start_processes
 from llmnas.train.optimizer import build_optimizer
 from llmnas.train.sampling import SupernetSampler
+from llmnas.train.schedule import learning_rate
 from llmnas.train.settings import TrainSettings
 from llmnas.train.trainer import train, train_step
 
@@ -137,6 +140,10 @@ class Disagreeing(SupernetSampler):
         return [self.draw(step, int(os.environ["RANK"]) if step == 2 else 0)]
 
 
+def lowered(step, settings):
+    return learning_rate(step, settings) * (0.5 if step >= 3 else 1.0)
+
+
 class Cases:
     """The runs; every rank does all of them in the same order."""
 
@@ -180,7 +187,8 @@ class Cases:
             engine = ManagedEngine(model, settings, self.processes)
             for step in range(settings.steps):
                 networks = sampler_of(settings).networks(step)
-                train_step(engine, networks, SEQUENCES, settings, step, Balance(model, settings.moe))
+                balance, lr = Balance(model, settings.moe), learning_rate(step, settings)
+                train_step(engine, networks, SEQUENCES, settings, step, balance, lr)
             self.finish(f"managed-{kind}-{stage}", model)
         clear = engine_module.clear_stale_gradients
         engine_module.clear_stale_gradients = lambda optimizer: None
@@ -207,6 +215,23 @@ class Cases:
             self.run("disagreeing", settings, sampler=Disagreeing(SPACE, None, settings.sampler, seed=0))
         except RunError as error:
             (self.out / f"disagreeing-rank{self.processes.rank}.txt").write_text(str(error))
+
+    def rewound(self):
+        """Back to step 3 from the fifth, where the rate is half as high; and a run in which it is so from the start."""
+        for stage in STAGES:
+            settings = settings_of("uniform", stage)
+            plain, recovery.learning_rate = recovery.learning_rate, lowered
+            self.run(f"lowered-{stage}", settings)
+            recovery.learning_rate = plain
+            Planned.rises, trainer.Divergence = {4: 3}, Planned
+            folder = self.out / f"rewound-{stage}"
+            self.run(f"rewound-{stage}", settings_of("uniform", stage, on_divergence="rewind"), folder)
+            trainer.Divergence = Divergence
+        try:
+            settings = settings_of("uniform", 1, lr=100.0, warmup=0.0, grad_clip=1e9, on_divergence="stop")
+            self.run("wild", settings)
+        except RunError as error:
+            (self.out / f"wild-rank{self.processes.rank}.txt").write_text(str(error))
 
     def evaluated(self):
         """At stage 3 every rank evaluates; training is not disturbed."""
@@ -304,6 +329,7 @@ def main(out, only=None):
     cases.wrong()
     cases.resumed()
     cases.faults()
+    cases.rewound()
     cases.evaluated()
     cases.attentive()
     cases.threads()
