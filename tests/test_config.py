@@ -239,3 +239,28 @@ def test_experts_in_bf16_need_rows_of_16_bytes(config, where):
     load_config(config, [*bf16, "space.ffn_size=[16, 20]"])  # no experts: any size
     with torch.no_grad(), pytest.raises(RuntimeError, match="16 bytes"):
         grouped_product(torch.ones(4, 20).bfloat16(), torch.ones(2, 20, 24).bfloat16(), torch.tensor([2, 4]).int())
+
+
+def test_relative_paths_are_those_beside_the_config(config, tmp_path, monkeypatch):
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    for folder in (project / "texts", project / "stores" / "a", elsewhere / "other", elsewhere / "texts"):
+        folder.mkdir(parents=True)
+    monkeypatch.chdir(elsewhere)
+    path = project / "my.yaml"
+
+    def data_of(values, *sets):
+        path.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), "data": values}))
+        return load_config(path, list(sets)).data
+
+    assert data_of({"source": "texts"}).source == str(project / "texts")
+    assert data_of({"source": "../elsewhere/other"}).source == str(elsewhere / "other")
+    assert data_of({"source": "other"}).source == "other"  # nothing of that name beside it
+    assert data_of({"source": "texts"}, "data.source=other").source == "other"  # typed here
+    assert data_of({"source": "sotu"}).source == "sotu"
+    stores = data_of({"tokens": [{"path": "stores/a"}], "validation": {"a": "stores/a"}})
+    assert stores.tokens[0].path == stores.held_out["a"] == str(project / "stores" / "a")
+    monkeypatch.chdir(project)
+    assert data_of({"source": "texts"}).source == "texts"
+    (project / "manifest.json").write_text("{}")  # a run's own config, read from elsewhere
+    monkeypatch.chdir(elsewhere)
+    assert data_of({"source": "texts"}).source == "texts"

