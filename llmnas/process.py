@@ -17,6 +17,7 @@ from typer.exceptions import TyperException
 from llmnas.errors import Preempted, RunError, UserError
 from llmnas.extras import missing
 from llmnas.files import one_line
+from llmnas.memory import asked_for
 
 _IDLE_TALK = ("torchao", "torch.utils._pytree")
 """Loggers that warn of GPU files of theirs and of each other whenever transformers is imported: no news to a user."""
@@ -47,6 +48,11 @@ def run_process(command: Callable[[list[str]], Any]) -> int:
         return error.exit_code
     except RunError as error:
         complain(error)
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if (amount := asked_for(error)) is None:
+            raise
+        complain(f"{' '.join(sys.argv[1:2])}: out of memory, {amount} could not be had")
         return 1
     except Preempted as error:
         complain(error)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from llmnas.data.duplicates import digest
+from llmnas.data.tokenizer_training import trained
 from llmnas.errors import UserError
 from llmnas.files import Seal, write_text
 from llmnas.files.tokenizer_files import open_tokenizer
@@ -39,6 +40,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
     Raises:
         UserError: fewer than 257 entries asked for, or more than the texts have merges for.
+        RunError: the child process in which it learns ended.
     """
     if vocab_size < SMALLEST:
         raise UserError(f"vocabulary of {vocab_size}: a byte-level tokenizer needs at least {SMALLEST} entries")
@@ -48,13 +50,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ])  # fmt: skip
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    options = {"vocab_size": vocab_size, "special_tokens": [END_OF_TEXT], "initial_alphabet": alphabet}
+    tokenizer = trained(tokenizer, texts, options)
     reached = tokenizer.get_vocab_size()
     if reached != vocab_size:
         raise UserError(

@@ -13,6 +13,7 @@ from llmnas.cost import Workload, costs
 from llmnas.errors import UserError
 from llmnas.evaluate.quality import quality, window_losses
 from llmnas.evaluate.recalibrate import recalibrate, statistics
+from llmnas.memory import asking
 from llmnas.space import Architecture
 from llmnas.supernet import Transformer
 
@@ -142,6 +143,9 @@ class Evaluator:
     def losses(self, arch: Architecture | None, windows: np.ndarray) -> np.ndarray:
         """[count] losses of the windows given (None: of the largest network), recalibrated where that was asked for."""
         values: dict[str, Tensor] = {}
-        if self.calibration is not None:
-            values = recalibrate(self.model, arch, self.calibration, eos_id=self.eos_id)
-        return window_losses(self.model, arch, windows, values=values, eos_id=self.eos_id)
+        what = f"measuring {f'architecture {arch.id}' if arch else 'the largest network'}"
+        what = f"{what} on sequences of {windows.shape[1] - 1} tokens"
+        with asking(what, "lower train.seq_len, or take a smaller space"):
+            if self.calibration is not None:
+                values = recalibrate(self.model, arch, self.calibration, eos_id=self.eos_id)
+            return window_losses(self.model, arch, windows, values=values, eos_id=self.eos_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from llmnas.cost import count_params
 from llmnas.data import Mixture, Sequences
 from llmnas.errors import Preempted
+from llmnas.memory import asking
 from llmnas.space import Architecture
 from llmnas.supernet import Losses, Teacher, Transformer, document_numbers, split_windows
 from llmnas.train.agreement import Agreement, Wishes
@@ -31,6 +33,8 @@ from llmnas.train.schedule import first_sequence, weight_decay
 from llmnas.train.settings import TrainSettings
 from llmnas.train.threads import Threads
 
+SMALLER_STEP = "lower train.micro_batch or train.seq_len, or set train.checkpoint_blocks: true"
+SMALLER_MODEL = "take a smaller space, more processes, or a higher train.zero_stage"
 Log = Callable[[int, dict[str, float]], None]
 Evaluate = Callable[[Transformer], dict[str, float]]
 
@@ -93,7 +97,11 @@ def train(
     """
     if (guide is not None) != (settings.distill.source == "original"):
         raise ValueError(f"distill.source: {settings.distill.source}, guide: {guide}")
-    engine = Engine(model, settings, processes)
+    with asking(
+        f"weights, gradients and moments of {sum(weight.numel() for weight in model.parameters()):,} parameters",
+        SMALLER_MODEL,
+    ):
+        engine = Engine(model, settings, processes)
     balance = Balance(model, settings.moe, engine.average)
     predictor = sampler.predictor
     watch, skips = Divergence(settings, model.base.vocab_size), Skips(settings, folder)
@@ -104,8 +112,9 @@ def train(
     recovery.start(first)
 
     def rehearse(step: int) -> None:
-        unheard = Balance(model, settings.moe)
-        train_step(Rehearsal(engine), sampler.networks(step), sequences, settings, step, unheard, 0.0, guide)
+        unheard, networks = Balance(model, settings.moe), sampler.networks(step)
+        with asking(partial(_doing, step, networks, engine, model), SMALLER_STEP):
+            train_step(Rehearsal(engine), networks, sequences, settings, step, unheard, 0.0, guide)
 
     threads = Threads(settings, engine, folder, rehearse)
     if first < settings.steps:
@@ -129,7 +138,7 @@ def train(
             if wishes.look and not skips.in_a_row:
                 checkpoints.save(step)
                 threads.look(step)
-            with threads.of(step):
+            with threads.of(step), asking(partial(_doing, step, networks, engine, model), SMALLER_STEP):
                 rate = recovery.rate(step)
                 losses, result = train_step(engine, networks, sequences, settings, step, balance, rate, guide)
             means = engine.means(losses)
@@ -164,6 +173,13 @@ def train(
     tokens_per_step = meter.tokens_per_step or size * settings.batch_size * settings.seq_len
     tokens = settings.steps * tokens_per_step
     return Outcome(settings.steps, tokens, meter.seconds(), cpu_seconds, threads.used(settings.steps), recovery.rewinds)
+
+
+def _doing(step: int, networks: list[Architecture], engine: Engine, model: Transformer) -> str:
+    """What a step asks memory for."""
+    most = max(count_params(arch, model.base).total for arch in networks)
+    at_once = f"{engine.micro_batch} sequences at once" if engine.micro_batch > 1 else "one sequence at a time"
+    return f"step {step}: {at_once} through networks of up to {most:,} parameters"
 
 
 def _sizes(model: Transformer, networks: list[Architecture]) -> dict[str, float]:

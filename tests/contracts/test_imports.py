@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[2] / "llmnas"
 # triton_kernels is a link to the folder at the root, and rglob follows none
 FILES = sorted({*PACKAGE.rglob("*.py"), *(PACKAGE / "triton_kernels").glob("*.py")})
 
-EVERYWHERE = {"errors", "files", "extras"}
+EVERYWHERE = {"errors", "files", "extras", "memory"}
 BELOW_PIPELINE = {"space", "rng", "data", "cost", "config", "runs", "tracking", "pareto", "nn", "supernet", "train"}
 BELOW_PIPELINE |= {"archive", "distributed"}
 BELOW_PIPELINE |= {"evaluate", "search", "export", "serve", "report"}
@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "__init__": {"space", "cost", "pareto", "waiting"},
     "waiting": set(),
     "errors": set(),
+    "memory": {"errors"},
     "extras": {"errors"},
     "files": {"errors"},
     "rng": set(),
@@ -71,6 +72,7 @@ NO_TORCH = {
     "waiting",
     "errors",
     "extras",
+    "memory",
     "files",
     "rng",
     "space",
