@@ -6,7 +6,7 @@
 The peers are installed apart (`pip install datatrove orjson tokenizers`; `pip install litdata torch tokenizers`), since
 they want other versions of what llmnas has. All of them read, encode every document and write tokens. llmnas finds
 duplicates and the validation side besides, and hashes what it writes; the peers do not. Measured from the start of the
-work to its end in each process, without its imports: wall seconds, and with one worker processor seconds, which are what
+work to its end in each process, without imports: wall seconds, and with one worker processor seconds, which are what
 says something on a busy machine.
 """
 
