@@ -59,7 +59,7 @@ def row(kind: Weights, repeats: int) -> dict[str, Any]:
     for name, spent in times.items():
         figures[f"{name}_ms"] = round(1e3 * statistics.median(spent) / (TOKENS - 1), 1)
     hidden, _, ffn, layers = shape
-    embedding = model.embedding.nbytes
+    embedding = model.embedding.weight.nbytes
     sizes = {"hidden_size": hidden, "layers": layers, "ffn_size": ffn, "embedding_bytes": embedding}
     return {"weights": kind, **sizes, **figures}
 

@@ -82,8 +82,8 @@ def matmul_rate(clock: str) -> float:
 
 def bare_step(model: Transformer, sequences: Sequences, chosen: TrainSettings) -> Callable[[], None]:
     """The step in plain PyTorch: same parameters in the same two groups, nothing around it."""
-    free = [p for name, p in model.named_parameters() if p.ndim == 1 or name == "embedding"]
-    decayed = [p for name, p in model.named_parameters() if p.ndim > 1 and name != "embedding"]
+    free = [p for name, p in model.named_parameters() if p.ndim == 1 or name == "embedding.weight"]
+    decayed = [p for name, p in model.named_parameters() if p.ndim > 1 and name != "embedding.weight"]
     groups = [{"params": decayed, "weight_decay": chosen.weight_decay}, {"params": free, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=chosen.betas, fused=True)
     done = 0

@@ -29,7 +29,7 @@ def glass():
     model = Transformer(SearchSpace.from_dict(SMALL))
     with np.load(WEIGHTS / "en.npz") as stored:
         own = {name: torch.from_numpy(stored[name].astype(np.float32)) for name in stored.files if name[0] != "_"}
-    state = {"embedding": own["E"], "norm": own["norm_f.gamma"]}
+    state = {"embedding.weight": own["E"], "norm": own["norm_f.gamma"]}
     for i in range(4):
         w = {name.removeprefix(f"blocks.{i}."): value for name, value in own.items() if f"blocks.{i}." in name}
         state |= {
@@ -37,13 +37,13 @@ def glass():
             for name, value in {
                 "mixer_norm": w["norm1.gamma"],
                 "ffn_norm": w["norm2.gamma"],
-                "attention.q": w["attn.W_Q"].T.reshape(2, 2, 32, 128),
-                "attention.k": w["attn.W_K"].T.reshape(2, 32, 128),
-                "attention.v": w["attn.W_V"].T.reshape(2, 32, 128),
-                "attention.o": w["attn.W_O"].T.reshape(128, 2, 2, 32),
-                "ffn.gate": w["ffn.W1"].T,
-                "ffn.up": w["ffn.W3"].T,
-                "ffn.down": w["ffn.W2"].T,
+                "attention.q.weight": w["attn.W_Q"].T,
+                "attention.k.weight": w["attn.W_K"].T,
+                "attention.v.weight": w["attn.W_V"].T,
+                "attention.o.weight": w["attn.W_O"].T,
+                "ffn.gate.weight": w["ffn.W1"].T,
+                "ffn.up.weight": w["ffn.W3"].T,
+                "ffn.down.weight": w["ffn.W2"].T,
             }.items()
         }
     model.load_state_dict(state)

@@ -139,13 +139,13 @@ def scrambled(shape, seed=0):
     model = Transformer(shape, seed=seed)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() < 2:
+        for name, parameter in model.named_parameters():
+            if parameter.dim() < 2 and not name.endswith("bias"):
                 parameter.uniform_(0.5, 1.5, generator=generator)
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_(generator=generator)
-            elif name.endswith(("embedding", "head", "router")):
+            elif name.endswith(("embedding.weight", "head.weight", "router.weight")):
                 parameter.normal_(std=0.3, generator=generator)
         for name, buffer in model.named_buffers():
             if name.endswith("balance"):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from llmnas.space import Architecture
-from llmnas.supernet import Transformer, document_numbers, split_windows, used_blocks
+from llmnas.supernet import Transformer, document_numbers, grids, split_windows, used_blocks
 
 
 class Conflict(NamedTuple):
@@ -38,7 +38,8 @@ def network_gradient(
 ) -> dict[str, Tensor]:
     """The gradient of a sub-network's mean next-token cross entropy, by parameter of the supernet.
 
-    Of every parameter that the network uses there is the leading block that it uses; gradients of the model itself
+    Of every parameter that the network uses there is the leading block that it uses, in the shape in which it is
+    sliced (`grids`); gradients of the model itself
     (`.grad`) are left alone.
 
     Args:
@@ -49,10 +50,12 @@ def network_gradient(
     """
     blocks = used_blocks(model, arch)
     parameters = dict(model.named_parameters())
-    used = [parameters[name] for name in blocks]
+    used, shapes = [parameters[name] for name in blocks], grids(model)
     total = {name: parameters[name].new_zeros(size) for name, size in blocks.items()}
     for first in range(0, len(windows), batch):
-        tokens, targets = split_windows(torch.from_numpy(windows[first : first + batch]).to(model.embedding.device))
+        tokens, targets = split_windows(
+            torch.from_numpy(windows[first : first + batch]).to(model.embedding.weight.device)
+        )
         documents = document_numbers(tokens, eos_id)
         found = model(tokens, arch, targets=targets, documents=documents)
         loss = found.loss * len(tokens) / len(windows)
@@ -60,7 +63,7 @@ def network_gradient(
         gradients = torch.autograd.grad(loss, used, allow_unused=True)
         for name, gradient in zip(blocks, gradients, strict=True):
             if gradient is not None:
-                total[name] += _block(gradient, blocks[name])
+                total[name] += _block(gradient.view(shapes.get(name, gradient.shape)), blocks[name])
     return total
 
 

@@ -68,7 +68,7 @@ def window_losses(
         [count] float64.
     """
     arch = arch or model.envelope
-    device = model.embedding.device
+    device = model.embedding.weight.device
     head = model.head_weight(arch)
     found = []
     for first in range(0, len(windows), batch):

@@ -71,7 +71,7 @@ def recalibrate(
         seen = {name: _watch_of(module) for name, module in holders.items()}
         with _watching(holders, seen):
             for first in range(0, len(windows), batch):
-                tokens = torch.from_numpy(windows[first : first + batch, :-1]).to(model.embedding.device)
+                tokens = torch.from_numpy(windows[first : first + batch, :-1]).to(model.embedding.weight.device)
                 hidden_states(model, arch or model.envelope, tokens, values, eos_id)
         for name, watch in seen.items():
             values |= {f"{name}.{key}": value for key, value in watch.values(values.get(f"{name}.balance")).items()}

@@ -19,10 +19,10 @@ from llmnas.errors import UserError
 from llmnas.export.config import common_keys
 from llmnas.export.shape import StockShape, stock_shape
 from llmnas.export.weights import stock_weights
-from llmnas.nn.ternary import codes, scale_of
+from llmnas.nn.ternary import codes
 from llmnas.space import Architecture, BaseModel
 from llmnas.supernet import Transformer
-from llmnas.supernet.layouts import LOW_BIT_LAYOUTS
+from llmnas.supernet.packed import low_bit_layers
 
 BITNET = "BitNetForCausalLM"
 CODES_A_BYTE = 4
@@ -100,13 +100,11 @@ def coded_weights(model: Transformer, shape: StockShape) -> tuple[dict[str, Tens
     """Parameters under the names of `BitNetForCausalLM`, linear layers as codes {-1, 0, 1}; and gamma of each layer."""
     coded = copy.deepcopy(model)
     gammas: dict[str, Tensor] = {}
-    for i, block in enumerate(coded.layers):
-        for room, module in block.named_modules():
-            for name, out in LOW_BIT_LAYOUTS.get(type(module), ({}, 0))[0].items():
-                scale, weight = scale_of(module, name, "ternary", out), getattr(module, name)
-                with torch.no_grad():
-                    weight.copy_(codes(weight, scale, "ternary"))
-                gammas[f"model.layers.{i}.{_LINEAR[f'{room}.{name}']}"] = scale.reshape(1)
+    for path, layer in low_bit_layers(coded):
+        scale, (_, i, name) = layer.scale("ternary"), path.split(".", 2)
+        with torch.no_grad():
+            layer.weight.copy_(codes(layer.weight, scale, "ternary"))
+        gammas[f"model.layers.{i}.{_LINEAR[name]}"] = scale.reshape(1)
     weights = stock_weights(coded, shape, o_bias=model.base.qkv_bias)
     for name, gain in model.named_parameters():
         if name.endswith(".inner_norm"):

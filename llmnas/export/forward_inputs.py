@@ -11,28 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from llmnas.export.decoding_cache import DecodingCache
-from llmnas.supernet.model import Transformer
-
-
-class TokenEmbedding(nn.Module):
-    """The token embedding of a `Transformer` as a module of its own; holds no weight.
-
-    Args:
-        transformer: whose embedding it is.
-    """
-
-    def __init__(self, transformer: Transformer) -> None:
-        super().__init__()
-        self._of = (transformer,)  # a tuple, so that its weights are not those of this module too
-
-    @property
-    def weight(self) -> nn.Parameter:
-        """[vocab, hidden of the largest network]."""
-        return self._of[0].embedding
-
-    def forward(self, tokens: Tensor, hidden_size: int | None = None) -> Tensor:
-        """[B, T] int64 -> [B, T, hidden_size], by default as wide as the weight."""
-        return nn.functional.embedding(tokens, self.weight[:, :hidden_size])
 
 
 def document_numbers(

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
@@ -18,9 +20,10 @@ from llmnas.export.configuration_llmnas import LlmnasConfig
 from llmnas.export.modeling_decilm import DeciLMForCausalLM
 from llmnas.export.modeling_llmnas import LlmnasForCausalLM
 from llmnas.export.refusals import require_whole
-from llmnas.files import ABOUT_FILE, read_object
+from llmnas.files import ABOUT_FILE, read_object, regular
 from llmnas.files.companions import SETTINGS_FILE
 from llmnas.files.tokenizer_files import open_tokenizer
+from llmnas.supernet.old_names import modern_state
 
 OURS = {
     LlmnasForCausalLM.__name__: (LlmnasForCausalLM, LlmnasConfig),
@@ -109,9 +112,11 @@ def open_model(folder: Path, **options: Any) -> Any:
     logging.set_verbosity_error()  # its report of what does not fit is a page long
     logging.disable_progress_bar()
     try:
+        old = _old_weights(folder, config, name)
         model, loading = kind.from_pretrained(
-            folder, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True,
-            trust_remote_code=False, use_safetensors=True, attn_implementation="sdpa", local_files_only=True, **options,
+            None if old else folder, state_dict=old, config=config, dtype=torch.float32, output_loading_info=True,
+            ignore_mismatched_sizes=True, trust_remote_code=False, use_safetensors=True, attn_implementation="sdpa",
+            local_files_only=True, **options,
         )  # fmt: skip
         require_whole(loading)
     except Exception as error:  # noqa: BLE001 (damaged values end in whatever reading them raises)
@@ -124,6 +129,22 @@ def open_model(folder: Path, **options: Any) -> Any:
     if left:
         raise UserError(f"{folder}: the weights hold {left[0]}, which {name} does not have")
     return model.eval()
+
+
+def _old_weights(folder: Path, config: Any, name: str) -> dict[str, Tensor] | None:
+    """The weights of our own class from before linear layers were modules, by today's names; None for others."""
+    path = folder / "model.safetensors"
+    if name != LlmnasForCausalLM.__name__ or config.shape is None or not path.is_file():
+        return None
+    with safe_open(regular(path), framework="pt") as file:
+        if "model.embedding" not in file.keys():  # noqa: SIM118 (not a dictionary)
+            return None
+        stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    with torch.device("meta"):
+        model = LlmnasForCausalLM(config)
+    prefix = f"{LlmnasForCausalLM.base_model_prefix}."
+    state = modern_state({key.removeprefix(prefix): value for key, value in stored.items()}, model.model)
+    return {f"{prefix}{key}": value for key, value in state.items()}
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:

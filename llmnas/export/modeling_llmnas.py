@@ -22,7 +22,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from llmnas.export.configuration_llmnas import LlmnasConfig, StoredShape
 from llmnas.export.decoding_cache import DecodingCache
 from llmnas.export.elastic_training import STALE, Draws, checksum, measured
-from llmnas.export.forward_inputs import TokenEmbedding, document_numbers, one_cache
+from llmnas.export.forward_inputs import document_numbers, one_cache
 from llmnas.export.refusals import require_positions, require_room, require_whole
 from llmnas.export.stopwatch import decode_ms, fingerprint
 from llmnas.export.subnetworks import LatencyTable, Limits, Subnetwork, latencies, pick
@@ -65,7 +65,6 @@ class LlmnasForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             transformer = Transformer(StoredShape.from_dict(config.shape))
             transformer = pack(transformer) if config.packed else transformer
         self.model = transformer
-        self.embed = TokenEmbedding(transformer)
         self.subnetworks = tuple(Subnetwork.from_dict(one) for one in config.subnetworks)
         self._arch = Architecture.from_dict(config.active) if config.active else self._first()
         self._draws: Draws | None = None
@@ -130,11 +129,11 @@ class LlmnasForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embedding, as wide as the largest network."""
-        return self.embed
+        return self.model.embedding
 
     def set_input_embeddings(self, value: Any) -> None:  # noqa: ARG002 (transformers' signature)
         """Refused: sub-networks read slices of the embedding that is here."""
-        raise ValueError("the token embedding cannot be replaced; change model.model.embedding in place")
+        raise ValueError("the token embedding cannot be replaced; change model.model.embedding.weight in place")
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
@@ -319,7 +318,7 @@ class LlmnasForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             raise ValueError("packed weights only compute; model.unpacked() has floats, to train on")
         cache = one_cache({"cache": cache, "past_key_values": past_key_values})
         arch = arch or (self._draws.next() if self._draws is not None and self.training else self.arch)
-        x = self.embed(input_ids, arch.hidden_size) if inputs_embeds is None else inputs_embeds
+        x = self.model.embedding(input_ids, arch.hidden_size) if inputs_embeds is None else inputs_embeds
         if x.shape[-1] != arch.hidden_size:
             raise ValueError(f"inputs_embeds: are {x.shape[-1]} wide, the architecture {arch.hidden_size}")
         batch, new = x.shape[:2]

@@ -12,11 +12,9 @@ from torch import Tensor
 from llmnas.export.configuration_llmnas import LlmnasConfig, StoredShape
 from llmnas.export.modeling_llmnas import LlmnasForCausalLM
 from llmnas.export.ship import SHELL
-from llmnas.nn.lowbit import is_packed
-from llmnas.nn.ternary import LOW_BIT, codes, scale_name, scale_of
+from llmnas.nn.ternary import codes, scale_name
 from llmnas.supernet import Transformer
-from llmnas.supernet.layouts import LOW_BIT_LAYOUTS
-from llmnas.supernet.packed import FORMAT, has_packed
+from llmnas.supernet.packed import FORMAT, has_packed, low_bit_layers
 
 CLASS_NAME = LlmnasForCausalLM.__name__
 
@@ -48,22 +46,14 @@ def own_weights(model: Transformer) -> dict[str, Tensor]:
     a cast to half precision too. Weights that are read in several ways stay latent.
     """
     stored = copy.deepcopy(model)
-    for block, kinds in zip(stored.layers, stored.kinds, strict=True):
-        only = kinds.weights[0] if len(kinds.weights) == 1 else None
-        for module in block.modules():
-            out_dims, matrices = LOW_BIT_LAYOUTS.get(type(module), ({}, 0))
-            for name, out in out_dims.items():
-                weight: Tensor = getattr(module, name)
-                if is_packed(weight):
-                    continue
-                for kind in LOW_BIT:
-                    if kind not in kinds.weights:
-                        continue
-                    scale = scale_of(module, name, kind, out, matrices)
-                    module.get_buffer(scale_name(name, kind)).copy_(scale)
-                    if kind == only:
-                        with torch.no_grad():
-                            weight.copy_(codes(weight, scale, kind) * scale)
+    for path, layer in low_bit_layers(stored):
+        several = len(stored.kinds[int(path.split(".")[1])].weights) > 1
+        for kind in layer.kinds:
+            scale = layer.scale(kind)
+            layer.get_buffer(scale_name(kind)).copy_(scale)
+            if not several:
+                with torch.no_grad():
+                    layer.weight.copy_(codes(layer.weight, scale, kind) * scale)
     return {f"model.{name}": tensor.detach().contiguous() for name, tensor in stored.state_dict().items()}
 
 

@@ -24,7 +24,7 @@ _ROUNDS_AT_LEAST = 5
 
 def fingerprint(model: Transformer) -> dict[str, str | int]:
     """What a latency depends on besides the network: device, cores, threads, type of numbers, torch."""
-    where = model.embedding
+    where = model.embedding.weight
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
         "device": torch.cuda.get_device_name(where.device) if where.is_cuda else processor(),
@@ -68,7 +68,7 @@ def decode_ms(
 
 
 def _decoder(model: Transformer, arch: Architecture, context: int) -> Callable[[], Any]:
-    device = model.embedding.device
+    device = model.embedding.weight.device
     tokens = (torch.arange(context, device=device) % model.base.vocab_size)[None]
     cache = model.new_cache(arch, 1, context)
     if context > 1:

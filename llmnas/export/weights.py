@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from llmnas.export.shape import StockShape, copies
+from llmnas.nn.elastic_linear import grids
 from llmnas.space import LayerSpec
 from llmnas.supernet import Transformer
 
@@ -37,10 +38,11 @@ def stock_weights(
         Contiguous tensors of the model's dtype, some of them its own memory. A tied head is left out, as
         transformers stores it.
     """
-    own = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    weights = {"model.embed_tokens.weight": own["embedding"], "model.norm.weight": own["norm"]}
-    if "head" in own:
-        weights["lm_head.weight"] = own["head"]
+    sliced = grids(model)
+    own = {name: weight.detach().view(sliced.get(name, weight.shape)) for name, weight in model.named_parameters()}
+    weights = {"model.embed_tokens.weight": own["embedding.weight"], "model.norm.weight": own["norm"]}
+    if "head.weight" in own:
+        weights["lm_head.weight"] = own["head.weight"]
     for i, (_, spec) in enumerate(model.envelope.kept):
         stock_layer = shape if shapes is None else shapes[i]
         prefix = f"layers.{i}."
@@ -63,10 +65,10 @@ def _no_mixer(layer: dict[str, Tensor], *, qk_norm: bool, qkv_bias: bool) -> dic
     hidden_size = layer["ffn_norm"].shape[0]
     nothing = layer["ffn_norm"].new_zeros
     one: dict[str, tuple[int, ...]] = {"q": (1, 1, 2), "k": (1, 2), "v": (1, 2)}
-    found = {f"attention.{name}": nothing(*size, hidden_size) for name, size in one.items()}
-    found |= {"mixer_norm": torch.ones_like(layer["ffn_norm"]), "attention.o": nothing(hidden_size, *one["q"])}
+    found = {f"attention.{name}.weight": nothing(*size, hidden_size) for name, size in one.items()}
+    found |= {"mixer_norm": torch.ones_like(layer["ffn_norm"]), "attention.o.weight": nothing(hidden_size, *one["q"])}
     if qkv_bias:
-        found |= {f"attention.{name}_bias": nothing(*size) for name, size in one.items()}
+        found |= {f"attention.{name}.bias": nothing(*size) for name, size in one.items()}
     if qk_norm:
         found |= {f"attention.{name}_norm": nothing(2) for name in "qk"}
     return found
@@ -77,14 +79,14 @@ def _feed_forward(layer: dict[str, Tensor], spec: LayerSpec, shape: StockShape) 
     grid = shape.experts
     if grid is None or not grid.has_router(spec):
         size = shape.spec.ffn_size
-        return {f"mlp.{name}_proj.weight": _pad(layer[f"ffn.{name}"], name == "down", size) for name in _SWIGLU}
+        return {f"mlp.{name}_proj.weight": _pad(layer[f"ffn.{name}.weight"], name == "down", size) for name in _SWIGLU}
     if spec.experts == 1:  # equal experts, whichever are chosen: their weights sum to one
-        stacked = {name: layer[f"ffn.{name}"].expand(grid.experts, -1, -1) for name in _SWIGLU}
+        stacked = {name: layer[f"ffn.{name}.weight"].expand(grid.experts, -1, -1) for name in _SWIGLU}
         router = layer["ffn_norm"].new_zeros(grid.experts, layer["ffn_norm"].shape[0])
     else:
         copies_of_each = grid.experts // spec.experts
-        stacked = {name: layer[f"ffn.{name}"].repeat_interleave(copies_of_each, 0) for name in _SWIGLU}
-        router = layer["ffn.router"].repeat_interleave(copies_of_each, 0)
+        stacked = {name: layer[f"ffn.{name}.weight"].repeat_interleave(copies_of_each, 0) for name in _SWIGLU}
+        router = layer["ffn.router.weight"].repeat_interleave(copies_of_each, 0)
     room, names = ("mlp", _SWIGLU) if grid.kind == "qwen3_moe" else ("block_sparse_moe", _MIXTRAL)
     found = {f"{room}.gate.weight": router}
     for name, theirs in zip(_SWIGLU, names, strict=True):
@@ -103,10 +105,12 @@ def _attention(layer: dict[str, Tensor], spec: LayerSpec, shape: StockShape) -> 
     """
     stock, widen = shape.spec, math.sqrt(shape.spec.head_dim / spec.head_dim)
     qk_norm = "attention.q_norm" in layer
-    weights = {"o_proj.weight": _queries(_pad(layer["attention.o"].movedim(0, -1), 2, stock.head_dim), spec, stock).T}
-    for suffix, kind in (("", "weight"), ("_bias", "bias")):
-        if f"attention.q{suffix}" in layer:
-            q, k, v = (layer[f"attention.{name}{suffix}"] for name in "qkv")
+    weights = {
+        "o_proj.weight": _queries(_pad(layer["attention.o.weight"].movedim(0, -1), 2, stock.head_dim), spec, stock).T
+    }
+    for kind in ("weight", "bias"):
+        if f"attention.q.{kind}" in layer:
+            q, k, v = (layer[f"attention.{name}.{kind}"] for name in "qkv")
             k = k * widen if qk_norm else k
             weights[f"q_proj.{kind}"] = _queries(_rotary(q * widen, 2, shape), spec, stock)
             weights[f"k_proj.{kind}"] = _keys(_rotary(k, 1, shape), spec, stock)

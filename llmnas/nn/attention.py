@@ -12,20 +12,20 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from llmnas.nn.cache import KeyValues
-from llmnas.nn.lowbit import Tokens, inputs, normed, project
+from llmnas.nn.elastic_linear import ElasticLinear
+from llmnas.nn.lowbit import Tokens, inputs, normed
 from llmnas.nn.norm import rms_norm
 from llmnas.nn.rope import rotate
-from llmnas.nn.ternary import LOW_BIT, add_scales
+from llmnas.nn.ternary import LOW_BIT
 from llmnas.space.architecture import BaseModel, LayerKinds, LayerSpec
 
-OUT_DIMS = {"q": 3, "k": 2, "v": 2, "o": 1}
 _HAS_FLASH = importlib.util.find_spec("flash_attn") is not None
 
 
 class Attention(nn.Module):
     """Attention with the weights of the largest sizes; `forward` uses the leading ones.
 
-    Weights are stored by head ([K, Q, D, H]), so that fewer KV heads, fewer queries a
+    Rows and columns of the linear layers are grids of heads ([K, Q, D]), so that fewer KV heads, fewer queries a
     group and a smaller head_dim all stay leading slices and every query keeps its KV head.
     """
 
@@ -33,19 +33,15 @@ class Attention(nn.Module):
         super().__init__()
         kv, queries, dim = largest.kv_heads, largest.queries_per_group, largest.head_dim
         self.eps = base.norm_eps
-        self.q = nn.Parameter(torch.empty(kv, queries, dim, hidden_size))
-        self.k = nn.Parameter(torch.empty(kv, dim, hidden_size))
-        self.v = nn.Parameter(torch.empty(kv, dim, hidden_size))
-        self.o = nn.Parameter(torch.empty(hidden_size, kv, queries, dim))
-        self.q_bias = nn.Parameter(torch.zeros(kv, queries, dim)) if base.qkv_bias else None
-        self.k_bias = nn.Parameter(torch.zeros(kv, dim)) if base.qkv_bias else None
-        self.v_bias = nn.Parameter(torch.zeros(kv, dim)) if base.qkv_bias else None
+        self.q = ElasticLinear(hidden_size, (kv, queries, dim), bias=base.qkv_bias, kinds=kinds.weights)
+        self.k = ElasticLinear(hidden_size, (kv, dim), bias=base.qkv_bias, kinds=kinds.weights)
+        self.v = ElasticLinear(hidden_size, (kv, dim), bias=base.qkv_bias, kinds=kinds.weights)
+        self.o = ElasticLinear((kv, queries, dim), hidden_size, kinds=kinds.weights)
         each = base.qk_norm_over == "head"
         self.q_norm = nn.Parameter(torch.ones((dim,) if each else (kv, queries, dim))) if base.qk_norm else None
         self.k_norm = nn.Parameter(torch.ones((dim,) if each else (kv, dim))) if base.qk_norm else None
         low_bit = any(kind in kinds.weights for kind in LOW_BIT)
         self.inner_norm = nn.Parameter(torch.ones(kv, queries, dim)) if low_bit else None
-        add_scales(self, kinds, OUT_DIMS)
 
     def forward(
         self,
@@ -68,8 +64,8 @@ class Attention(nn.Module):
             [B, T, H].
         """
         mixed = self.heads(x, spec, rotation, documents, cache)
-        sizes = (x.shape[-1], spec.kv_heads, spec.queries_per_group, spec.head_dim)
-        return project(self, "o", mixed, spec.weights, sizes, OUT_DIMS["o"])
+        grid = (spec.kv_heads, spec.queries_per_group, spec.head_dim)
+        return self.o(mixed, x.shape[-1], spec.weights, grid)
 
     def heads(
         self,
@@ -81,13 +77,9 @@ class Attention(nn.Module):
     ) -> Tokens:
         """[B, T, H] -> what every query head read, as the output projection sees it, [B, T, K * Q * D]."""
         grid, kind = (spec.kv_heads, spec.queries_per_group, spec.head_dim), spec.weights
-        seen, tokens, hidden = inputs(x, kind, self.q), x.shape[:-1], x.shape[-1]
-        one = (grid[0], grid[2])
-        q = project(self, "q", seen, kind, (*grid, hidden), OUT_DIMS["q"], _leading(self.q_bias, grid))
-        k = project(self, "k", seen, kind, (*one, hidden), OUT_DIMS["k"], _leading(self.k_bias, one))
-        v = project(self, "v", seen, kind, (*one, hidden), OUT_DIMS["v"], _leading(self.v_bias, one))
-        q = q.view(*tokens, spec.q_heads, spec.head_dim)
-        k, v = (part.view(*tokens, spec.kv_heads, spec.head_dim) for part in (k, v))
+        seen, tokens, one = inputs(x, kind, self.q), x.shape[:-1], (spec.kv_heads, spec.head_dim)
+        q = self.q(seen, grid, kind).view(*tokens, spec.q_heads, spec.head_dim)
+        k, v = (linear(seen, one, kind).view(*tokens, *one) for linear in (self.k, self.v))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = _normed_heads(q, self.q_norm, grid, self.eps), _normed_heads(k, self.k_norm, one, self.eps)
         if rotation is not None:
@@ -106,11 +98,6 @@ def _normed_heads(x: Tensor, gain: Tensor, sizes: tuple[int, ...], eps: float) -
     if gain.dim() == 1:
         return rms_norm(x, gain, eps)
     return rms_norm(x.flatten(2), gain[tuple(slice(size) for size in sizes)].flatten(), eps).view_as(x)
-
-
-def _leading(bias: Tensor | None, sizes: tuple[int, ...]) -> Tensor | None:
-    """The leading block of a bias, flat."""
-    return None if bias is None else bias[tuple(slice(size) for size in sizes)].flatten()
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:

@@ -6,11 +6,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from llmnas.nn.lowbit import Tokens, inputs, project, swiglu_inputs
-from llmnas.nn.ternary import LOW_BIT, add_scales
+from llmnas.nn.elastic_linear import ElasticLinear
+from llmnas.nn.lowbit import Tokens, inputs, swiglu_inputs
+from llmnas.nn.ternary import LOW_BIT
 from llmnas.space.architecture import BaseModel, LayerKinds, LayerSpec
-
-OUT_DIMS = {"gate": 1, "up": 1, "down": 1}
 
 
 class FeedForward(nn.Module):
@@ -22,21 +21,20 @@ class FeedForward(nn.Module):
     def __init__(self, base: BaseModel, hidden_size: int, ffn_size: int, kinds: LayerKinds) -> None:
         super().__init__()
         self.eps, self.activation = base.norm_eps, base.activation
-        self.gate = nn.Parameter(torch.empty(ffn_size, hidden_size))
-        self.up = nn.Parameter(torch.empty(ffn_size, hidden_size))
-        self.down = nn.Parameter(torch.empty(hidden_size, ffn_size))
+        self.gate = ElasticLinear(hidden_size, ffn_size, kinds=kinds.weights)
+        self.up = ElasticLinear(hidden_size, ffn_size, kinds=kinds.weights)
+        self.down = ElasticLinear(ffn_size, hidden_size, kinds=kinds.weights)
         low_bit = any(kind in kinds.weights for kind in LOW_BIT)
         self.inner_norm = nn.Parameter(torch.ones(ffn_size)) if low_bit else None
-        add_scales(self, kinds, OUT_DIMS)
 
     def forward(self, x: Tokens, spec: LayerSpec) -> Tensor:
         """x: [..., hidden] -> [..., hidden], through the leading `spec.ffn_size` channels."""
-        return project(self, "down", self.gated(x, spec), spec.weights, (x.shape[-1], spec.ffn_size), 1)
+        return self.down(self.gated(x, spec), x.shape[-1], spec.weights)
 
     def gated(self, x: Tokens, spec: LayerSpec) -> Tokens:
         """[..., hidden] -> the channels as `down` sees them, [..., spec.ffn_size]."""
-        kind, seen, sizes = spec.weights, inputs(x, spec.weights, self.gate), (spec.ffn_size, x.shape[-1])
-        gate, up = (project(self, name, seen, kind, sizes, 1) for name in ("gate", "up"))
+        kind, seen = spec.weights, inputs(x, spec.weights, self.gate)
+        gate, up = (linear(seen, spec.ffn_size, kind) for linear in (self.gate, self.up))
         if kind == "dense" or self.inner_norm is None:
             return (F.silu(gate) if self.activation == "silu" else F.gelu(gate, approximate="tanh")) * up
         return swiglu_inputs(gate, up, self.inner_norm, self.eps, kind, self.down)

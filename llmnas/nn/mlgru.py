@@ -15,12 +15,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from llmnas.nn.cache import State
+from llmnas.nn.elastic_linear import ElasticLinear
 from llmnas.nn.kernels import mlgru_scan as scan
-from llmnas.nn.lowbit import Tokens, inputs, normed, project
-from llmnas.nn.ternary import LOW_BIT, add_scales
+from llmnas.nn.lowbit import Tokens, inputs, normed
+from llmnas.nn.ternary import LOW_BIT
 from llmnas.space.architecture import BaseModel, LayerKinds, LayerSpec
-
-OUT_DIMS = {"forget": 3, "candidate": 3, "output_gate": 3, "o": 1}
 
 
 class MLGRU(nn.Module):
@@ -30,14 +29,13 @@ class MLGRU(nn.Module):
         super().__init__()
         grid = (largest.kv_heads, largest.queries_per_group, largest.head_dim)
         self.eps = base.norm_eps
-        self.forget = nn.Parameter(torch.empty(*grid, hidden_size))
-        self.candidate = nn.Parameter(torch.empty(*grid, hidden_size))
-        self.output_gate = nn.Parameter(torch.empty(*grid, hidden_size))
-        self.o = nn.Parameter(torch.empty(hidden_size, *grid))
+        self.forget = ElasticLinear(hidden_size, grid, kinds=kinds.weights)
+        self.candidate = ElasticLinear(hidden_size, grid, kinds=kinds.weights)
+        self.output_gate = ElasticLinear(hidden_size, grid, kinds=kinds.weights)
+        self.o = ElasticLinear(grid, hidden_size, kinds=kinds.weights)
         self.lower = nn.Parameter(torch.zeros(*grid))  # logits of the lower bound
         low_bit = any(kind in kinds.weights for kind in LOW_BIT)
         self.inner_norm = nn.Parameter(torch.ones(*grid)) if low_bit else None
-        add_scales(self, kinds, OUT_DIMS)
 
     def forward(self, x: Tokens, spec: LayerSpec, documents: Tensor | None, cache: State | None = None) -> Tensor:
         """Mix tokens causally.
@@ -65,28 +63,24 @@ class MLGRU(nn.Module):
 
     def gates(self, seen: Tokens, spec: LayerSpec) -> tuple[Tensor, Tensor]:
         """`inputs` [B, T, H] -> forget gates f and inputs (1 - f) c, `[B, T, W]` each."""
-        grid = (spec.kv_heads, spec.queries_per_group, spec.head_dim)
+        grid, kind = (spec.kv_heads, spec.queries_per_group, spec.head_dim), spec.weights
         lower = self.lower[tuple(slice(size) for size in grid)].flatten().sigmoid()
-        forget = lower + (1 - lower) * self._from_hidden("forget", seen, spec).sigmoid()
-        return forget, (1 - forget) * F.silu(self._from_hidden("candidate", seen, spec))
+        forget = lower + (1 - lower) * self.forget(seen, grid, kind).sigmoid()
+        return forget, (1 - forget) * F.silu(self.candidate(seen, grid, kind))
 
     def project(self, hidden: Tensor, seen: Tokens, spec: LayerSpec) -> Tensor:
         """States [B, T, W] -> [B, T, H], through the output gate, which sees `inputs` [B, T, H]."""
-        sizes = (seen.shape[-1], spec.kv_heads, spec.queries_per_group, spec.head_dim)
-        return project(self, "o", self.gated(hidden, seen, spec), spec.weights, sizes, OUT_DIMS["o"])
+        grid = (spec.kv_heads, spec.queries_per_group, spec.head_dim)
+        return self.o(self.gated(hidden, seen, spec), seen.shape[-1], spec.weights, grid)
 
     def gated(self, hidden: Tensor, seen: Tokens, spec: LayerSpec) -> Tokens:
         """States [B, T, W] through the output gate, as the output projection sees them."""
-        mixed = self._from_hidden("output_gate", seen, spec).sigmoid() * hidden
+        grid = (spec.kv_heads, spec.queries_per_group, spec.head_dim)
+        mixed = self.output_gate(seen, grid, spec.weights).sigmoid() * hidden
         if spec.weights == "dense" or self.inner_norm is None:
             return mixed
-        grid = (spec.kv_heads, spec.queries_per_group, spec.head_dim)
         gain = self.inner_norm[tuple(slice(size) for size in grid)].flatten()
         return inputs(normed(mixed, gain, self.eps, spec.weights), spec.weights, self.o)
-
-    def _from_hidden(self, name: str, seen: Tokens, spec: LayerSpec) -> Tensor:
-        sizes = (spec.kv_heads, spec.queries_per_group, spec.head_dim, seen.shape[-1])
-        return project(self, name, seen, spec.weights, sizes, OUT_DIMS[name])
 
 
 def starts_of(documents: Tensor) -> Tensor:

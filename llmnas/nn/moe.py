@@ -14,13 +14,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from llmnas.nn.elastic_linear import ElasticLinear
+from llmnas.nn.expert_linear import ExpertLinear
 from llmnas.nn.ffn import FeedForward
-from llmnas.nn.linear import linear
-from llmnas.nn.lowbit import Tokens, inputs, project_experts, swiglu_inputs
-from llmnas.nn.ternary import LOW_BIT, add_scales
+from llmnas.nn.lowbit import Tokens, inputs, swiglu_inputs
+from llmnas.nn.ternary import LOW_BIT
 from llmnas.space.architecture import BaseModel, LayerKinds, LayerSpec
-
-OUT_DIMS = {"gate": 2, "up": 2, "down": 2}
 
 
 class Routing(NamedTuple):
@@ -66,15 +65,14 @@ class Experts(nn.Module):
         super().__init__()
         experts, ffn_size = largest.experts, largest.ffn_size
         self.eps, self.score, self.renormalise = base.norm_eps, base.router, base.norm_top_k
-        self.gate = nn.Parameter(torch.empty(experts, ffn_size, hidden_size))
-        self.up = nn.Parameter(torch.empty(experts, ffn_size, hidden_size))
-        self.down = nn.Parameter(torch.empty(experts, hidden_size, ffn_size))
-        self.router = nn.Parameter(torch.empty(experts, hidden_size))
+        self.gate = ExpertLinear(experts, hidden_size, ffn_size, kinds=kinds.weights)
+        self.up = ExpertLinear(experts, hidden_size, ffn_size, kinds=kinds.weights)
+        self.down = ExpertLinear(experts, ffn_size, hidden_size, kinds=kinds.weights)
+        self.router = ElasticLinear(hidden_size, experts)
         # added to the scores where experts are chosen, never where they are weighted; trained outside of the gradient
         self.register_buffer("balance", torch.zeros(experts))
         low_bit = any(kind in kinds.weights for kind in LOW_BIT)
         self.inner_norm = nn.Parameter(torch.ones(ffn_size)) if low_bit else None
-        add_scales(self, kinds, OUT_DIMS, matrices=1)
         self.exchange: Exchange | None = None
         self.shared = FeedForward(base, hidden_size, largest.shared_size, kinds) if largest.shared_experts else None
         gated = base.shared_gate and self.shared is not None
@@ -131,7 +129,7 @@ class Experts(nn.Module):
 
     def scores(self, tokens: Tensor, spec: LayerSpec) -> tuple[Tensor, Tensor]:
         """[N, H] -> the router's logits and what it makes of them, both [N, E] float32."""
-        logits = linear(tokens, self.router, spec.experts).float()
+        logits = self.router(tokens, spec.experts).float()
         return logits, logits.softmax(-1) if self.score == "softmax" else logits.sigmoid()
 
     def one(self, tokens: Tensor, spec: LayerSpec, expert: int = 0) -> Tensor:
@@ -146,9 +144,8 @@ class Experts(nn.Module):
             ends: where the rows of each expert end; as many experts are used, `spec.experts` is not looked at.
             first: the first of them.
         """
-        kind, size = spec.weights, (spec.ffn_size, tokens.shape[-1])
-        seen = inputs(tokens, kind, self.gate)
-        gate, up = (project_experts(self, name, seen, kind, size, ends, first) for name in ("gate", "up"))
+        kind, seen = spec.weights, inputs(tokens, spec.weights, self.gate)
+        gate, up = (linear(seen, spec.ffn_size, ends, kind, first) for linear in (self.gate, self.up))
         if kind == "dense" or self.inner_norm is None:
             return F.silu(gate) * up
         return swiglu_inputs(gate, up, self.inner_norm, self.eps, kind, self.down)
@@ -156,4 +153,4 @@ class Experts(nn.Module):
     def _grouped(self, rows: Tensor, spec: LayerSpec, ends: Tensor, first: int = 0) -> Tensor:
         """rows: [N K, H] sorted by expert, those of expert `first` + e end at ends[e] -> [N K, H]."""
         seen = self.gated(rows, spec, ends, first)
-        return project_experts(self, "down", seen, spec.weights, (rows.shape[-1], spec.ffn_size), ends, first)
+        return self.down(seen, rows.shape[-1], ends, spec.weights, first)

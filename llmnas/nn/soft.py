@@ -21,10 +21,9 @@ from llmnas.nn.attention import Attention, attend
 from llmnas.nn.block import Block
 from llmnas.nn.ffn import FeedForward
 from llmnas.nn.kernels import mlgru_scan as scan
-from llmnas.nn.linear import linear, linear_from_heads, linear_heads
 from llmnas.nn.mlgru import MLGRU
 from llmnas.nn.rope import rotate
-from llmnas.nn.ternary import read_input, reader
+from llmnas.nn.ternary import read_input
 from llmnas.space.architecture import LayerSpec, Mixer, Weights
 
 
@@ -101,13 +100,10 @@ def soft_block(block: Block, x: Tensor, layer: SoftLayer, hidden: Tensor, rotati
 
 def soft_attention(module: Attention, x: Tensor, layer: SoftLayer, kind: Weights, rotation: Tensor | None) -> Tensor:
     """Grouped-query attention over mixed heads; x: [B, T, H], masked -> [B, T, H]."""
-    kv, queries, dim = module.q.shape[:3]
+    kv, queries, dim = module.q.rows
     seen, tokens = read_input(x, kind), x.shape[:-1]
-    q = linear_heads(seen, module.q, (kv, queries, dim), module.q_bias, reader(module, "q", kind, 3))
-    k = linear_heads(seen, module.k, (kv, dim), module.k_bias, reader(module, "k", kind, 2))
-    v = linear_heads(seen, module.v, (kv, dim), module.v_bias, reader(module, "v", kind, 2))
-    q = q.view(*tokens, kv * queries, dim)
-    k, v = (part.view(*tokens, kv, dim) for part in (k, v))
+    q = module.q(seen, module.q.rows, kind).view(*tokens, kv * queries, dim)
+    k, v = (linear(seen, (kv, dim), kind).view(*tokens, kv, dim) for linear in (module.k, module.v))
     if module.q_norm is not None and module.k_norm is not None:
         q = soft_rms_norm(q, module.q_norm, layer.head_dim, module.eps)
         k = soft_rms_norm(k, module.k_norm, layer.head_dim, module.eps)
@@ -120,31 +116,29 @@ def soft_attention(module: Attention, x: Tensor, layer: SoftLayer, kind: Weights
 
 def soft_mlgru(module: MLGRU, x: Tensor, layer: SoftLayer, kind: Weights) -> Tensor:
     """The linear recurrence over mixed heads; x: [B, T, H], masked -> [B, T, H]."""
-    kv, queries, dim = module.forget.shape[:3]
+    kv, queries, dim = module.forget.rows
     spec = LayerSpec(kv, queries, dim, 1, weights=kind, mixer="mlgru")
     hidden = scan(*module.gates(module.inputs(x, spec), spec))
-    read = reader(module, "output_gate", kind, 3)
-    gate = linear_heads(read_input(x, kind), module.output_gate, (kv, queries, dim), read=read)
+    gate = module.output_gate(read_input(x, kind), module.forget.rows, kind)
     return _out(module, gate.sigmoid() * hidden, x.shape[-1], layer, kind)
 
 
 def _out(module: Attention | MLGRU, mixed: Tensor, width: int, layer: SoftLayer, kind: Weights) -> Tensor:
     """Project what the heads found, [B, T, K Q D], to the residual stream."""
-    grid, mask = tuple(layer.heads.shape), layer.heads.flatten()
+    mask = layer.heads.flatten()
     if kind == "dense" or module.inner_norm is None:
         seen = mixed * mask
     else:
         seen = read_input(soft_rms_norm(mixed, module.inner_norm.flatten(), mask, module.eps), kind)
-    return linear_from_heads(seen, module.o, grid, width, reader(module, "o", kind, 1))
+    return module.o(seen, width, kind, tuple(layer.heads.shape))
 
 
 def soft_feed_forward(module: FeedForward, x: Tensor, layer: SoftLayer, kind: Weights) -> Tensor:
     """SwiGLU of mixed width; x: [B, T, H], masked -> [B, T, H]."""
-    seen, size = read_input(x, kind), module.gate.shape[0]
-    gate = linear(seen, module.gate, size, read=reader(module, "gate", kind, 1))
-    gated = F.silu(gate) * linear(seen, module.up, size, read=reader(module, "up", kind, 1))
+    seen, size = read_input(x, kind), len(module.gate.weight)
+    gated = F.silu(module.gate(seen, size, kind)) * module.up(seen, size, kind)
     if kind == "dense" or module.inner_norm is None:
         gated = gated * layer.ffn
     else:
         gated = read_input(soft_rms_norm(gated, module.inner_norm, layer.ffn, module.eps), kind, signed=False)
-    return linear(gated, module.down, x.shape[-1], read=reader(module, "down", kind, 1))
+    return module.down(gated, x.shape[-1], kind)

@@ -11,14 +11,14 @@ bit; NaN there, the beginning of every other network, means the weight's own.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor
 
-from llmnas.nn.linear import Read
-from llmnas.space.architecture import LayerKinds, Weights
+from llmnas.space.architecture import Weights
 from llmnas.triton_kernels.reference import LEAST, to_int8, token_scales
 
 LOW_BIT: tuple[Weights, ...] = ("ternary", "binary")
@@ -118,17 +118,14 @@ def activation_codes(x: Tensor, scales: Tensor) -> Tensor:
     return (x * scales).round_().clamp_(-128, 127)
 
 
-def magnitude(weight: Tensor, kind: Weights, out_dims: int, matrices: int = 0) -> Tensor:
+def magnitude(weight: Tensor, kind: Weights) -> Tensor:
     """The scale of a weight's codes, detached, with the reduced axes kept at size 1.
 
     Args:
-        weight: [*matrices, *out, *in].
-        kind: ternary: one number a matrix; binary: one an output.
-        out_dims: leading axes that are outputs, those of `matrices` included.
-        matrices: leading axes that tell matrices apart (experts).
+        weight: [..., N, K].
+        kind: ternary: one number a matrix, [..., 1, 1]; binary: one an output, [..., N, 1].
     """
-    axes = tuple(range(matrices if kind == "ternary" else out_dims, weight.dim()))
-    return weight.detach().abs().mean(axes, keepdim=True).clamp_min(LEAST)
+    return weight.detach().abs().mean((-2, -1) if kind == "ternary" else -1, keepdim=True).clamp_min(LEAST)
 
 
 def codes(block: Tensor, scale: Tensor, kind: Weights) -> Tensor:
@@ -138,44 +135,44 @@ def codes(block: Tensor, scale: Tensor, kind: Weights) -> Tensor:
     return torch.where(block >= 0, 1.0, -1.0).to(block.dtype)
 
 
-def reader(module: nn.Module, name: str, kind: Weights, out_dims: int, matrices: int = 0) -> Read:
-    """How to read a leading block of `module`'s weight `name`; None for dense weights."""
-    if kind == "dense":
-        return None
-    full = scale_of(module, name, kind, out_dims, matrices)
-
-    def read(block: Tensor) -> Tensor:
-        scale = full[tuple(slice(size) for size in block.shape)]
-        return straight_through(block, codes(block.detach(), scale, kind).mul_(scale))
-
-    return read
+def fake_quantised(block: Tensor, scale: Tensor, kind: Weights) -> Tensor:
+    """Code times scale of a block of weights, with straight-through gradients."""
+    return straight_through(block, codes(block.detach(), scale, kind).mul_(scale))
 
 
-def scale_of(module: nn.Module, name: str, kind: Weights, out_dims: int, matrices: int = 0) -> Tensor:
-    """The scale in force of the weight `name`: the stored one, else its own magnitude.
+class Latent(Protocol):
+    """A linear layer of latent weights, [..., N, K], with scales from `add_scales`."""
+
+    @property
+    def weight(self) -> Tensor: ...  # noqa: D102
+
+    def get_buffer(self, target: str) -> Tensor: ...  # noqa: D102
+
+    def register_buffer(self, name: str, tensor: Tensor | None) -> None: ...  # noqa: D102
+
+
+def scale_of(linear: Latent, kind: Weights) -> Tensor:
+    """The scale in force of a linear layer's weight: the stored one, else its own magnitude.
 
     Integers cannot say that a latent weight is not finite; its scale does, the stored one too: NaN, or infinite.
     """
-    stored: Tensor = getattr(module, scale_name(name, kind))
-    weight: Tensor = getattr(module, name)
-    if not weight.is_floating_point():  # packed: nothing else is left to take it from
-        return stored
-    own = magnitude(weight, kind, out_dims, matrices)
+    stored, own = linear.get_buffer(scale_name(kind)), magnitude(linear.weight, kind)
     return torch.where(stored.isnan(), own, stored + 0 * own)
 
 
-def scale_name(name: str, kind: Weights) -> str:
+def scale_name(kind: Weights) -> str:
     """The buffer beside a weight."""
-    return f"{name}_{kind}_scale"
+    return f"{kind}_scale"
 
 
-def add_scales(module: nn.Module, kinds: LayerKinds, out_dims: dict[str, int], matrices: int = 0) -> None:
-    """Register the scales (none stored) of the named weights for every low-bit kind that the layer serves."""
-    for name, out in out_dims.items():
-        for kind in LOW_BIT:
-            if kind in kinds.weights:
-                shape = magnitude(getattr(module, name), kind, out, matrices)
-                module.register_buffer(scale_name(name, kind), torch.full_like(shape, torch.nan))
+def add_scales(linear: Latent, kinds: Sequence[Weights]) -> tuple[Weights, ...]:
+    """Register scales (none stored) of a linear layer's weight for every low-bit kind that it serves; says which."""
+    low_bit = tuple(kind for kind in LOW_BIT if kind in kinds)
+    *some, rows, _ = linear.weight.shape
+    for kind in low_bit:
+        shape = (*some, 1 if kind == "ternary" else rows, 1)
+        linear.register_buffer(scale_name(kind), torch.full(shape, torch.nan))
+    return low_bit
 
 
 def read_input(x: Tensor, kind: Weights, *, signed: bool = True) -> Tensor:

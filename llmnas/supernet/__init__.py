@@ -1,6 +1,7 @@
 """The elastic transformer and cutting sub-networks out of it."""
 
 from llmnas.nn.cross_entropy import token_losses
+from llmnas.nn.elastic_linear import grids
 from llmnas.nn.loss import Losses, Teacher
 from llmnas.nn.moe import Experts
 from llmnas.supernet.blocks import Box, active_boxes, hull, union, used_blocks
@@ -21,6 +22,7 @@ __all__ = [
     "document_numbers",
     "extract",
     "fill_weights",
+    "grids",
     "hull",
     "load_packed",
     "load_weights",

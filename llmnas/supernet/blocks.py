@@ -12,6 +12,7 @@ from functools import lru_cache
 import torch
 from torch import nn
 
+from llmnas.nn.elastic_linear import grids
 from llmnas.nn.moe import Experts
 from llmnas.space.architecture import Architecture, BaseModel, FixedShape, LayerSpec, require_fit
 from llmnas.supernet.model import Transformer
@@ -21,7 +22,8 @@ Box = tuple[tuple[int, int], ...]
 
 
 def used_blocks(supernet: Transformer, arch: Architecture) -> dict[str, torch.Size]:
-    """How large the leading block is that the sub-network uses of every parameter, by the parameter's name.
+    """How large the leading block is that the sub-network uses of every parameter, by the parameter's name; in the
+    shape in which it is sliced, see `grids`.
 
     What a block of the same sizes holds is asked of the model's own classes, so a new kind of layer needs nothing here.
     What two sub-networks share of a parameter is the smaller size on every axis.
@@ -94,4 +96,5 @@ def _one_layer(base: BaseModel, hidden_size: int, spec: LayerSpec) -> tuple[tupl
     """Names and sizes of the parameters of a network of this one layer."""
     with torch.device("meta"):
         alone: nn.Module = Transformer(FixedShape(base, Architecture(hidden_size, (spec,))), seed=None)
-    return tuple((name, parameter.shape) for name, parameter in alone.named_parameters())
+    shapes = grids(alone)
+    return tuple((name, shapes.get(name, parameter.shape)) for name, parameter in alone.named_parameters())

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from llmnas.nn.ternary import LOW_BIT, scale_name, scale_of
+from llmnas.nn.elastic_linear import grids
 from llmnas.space.architecture import Architecture, BaseModel, FixedShape, require_fit
-from llmnas.supernet.layouts import LOW_BIT_LAYOUTS
 from llmnas.supernet.model import Transformer
 
 
@@ -32,14 +32,16 @@ def extract(supernet: Transformer, arch: Architecture) -> Transformer:
     shape = stand_alone_shape(supernet.base, supernet.rope_dim, arch)
     with torch.device("meta"):
         small = Transformer(shape)
-    source, modules = supernet.state_dict(), dict(supernet.named_modules())
+    source, modules = supernet.state_dict(), dict[str, Any](supernet.named_modules())
+    stored, wanted = grids(supernet), grids(small)
     state: dict[str, Tensor] = {}
     for name, tensor in small.state_dict().items():
-        if not name.endswith("_scale"):
-            state[name] = _leading(source[_namesake(name, arch)], tensor.shape)
-    for name, module in small.named_modules():
-        if type(module) in LOW_BIT_LAYOUTS:
-            state |= _scales(name, module, modules[_namesake(name, arch)])
+        namesake = _namesake(name, arch)
+        path, _, last = namesake.rpartition(".")
+        kind = last.removesuffix("_scale")
+        whole = source[namesake] if kind == last else modules[path].scale(kind)
+        whole = whole.detach().view(stored.get(namesake, whole.shape))
+        state[name] = _leading(whole, wanted.get(name, tensor.shape)).view(tensor.shape)
     small.load_state_dict(state, assign=True)
     return small.train(supernet.training)
 
@@ -53,20 +55,5 @@ def _namesake(name: str, arch: Architecture) -> str:
 
 def _leading(tensor: Tensor, shape: torch.Size) -> Tensor:
     """A copy of the leading block; of the first expert where the small layer has no axis for experts."""
-    tensor = tensor.detach()
     tensor = tensor[0] if tensor.dim() > len(shape) else tensor
     return tensor[tuple(slice(size) for size in shape)].clone(memory_format=torch.contiguous_format)
-
-
-def _scales(name: str, small: nn.Module, source: nn.Module) -> dict[str, Tensor]:
-    """The supernet's scales for the low-bit weights of one cut-out module."""
-    found: dict[str, Tensor] = {}
-    wanted = dict(small.named_buffers(recurse=False))
-    out_dims, matrices = LOW_BIT_LAYOUTS[type(source)]
-    for weight, out in out_dims.items():
-        for kind in LOW_BIT:
-            buffer = scale_name(weight, kind)
-            if buffer in wanted:
-                full = scale_of(source, weight, kind, out, matrices)
-                found[f"{name}.{buffer}"] = _leading(full, wanted[buffer].shape)
-    return found

@@ -14,12 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from llmnas.nn.attention import Attention
+from llmnas.nn.elastic_linear import ElasticLinear, grids, role
 from llmnas.nn.ffn import FeedForward
 from llmnas.nn.kernels import mlgru_scan
 from llmnas.nn.lowbit import values
@@ -99,9 +100,7 @@ def importance(model: Transformer, batches: Iterable[Tensor], arch: Architecture
 
 def _read(x: Tensor, *weights: Tensor) -> Tensor:
     """Sum over tokens of x_c^2 times the squared norm of the weights [.., H] that read channel c, `[H]`."""
-    norm = sum(
-        (w.flatten(0, -2).square().sum(0) for w in weights), start=torch.zeros_like(weights[0].flatten(0, -2)[0])
-    )
+    norm = torch.stack([w.flatten(0, -2).square().sum(0) for w in weights]).sum(0)
     found = torch.zeros_like(norm)
     width = x.shape[-1]
     found[:width] = x.flatten(0, -2).square().sum(0) * norm[:width]
@@ -112,27 +111,28 @@ def _note(module: nn.Module, args: tuple[Any, ...], _out: Any, *, name: str, add
     """Score what one mixer or feed-forward read and wrote; `args` are those of its forward."""
     x, spec = values(args[0]), args[1]
     if isinstance(module, Attention):
-        add("hidden:", _read(x, module.q, module.k, module.v))
+        add("hidden:", _read(x, module.q.weight, module.k.weight, module.v.weight))
         add(f"queries:{name}", _heads(values(module.heads(*args)), module.o, spec))
     elif isinstance(module, MLGRU):
-        add("hidden:", _read(x, module.forget, module.candidate, module.output_gate))
+        add("hidden:", _read(x, module.forget.weight, module.candidate.weight, module.output_gate.weight))
         seen = module.inputs(args[0], spec)
         hidden = mlgru_scan(*module.gates(seen, spec))
         add(f"queries:{name}", _heads(values(module.gated(hidden, seen, spec)), module.o, spec))
     elif isinstance(module, FeedForward):
-        add("hidden:", _read(x, module.gate, module.up))
-        add(f"channels:{name}", _channels(values(module.gated(args[0], spec)), module.down))
+        add("hidden:", _read(x, module.gate.weight, module.up.weight))
+        add(f"channels:{name}", _channels(values(module.gated(args[0], spec)), module.down.weight))
     elif isinstance(module, Experts):
-        add("hidden:", _read(x, module.gate, module.up))
+        add("hidden:", _read(x, module.gate.weight, module.up.weight))
         _note_experts(module, x.flatten(0, -2), spec, name, add)
 
 
-def _heads(mixed: Tensor, o: Tensor, spec: LayerSpec) -> Tensor:
+def _heads(mixed: Tensor, o: ElasticLinear, spec: LayerSpec) -> Tensor:
     """Energy that every query head writes to the residual stream, `[K, Q]` of the stored grid."""
     sizes = (spec.kv_heads, spec.queries_per_group, spec.head_dim)
     energy = mixed.flatten(0, -2).square().sum(0).view(sizes)
-    found = o.new_zeros(o.shape[1:3])
-    norm = o[:, : sizes[0], : sizes[1], : sizes[2]].square().sum(0)
+    weight = o.weight.view(o.grid)
+    found = weight.new_zeros(o.columns[:2])
+    norm = weight[:, : sizes[0], : sizes[1], : sizes[2]].square().sum(0)
     found[: sizes[0], : sizes[1]] = (energy * norm).sum(-1)
     return found
 
@@ -147,16 +147,16 @@ def _channels(gated: Tensor, down: Tensor) -> Tensor:
 def _note_experts(module: Experts, tokens: Tensor, spec: LayerSpec, name: str, add: Add) -> None:
     """Channels of each expert on the tokens that chose it, and the experts by load times the norm of their output."""
     chosen, weight, _ = module.route(tokens, spec) if spec.experts > 1 else (None, None, None)
-    channels = module.down.new_zeros(module.down.shape[0], module.down.shape[2])
-    experts = module.down.new_zeros(module.down.shape[0])
+    down = module.down.weight
+    channels, experts = down.new_zeros(down.shape[0], down.shape[2]), down.new_zeros(down.shape[0])
     for e in range(spec.experts):
         rows = tokens if chosen is None else tokens[(chosen == e).any(-1)]
         everyone = torch.tensor([len(rows)], dtype=torch.int32, device=rows.device)
         gated = values(module.gated(rows, spec, everyone, e))
-        channels[e] = _channels(gated, module.down[e])
+        channels[e] = _channels(gated, down[e])
         if chosen is not None and weight is not None:
             share = weight[chosen == e][:, None]
-            out = share * (gated @ module.down[e, : tokens.shape[-1], : spec.ffn_size].T)
+            out = share * (gated @ down[e, : tokens.shape[-1], : spec.ffn_size].T)
             experts[e] = out.square().sum()
     add(f"channels:{name}", channels)
     add(f"experts:{name}", experts)
@@ -183,14 +183,12 @@ def reorder_experts(model: Transformer, scores: Importance) -> None:
     modules = dict(model.named_modules())
     for name, score in scores.experts.items():
         order = _best(score)
-        for weight in ("gate", "up", "down", "router", "balance"):
-            tensor = _tensor(modules[name], weight)
+        mixture = cast(Experts, modules[name])
+        for tensor in (*(mixture.get_parameter(f"{part}.weight") for part in _MATRICES), mixture.balance):
             tensor.copy_(tensor[order])
 
 
-def _tensor(module: nn.Module, name: str) -> Tensor:
-    found: Tensor = getattr(module, name)
-    return found
+_MATRICES = ("gate", "up", "down", "router")
 
 
 def _best(score: Tensor) -> Tensor:
@@ -199,15 +197,18 @@ def _best(score: Tensor) -> Tensor:
 
 # axes of the weights of a mixer, by name
 _AXES = {
-    "q": "KQDH", "k": "KDH", "v": "KDH", "o": "HKQD", "q_bias": "KQD", "k_bias": "KD", "v_bias": "KD",
-    "q_norm": "KQD", "k_norm": "KD",
-    "forget": "KQDH", "candidate": "KQDH", "output_gate": "KQDH", "lower": "KQD", "inner_norm": "KQD",
+    "q.weight": "KQDH", "k.weight": "KDH", "v.weight": "KDH", "o.weight": "HKQD",
+    "q.bias": "KQD", "k.bias": "KD", "v.bias": "KD", "q_norm": "KQD", "k_norm": "KD",
+    "forget.weight": "KQDH", "candidate.weight": "KQDH", "output_gate.weight": "KQDH",
+    "lower": "KQD", "inner_norm": "KQD",
 }  # fmt: skip
 
 
 def _permute(module: nn.Module, orders: dict[str, Tensor], group: int | None = None) -> None:
     """Permute axes of a mixer's weights; within one KV group where `group` is given."""
-    for name, weight in module.named_parameters(recurse=False):
+    shapes = grids(module)
+    for name, parameter in module.named_parameters():
+        weight = parameter.view(shapes.get(name, parameter.shape))
         axes = _AXES.get(name, "") if weight.dim() > 1 else ""  # one gain for all heads stays
         for axis, order in orders.items():
             if axis in axes:
@@ -225,7 +226,7 @@ def _reorder_channels(module: nn.Module, score: Tensor) -> None:
     for expert, row in enumerate(rows):
         order = _best(row)
         for name, axis in (("gate", 0), ("up", 0), ("down", 1)):
-            weight = _tensor(module, name)
+            weight = module.get_parameter(f"{name}.weight")
             block = weight[expert] if weight.dim() == 3 else weight
             block.copy_(block.index_select(axis, order))
 
@@ -248,7 +249,7 @@ def _reorder_hidden(model: Transformer, order: Tensor) -> None:
     )
     first = ("o", "norm", "mixer_norm", "ffn_norm", "mixer_out_norm", "ffn_out_norm")
     for name, weight in model.named_parameters():
-        kind = name.rsplit(".", 1)[-1]
+        kind = role(name)
         if kind in last or kind in first or kind == "down":
             axis = weight.dim() - 1 if kind in last else weight.dim() - 2 if kind == "down" else 0
             assert weight.shape[axis] == size, f"{name} has no hidden axis"

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from llmnas.nn.elastic_linear import ordered_parameters, role
+
 
 class _Scale(NamedTuple):
     """Layers, deviation of the embedding, and of what all branches together add."""
@@ -25,7 +27,7 @@ def initialise(
     opened: Callable[[nn.Parameter], contextlib.AbstractContextManager[None]] | None = None,
     embedding_std: float = 0.02,
 ) -> None:
-    """Fill every parameter in place, one after the other in the order of the module.
+    """Fill every parameter in place, one after the other, see `ordered_parameters`.
 
     Matrices: normal with variance 1 / fan_in (LeCun et al. 1998, eq. 16), so that the width
     of an activation does not change its size; those that write to the residual stream are
@@ -44,10 +46,11 @@ def initialise(
         opened: entered around each parameter, for one that is whole only while it is open (ZeRO-3).
     """
     generator = torch.Generator().manual_seed(seed)
-    names = {name for name, _ in model.named_parameters()}
+    parameters = ordered_parameters(model)
+    names = {name for name, _ in parameters}
     with torch.no_grad():
-        for name, weight in model.named_parameters():
-            low_bit = name.rpartition(".")[0] + ".inner_norm" in names
+        for name, weight in parameters:
+            low_bit = f"{name.rsplit('.', 2)[0]}.inner_norm" in names
             scale = _Scale(depth, embedding_std, 1.0 if low_bit else embedding_std)
             with opened(weight) if opened else contextlib.nullcontext():
                 if weight.is_meta or (weight.device.type == "cpu" and weight.dtype == torch.float32):
@@ -59,7 +62,7 @@ def initialise(
 
 
 def _fill(name: str, weight: Tensor, scale: _Scale, generator: torch.Generator) -> None:
-    kind = name.rsplit(".", 1)[-1]
+    kind = role(name)
     if kind.endswith("norm"):
         weight.fill_(1)
     elif kind.endswith("bias"):
@@ -69,7 +72,6 @@ def _fill(name: str, weight: Tensor, scale: _Scale, generator: torch.Generator) 
     elif kind == "lower":
         weight.copy_(torch.linspace(-3, 3, weight.shape[-1]).expand_as(weight))
     elif kind in {"o", "down"}:
-        fan_in = weight.shape[-1] if kind == "down" else weight[0].numel()
-        weight.normal_(std=scale.branch * (2 * scale.depth * fan_in) ** -0.5, generator=generator)
+        weight.normal_(std=scale.branch * (2 * scale.depth * weight.shape[-1]) ** -0.5, generator=generator)
     else:
         weight.normal_(std=weight.shape[-1] ** -0.5, generator=generator)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from llmnas.errors import UserError
@@ -154,7 +153,7 @@ class Mixture(nn.Module):
     def forward(self, tokens: Tensor, soft: SoftArchitecture, *, targets: Tensor) -> Losses:
         """tokens, targets: [batch, seq] int64; see `soften` for the mixture."""
         net, base = self.supernet, self.supernet.base
-        x = F.embedding(tokens, net.embedding)
+        x = net.embedding(tokens)
         turns = layer_rotations(base, net.rope_dim, range(len(net.layers)), tokens.shape[1], tokens.device)
         for i, (block, layer) in enumerate(zip(net.layers, soft.layers, strict=True)):
             x = soft_block(cast(Block, block), x, layer, soft.hidden, turns[i])

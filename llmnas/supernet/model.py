@@ -14,12 +14,14 @@ from torch.utils.checkpoint import checkpoint
 
 from llmnas.nn.block import Block
 from llmnas.nn.cache import Cache, layer_cache
+from llmnas.nn.elastic_linear import ElasticEmbedding, ElasticLinear
 from llmnas.nn.loss import BlockLoss, Losses, Teacher, block_distance, losses
 from llmnas.nn.moe import Routing
 from llmnas.nn.norm import stream_norm
 from llmnas.nn.rope import layer_rotations
 from llmnas.space.architecture import Architecture, Shape, require_fit
 from llmnas.supernet.init import initialise
+from llmnas.supernet.old_names import read_old_state
 
 
 def document_numbers(tokens: Tensor, eos_id: int | None) -> Tensor | None:
@@ -46,13 +48,14 @@ class Transformer(nn.Module):
         self.kinds = space.kinds
         vocab_size, hidden_size = self.base.vocab_size, self.envelope.hidden_size
         self.rope_dim = self.base.rope_dim or max(spec.head_dim for _, spec in self.envelope.kept)
-        self.embedding = nn.Parameter(torch.empty(vocab_size, hidden_size))
+        self.embedding = ElasticEmbedding(vocab_size, hidden_size)
+        self.head = None if self.base.tied else ElasticLinear(hidden_size, vocab_size)
         self.layers = nn.ModuleList(
             Block(self.base, hidden_size, spec, kinds)
             for (_, spec), kinds in zip(self.envelope.kept, self.kinds, strict=True)
         )
         self.norm = nn.Parameter(torch.empty(hidden_size))
-        self.head = None if self.base.tied else nn.Parameter(torch.empty(vocab_size, hidden_size))
+        self.register_load_state_dict_pre_hook(read_old_state)  # type: ignore[no-untyped-call]
         if seed is not None:
             initialise(self, self.envelope.depth, seed)
 
@@ -112,11 +115,11 @@ class Transformer(nn.Module):
 
     def head_weight(self, arch: Architecture) -> Tensor:
         """[vocab, hidden] of the architecture: a view."""
-        return (self.embedding if self.head is None else self.head)[:, : arch.hidden_size]
+        return (self.embedding if self.head is None else self.head).weight[:, : arch.hidden_size]
 
     def new_cache(self, arch: Architecture, batch: int, capacity: int) -> Cache:
         """An empty cache for `batch` sequences of at most `capacity` tokens."""
-        return Cache([layer_cache(spec, self.embedding, batch, capacity) for spec in arch.layers])
+        return Cache([layer_cache(spec, self.embedding.weight, batch, capacity) for spec in arch.layers])
 
     def hidden_states(
         self, tokens: Tensor, arch: Architecture, documents: Tensor | None = None, cache: Cache | None = None
@@ -142,7 +145,7 @@ class Transformer(nn.Module):
             ValueError: the weights cannot serve the architecture.
         """
         require_fit(self, arch)
-        x = tokens if tokens.is_floating_point() else F.embedding(tokens, self.embedding[:, : arch.hidden_size])
+        x = tokens if tokens.is_floating_point() else self.embedding(tokens, arch.hidden_size)
         read = (cache.length if cache else 0) + tokens.shape[1]
         if documents is not None and documents.shape[1] != read:
             raise ValueError(f"documents are given for {documents.shape[1]} tokens, {read} were read")

@@ -8,22 +8,23 @@ experts lie below one another, each with its own scale. Exported folders hold su
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from llmnas.nn import kernels
-from llmnas.nn.lowbit import PACKED, is_packed
+from llmnas.nn.elastic_linear import ElasticLinear
+from llmnas.nn.expert_linear import ExpertLinear
+from llmnas.nn.lowbit import is_packed
+from llmnas.nn.packed_linear import PackedExperts, PackedLinear, packed_like
 from llmnas.nn.packed_products import unpacked
-from llmnas.nn.ternary import scale_name, scale_of
-from llmnas.space.architecture import Architecture, BaseModel, FixedShape
-from llmnas.supernet.layouts import low_bit_weights
+from llmnas.nn.ternary import scale_name
+from llmnas.space.architecture import Architecture, BaseModel, FixedShape, Weights
 from llmnas.supernet.model import Transformer
 
 FORMAT = "llmnas packed 2"
-GROUPS = {"ternary": kernels.GROUP, "binary": kernels.WORD}
-"""A weight is packed where the number of its inputs is a multiple of this."""
 
 
 def pack(model: Transformer) -> Transformer:
@@ -44,28 +45,27 @@ def pack(model: Transformer) -> Transformer:
         raise ValueError(
             "no weight of this network can be packed: that takes inputs in multiples of 64 (ternary) or 32 (binary)"
         )
-    if model.embedding.is_meta:
+    if model.embedding.weight.is_meta:
         return packed
-    state, modules, empty = model.state_dict(), dict(model.named_modules()), packed.state_dict()
-    for path, name, kind, out, matrices in low_bit_weights(packed):
-        if is_packed(empty[f"{path}.{name}"]):
-            module = modules[path]
-            scale = scale_of(module, name, kind, out, matrices).float()
-            latent = getattr(module, name).detach().flatten(out).flatten(0, out - 1)
-            state[f"{path}.{name}"] = _codes(latent, scale) if kind == "ternary" else kernels.pack_signs(latent)
-            state[f"{path}.{scale_name(name, kind)}"] = scale
+    state, latent = model.state_dict(), dict(low_bit_layers(model))
+    for path, layer in packed.named_modules():
+        if isinstance(layer, PackedLinear | PackedExperts):
+            state |= _packed_state(path, latent[path], layer.kind)
     return filled(packed, state)
+
+
+def low_bit_layers(model: Transformer) -> Iterator[tuple[str, ElasticLinear | ExpertLinear]]:
+    """Path and layer of every latent weight of a network that is read in low-bit kinds."""
+    for path, layer in model.named_modules():
+        if isinstance(layer, ElasticLinear | ExpertLinear) and layer.kinds:
+            yield path, layer
 
 
 def packable(model: Transformer) -> bool:
     """Whether there is something to pack, and `pack` takes it."""
     if has_packed(model) or any(len(kinds.weights) > 1 or len(kinds.mixers) > 1 for kinds in model.kinds):
         return False
-    modules = dict(model.named_modules())
-    return any(
-        _fits(getattr(modules[path], name).shape[out:].numel(), kind)
-        for path, name, kind, out, _ in low_bit_weights(model)
-    )
+    return any(packed_like(layer, layer.kinds[0]) is not None for _, layer in low_bit_layers(model))
 
 
 def unpack(model: Transformer) -> Transformer:
@@ -75,13 +75,12 @@ def unpack(model: Transformer) -> Transformer:
     """
     with torch.device("meta"):
         plain = Transformer(FixedShape(model.base, model.envelope), seed=None)
-    state, shapes = {name: value.clone() for name, value in model.state_dict().items()}, plain.state_dict()
-    for path, name, kind, _, _ in low_bit_weights(model):
-        key, beside = f"{path}.{name}", f"{path}.{scale_name(name, kind)}"
-        if is_packed(state[key]):
-            state[beside] = state[beside].to(model.embedding.dtype)
-            held = unpacked(state[key]).view(shapes[key].shape)
-            state[key] = held.to(model.embedding.dtype) * state[beside]
+    state, dtype = {name: value.clone() for name, value in model.state_dict().items()}, model.embedding.weight.dtype
+    for path, layer in model.named_modules():
+        if isinstance(layer, PackedLinear | PackedExperts):
+            scale = layer.scale(layer.kind).to(dtype)
+            state[f"{path}.{scale_name(layer.kind)}"] = scale
+            state[f"{path}.weight"] = unpacked(layer.weight).view(layer.shape).to(dtype) * scale
     plain.load_state_dict(state, assign=True)
     return plain.train(model.training)
 
@@ -95,18 +94,10 @@ def empty_packed(base: BaseModel, arch: Architecture) -> Transformer:
     """The packed network without values, on the meta device: packed weights as integers, their scales in float32."""
     with torch.device("meta"):
         model = Transformer(FixedShape(base, arch), seed=None)
-    modules = dict(model.named_modules())
-    for path, name, kind, out, _ in low_bit_weights(model):
-        module = modules[path]
-        weight: Tensor = getattr(module, name)
-        rows, columns = weight.shape[:out].numel(), weight.shape[out:].numel()
-        if _fits(columns, kind):
-            dtype, each = next((dtype, each) for dtype, (held, each) in PACKED.items() if held == kind)
-            del module._parameters[name]
-            module.register_buffer(name, torch.empty(rows, columns // each, dtype=dtype, device="meta"))
-            scale = scale_name(name, kind)
-            # in half precision it would be another network, and saving it again would store the rounded scale
-            module.register_buffer(scale, module.get_buffer(scale).float())
+    for path, layer in list(low_bit_layers(model)):
+        packed = packed_like(layer, layer.kinds[0])
+        if packed is not None:
+            model.set_submodule(path, packed)
     return model
 
 
@@ -122,26 +113,26 @@ def check_values(model: Transformer, prefix: str = "") -> None:
     Raises:
         ValueError: names the first one, as it is called in its file: with `prefix`.
     """
-    state = model.state_dict()
-    for path, name, kind, _, _ in low_bit_weights(model):
-        key, beside = f"{path}.{name}", f"{path}.{scale_name(name, kind)}"
-        if not is_packed(state[key]) or state[key].is_meta:
+    for path, layer in model.named_modules():
+        if not isinstance(layer, PackedLinear | PackedExperts) or layer.weight.is_meta:
             continue
-        if kind == "ternary":
+        if layer.kind == "ternary":
             try:
-                kernels.check_codes(state[key])
+                kernels.check_codes(layer.weight)
             except ValueError as error:
-                raise ValueError(f"{prefix}{key}: {error}") from None
-        scale = state[beside]
+                raise ValueError(f"{prefix}{path}.weight: {error}") from None
+        scale = layer.scale(layer.kind)
         if wrong := scale[~((scale > 0) & scale.isfinite())].tolist():
-            raise ValueError(f"{prefix}{beside}: holds {wrong[0]}, must hold positive numbers")
+            name = f"{prefix}{path}.{scale_name(layer.kind)}"
+            raise ValueError(f"{name}: holds {wrong[0]}, must hold positive numbers")
 
 
-def _fits(inputs: int, kind: str) -> bool:
-    return inputs % GROUPS[kind] == 0
-
-
-def _codes(latent: Tensor, scale: Tensor) -> Tensor:
-    """Packed rows of as many matrices, one below another, as there are scales."""
-    parts = latent.chunk(scale.numel())
-    return torch.cat([kernels.pack(part, one).codes for part, one in zip(parts, scale.flatten(), strict=True)])
+def _packed_state(path: str, layer: ElasticLinear | ExpertLinear, kind: Weights) -> dict[str, Tensor]:
+    """Packed rows of as many matrices, one below another, as there are scales; and those."""
+    scale, latent = layer.scale(kind).float(), layer.weight.detach().flatten(0, -2)
+    if kind == "binary":
+        packed = kernels.pack_signs(latent)
+    else:
+        parts = zip(latent.chunk(scale.numel()), scale.flatten(), strict=True)
+        packed = torch.cat([kernels.pack(part, one).codes for part, one in parts])
+    return {f"{path}.weight": packed, f"{path}.{scale_name(kind)}": scale}

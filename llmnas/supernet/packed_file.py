@@ -14,6 +14,7 @@ from llmnas.files import atomic_open, parse_json, regular
 from llmnas.nn.lowbit import is_packed
 from llmnas.space.architecture import Architecture, BaseModel
 from llmnas.supernet.model import Transformer
+from llmnas.supernet.old_names import modern_state
 from llmnas.supernet.packed import FORMAT, check_values, empty_packed, filled
 
 
@@ -43,6 +44,7 @@ def load_packed(path: Path) -> Transformer:
         model = empty_packed(BaseModel(**parse_json(about["base"])), Architecture.from_json(about["architecture"]))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: its description of the network is damaged ({error})") from None
+    state = modern_state(state, model)
     for name, wanted in model.state_dict().items():
         found = state.get(name)
         packed = wanted.dtype if is_packed(wanted) else None

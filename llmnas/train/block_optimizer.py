@@ -28,10 +28,10 @@ Boxes = Mapping[str, tuple[Box, ...]]
 
 
 class Matrix(NamedTuple):
-    """How a weight is a matrix, or several: its leading `out` axes are rows, the first `several` of them tell apart."""
+    """The shape in which a weight [N, K] or that of experts [E, N, K] is sliced; how many of its axes are outputs."""
 
-    out: int
-    several: int
+    grid: torch.Size
+    outputs: int
 
 
 class BlockOptimizer(torch.optim.Optimizer):
@@ -44,7 +44,7 @@ class BlockOptimizer(torch.optim.Optimizer):
     Args:
         groups: with `params`, `weight_decay`, and of Muon `muon`, `whole`, `momentum` and `scale`.
         active: AdamW moves what is used, instead of all with zero gradients.
-        matrices: how Muon's weights are matrices.
+        matrices: how Muon's weights are sliced.
     """
 
     def __init__(
@@ -94,10 +94,11 @@ class BlockOptimizer(torch.optim.Optimizer):
             block = self._moved(group, tensor)
             if block is None:
                 continue
-            gradient, before = tensor.grad[block], state["momentum"][block]  # type: ignore[index]
+            grid, outputs = self._matrices[tensor]
+            target, gradient, before = (x.view(grid)[block] for x in (tensor, tensor.grad, state["momentum"]))  # type: ignore[union-attr]
             before.lerp_(gradient, 1 - momentum)
-            target = tensor[block]
-            matrices = _as_matrices(gradient.lerp(before, momentum), self._matrices[tensor])
+            ahead_of = gradient.lerp(before, momentum).flatten(outputs).flatten(tensor.dim() - 2, outputs - 1)
+            matrices = ahead_of if tensor.dim() == 3 else ahead_of[None]
             ahead.setdefault(tuple(matrices.shape[1:]), []).append((target, matrices))
         for (rows, columns), found in ahead.items():  # equal sizes at once
             stacked = torch.cat([matrices for _, matrices in found])
@@ -119,7 +120,7 @@ class BlockOptimizer(torch.optim.Optimizer):
         if not boxes:
             return None
         block = tuple(slice(*edges) for edges in hull(boxes))
-        return block[: self._matrices[tensor].several] if group["whole"] else block
+        return block[: tensor.dim() - 2] if group["whole"] else block
 
 
 class _Chunk:
@@ -165,9 +166,3 @@ class _Chunk:
 def _part(whole: Tensor, view: View) -> Tensor:
     flat = whole.reshape(-1)
     return flat.as_strided(view.size, view.stride, flat.storage_offset() + view.offset)
-
-
-def _as_matrices(block: Tensor, matrix: Matrix) -> Tensor:
-    """[*several, *rows, *columns] -> [n, rows, columns]."""
-    rows = block.flatten(matrix.out).flatten(matrix.several, matrix.out - 1)
-    return rows.flatten(0, matrix.several - 1) if matrix.several else rows[None]

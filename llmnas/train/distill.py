@@ -59,7 +59,7 @@ class Original:
     @torch.no_grad()
     def __call__(self, tokens: Tensor, arch: Architecture, documents: Tensor | None) -> Signal:
         """What the original says of these tokens."""
-        if self.model.embedding.device != tokens.device:
+        if self.model.embedding.weight.device != tokens.device:
             self.model.to(tokens.device)
         outputs: dict[int, Tensor] | None = {} if self.settings.blocks else None
         hidden, _ = self.model.run(tokens, self.model.envelope, documents, outputs=outputs)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from llmnas.errors import RunError
 from llmnas.files import Written
+from llmnas.nn.elastic_linear import ordered_parameters
 from llmnas.space import Architecture, Shape
 from llmnas.supernet import Losses, Transformer, fill_weights, load_weights
 from llmnas.supernet.init import initialise
@@ -43,10 +44,10 @@ from llmnas.train.expert_parallel import (
     unite,
 )
 from llmnas.train.no_pickle import no_pickle
-from llmnas.train.optimizer import UNDECAYED, announce, build_optimizer, forget, locate
+from llmnas.train.optimizer import UNDECAYED, announce, build_optimizer, flatten_moments, forget, locate
 from llmnas.train.processes import Processes, wait_for_all
 from llmnas.train.settings import TrainSettings
-from llmnas.train.stale import clear_stale_gradients, require_verified_version
+from llmnas.train.stale import clear_stale_gradients, kept_whole, read_by_the_root, require_verified_version
 from llmnas.train.state_files import StateFiles
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
@@ -155,6 +156,9 @@ class Engine:
         self.module = model
         self._exchange = _divide_experts(model, settings.moe.expert_parallel, processes)
         self._optimizer = build_optimizer(model, settings)
+        if self.zero_stage == 3:
+            for module, weight in read_by_the_root(model):
+                deepspeed.zero.register_external_parameter(module, weight)
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=self._optimizer, config=config)
         locate(self._optimizer, model, self._engine.optimizer, self.zero_stage)
         if self.zero_stage == 0:
@@ -200,7 +204,7 @@ class Engine:
         return Step(applied=True, grad_norm=float(self._engine.get_global_grad_norm()))
 
     def _plain_step(self) -> Step:
-        parameters = list(self._engine.module.parameters())
+        parameters = [parameter for _, parameter in ordered_parameters(self._engine.module)]
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -247,10 +251,11 @@ class Engine:
     def evaluation(self) -> Iterator[None]:
         """What `Transformer.hidden_states` may be called in; collective at stage 3, free below.
 
-        Blocks gather themselves when they are called; the parameters of the root (embedding,
-        head, final norm) are gathered here, since no hook of the root runs.
+        Layers gather themselves when they are called; what the root reads (embedding, head, final norm) is gathered
+        here, since no hook of the root runs, and kept when the embedding's own forward would let go of it.
         """
-        with gathered(list(self.module.parameters(recurse=False))):
+        root = [weight for name, weight in self.module.named_parameters() if "layers." not in name]
+        with gathered(root), kept_whole(root):
             yield
 
     @torch.no_grad()
@@ -314,6 +319,7 @@ class Engine:
                 state["step"] = state["step"].clone()
         for group, decay in zip(self._engine.optimizer.param_groups, decays, strict=True):
             group["weight_decay"] = decay
+        flatten_moments(self._optimizer)
         if self._exchange is not None:
             load_experts(self.module, self._engine.optimizer, self._exchange, folder / tag)
 

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from llmnas.errors import UserError
 from llmnas.files import Seal, write_bytes
+from llmnas.nn.expert_linear import ExpertLinear
 from llmnas.nn.moe import Experts
 from llmnas.supernet import Box
-
-_DIVIDED = ("gate", "up", "down")
+from llmnas.supernet.old_names import modern_name
 
 
 class _AllToAll(torch.autograd.Function):
@@ -96,22 +96,21 @@ def require_divisible(model: nn.Module, size: int, processes: int) -> None:
     if not layers:
         raise UserError(f"train.moe.expert_parallel = {size}: the space has no experts (space.experts)")
     for i, experts in layers:
-        if len(experts.router) % size:
-            raise UserError(
-                f"train.moe.expert_parallel = {size} does not divide the {len(experts.router)} experts of layer {i}"
-            )
+        held = experts.router.out_features
+        if held % size:
+            raise UserError(f"train.moe.expert_parallel = {size} does not divide the {held} experts of layer {i}")
 
 
 def divide(model: nn.Module, exchange: ExpertExchange, group_name: str) -> None:
     """Keep every P-th expert, and mark them so that DeepSpeed averages their gradients over other processes."""
     for _, experts in _layers(model):
-        for name, whole in _by_expert(experts).items():
+        for layer, name, whole in _by_expert(experts):
             part = whole.detach()[exchange.rank :: exchange.size].clone()
             if isinstance(whole, nn.Parameter):
                 part = nn.Parameter(part)
                 part.allreduce = False  # type: ignore[attr-defined]
                 part.group_name = group_name  # type: ignore[attr-defined]
-            setattr(experts, name, part)
+            setattr(layer, name, part)
         experts.exchange = exchange
 
 
@@ -119,12 +118,12 @@ def divide(model: nn.Module, exchange: ExpertExchange, group_name: str) -> None:
 def unite(model: nn.Module, exchange: ExpertExchange) -> None:
     """Make every process whole again, one weight at a time, in main memory; collective."""
     for _, experts in _layers(model):
-        for name, held in _by_expert(experts).items():
+        for layer, name, held in _by_expert(experts):
             part = held.detach().contiguous()
             parts = [torch.empty_like(part) for _ in range(exchange.size)]
             dist.all_gather(parts, part, group=exchange.group)
             whole = torch.stack([p.cpu() for p in parts], 1).flatten(0, 1)
-            setattr(experts, name, nn.Parameter(whole) if isinstance(held, nn.Parameter) else whole)
+            setattr(layer, name, nn.Parameter(whole) if isinstance(held, nn.Parameter) else whole)
         experts.exchange = None
 
 
@@ -179,7 +178,11 @@ def load_experts(model: nn.Module, optimizer: Any, exchange: ExpertExchange, fol
     Raises:
         UserError: the checkpoint divides its experts among another number of processes.
     """
-    found = load_file(_file(folder, exchange.rank))
+    stored = load_file(_file(folder, exchange.rank))
+    found = {}
+    for stored_name, value in stored.items():
+        name, colon, moment = stored_name.partition(":")
+        found[f"{modern_name(name)}{colon}{moment}"] = value
     for name, parameter in divided(model).items():
         parameter.copy_(found[name])
         for moment, value in optimizer.state[parameter].items():
@@ -206,19 +209,19 @@ def _file(folder: Path, rank: int) -> Path:
     return folder / f"experts-part-{rank}.safetensors"
 
 
-def _by_expert(experts: Experts) -> dict[str, Tensor]:
-    """What belongs to single experts, by name: their weights, and the scales of low-bit ones."""
-    named = [*experts.named_parameters(recurse=False), *experts.named_buffers(recurse=False)]
-    return {name: value for name, value in named if name.split("_")[0] in _DIVIDED}
+def _by_expert(experts: Experts) -> list[tuple[nn.Module, str, Tensor]]:
+    """What belongs to single experts, with its layer and name: their weights, and the scales of low-bit ones."""
+    layers = [layer for layer in experts.children() if isinstance(layer, ExpertLinear)]
+    return [(layer, *named) for layer in layers for named in (*layer.named_parameters(), *layer.named_buffers())]
 
 
 def _scales(model: nn.Module) -> dict[str, Tensor]:
     """Scales of the experts of this process, by their names in the model."""
     return {
-        f"layers.{i}.ffn.{name}": value
-        for i, experts in _layers(model)
-        for name, value in _by_expert(experts).items()
-        if not isinstance(value, nn.Parameter)
+        f"{path}.{name}": value
+        for path, layer in model.named_modules()
+        if isinstance(layer, ExpertLinear)
+        for name, value in layer.named_buffers()
     }
 
 

@@ -14,11 +14,15 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from llmnas.errors import RunError
+from llmnas.nn.elastic_linear import grids
 from llmnas.supernet import Box
 
 
 class Fragment(NamedTuple):
-    """Elements `first` to `first + length` of the weight `name` [shape], row by row, from `offset` of a tensor on."""
+    """Elements `first` to `first + length` of the weight `name`, row by row, from `offset` of a tensor on.
+
+    `shape` is the one in which the weight is sliced, see `grids`.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -41,7 +45,8 @@ Held = Mapping[Tensor, tuple[Fragment, ...]]
 
 def whole_weights(model: nn.Module) -> Held:
     """Of an optimizer that holds the weights themselves."""
-    return {p: (Fragment(name, tuple(p.shape), 0, p.numel(), 0),) for name, p in model.named_parameters()}
+    shapes = grids(model)
+    return {p: (Fragment(name, shapes.get(name, p.shape), 0, p.numel(), 0),) for name, p in model.named_parameters()}
 
 
 def partitions(model: nn.Module, zero: Any, stage: int) -> Held:
@@ -51,6 +56,7 @@ def partitions(model: nn.Module, zero: Any, stage: int) -> Held:
         RunError: DeepSpeed does not say where a weight lies, or not where it is.
     """
     held: dict[Tensor, list[Fragment]] = {}
+    shapes = grids(model)
     for name, parameter in model.named_parameters():
         try:
             flat, found = (_at_stage_3 if stage == 3 else _at_stage_1_or_2)(name, parameter, zero)
@@ -60,7 +66,7 @@ def partitions(model: nn.Module, zero: Any, stage: int) -> Held:
                 "use update: all"
             ) from None
         if flat is not None and found.length:
-            held.setdefault(flat, []).append(found)
+            held.setdefault(flat, []).append(found._replace(shape=shapes.get(name, found.shape)))
     return {flat: tuple(found) for flat, found in held.items()}
 
 

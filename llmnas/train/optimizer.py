@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llmnas.nn.elastic_linear import ElasticLinear, ordered_parameters, role
+from llmnas.nn.expert_linear import ExpertLinear
 from llmnas.space import Architecture
 from llmnas.supernet import Transformer, active_boxes
-from llmnas.supernet.layouts import LOW_BIT_LAYOUTS
 from llmnas.train.block_optimizer import BlockOptimizer, Matrix
 from llmnas.train.expert_parallel import ExpertExchange, own_boxes
 from llmnas.train.fragments import partitions, whole_weights
@@ -23,14 +24,13 @@ UNDECAYED = 1
 def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019), or Muon for matrices and AdamW for the rest (`block_optimizer.py`).
 
-    Matrices are what tokens are multiplied by, in the layout of `supernet/layouts.py`: the rows of a grid of heads are
-    one matrix, as in a stock model, and every expert has its own. Routers and the gates of shared experts decay, but
-    are no such matrices.
+    Matrices are what tokens are multiplied by: the heads of a layer are one matrix, as in a stock model, and every
+    expert has its own. Routers and the gates of shared experts decay, but are no such matrices.
     """
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        kind = name.rsplit(".", 1)[-1]
+    for name, parameter in ordered_parameters(model):
+        kind = role(name)
         exempt = kind.endswith(("norm", "bias")) or kind in {"embedding", "head", "lower"}
         (free if exempt else decayed).append(parameter)
     decay = settings.weight_decay
@@ -78,6 +78,14 @@ def announce(
     optimizer.use(boxes if exchange is None else own_boxes(model, boxes, exchange))
 
 
+def flatten_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Bring moments of before linear layers were modules, on grids of four axes, into the shapes of their weights."""
+    for weight, state in optimizer.state.items():
+        for name, value in state.items():
+            if value.shape != weight.shape and value.numel() == weight.numel():
+                state[name] = value.view_as(weight)
+
+
 def forget(optimizer: torch.optim.Optimizer) -> None:
     """Let go of moments and weights: some of DeepSpeed's classes hold an optimizer for ever."""
     optimizer.state.clear()
@@ -86,9 +94,11 @@ def forget(optimizer: torch.optim.Optimizer) -> None:
 
 
 def matrices_of(model: nn.Module) -> dict[Tensor, Matrix]:
-    """Of every weight that tokens are multiplied by, how it is a matrix."""
+    """Of every weight that tokens are multiplied by, how it is sliced."""
     found: dict[Tensor, Matrix] = {}
-    for module in model.modules():
-        out_dims, several = LOW_BIT_LAYOUTS.get(type(module), ({}, 0))
-        found |= {getattr(module, name): Matrix(out, several) for name, out in out_dims.items()}
+    for name, layer in model.named_modules():
+        if isinstance(layer, ElasticLinear) and role(name) not in {"router", "head"}:
+            found[layer.weight] = Matrix(layer.grid, len(layer.rows))
+        elif isinstance(layer, ExpertLinear):
+            found[layer.weight] = Matrix(layer.weight.shape, 2)
     return found

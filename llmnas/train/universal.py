@@ -14,6 +14,7 @@ from pathlib import Path
 
 from deepspeed.checkpoint import ds_to_universal
 
+from llmnas.supernet.old_names import modern_name
 from llmnas.train.no_pickle import no_pickle
 
 
@@ -30,3 +31,6 @@ def convert(source: Path, target: Path) -> None:
     )
     with no_pickle(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         ds_to_universal.main(options)
+    for path in (target / "zero").iterdir():
+        if path.is_dir():  # one of a parameter, by its name
+            path.rename(path.with_name(modern_name(path.name)))

@@ -50,14 +50,16 @@ def upcycle(pretrained: Pretrained, model: Transformer) -> Pretrained:
         ffn = model.layers[i].ffn
         assert isinstance(ffn, Experts)
         for name in ("gate", "up", "down"):
-            key = f"layers.{i}.ffn.{name}"
-            weights[key] = _copies(weights[key], getattr(ffn, name).detach(), name)
+            key = f"layers.{i}.ffn.{name}.weight"
+            weights[key] = _copies(weights[key], getattr(ffn, name).weight.detach(), name)
         own = dict(ffn.named_parameters())
-        for name in ("router", "shared_gate", "shared.gate", "shared.up", "shared.down"):
+        for name in ("router.weight", "shared_gate", *(f"shared.{part}.weight" for part in ("gate", "up", "down"))):
             new = own.get(name)
             if new is not None:
                 initial = new.detach()
-                weights[f"layers.{i}.ffn.{name}"] = torch.zeros_like(initial) if name == "shared.down" else initial
+                weights[f"layers.{i}.ffn.{name}"] = (
+                    torch.zeros_like(initial) if name == "shared.down.weight" else initial
+                )
         mixture = {name: getattr(spec, name) for name in ("ffn_size", "experts", "top_k", "shared_experts")}
         layers.append(replace(dense, **mixture))
     return Pretrained(pretrained.base, replace(pretrained.arch, layers=tuple(layers)), weights)

@@ -153,9 +153,9 @@ def _translated(stock: dict[str, Tensor], opened: StockFolder) -> dict[str, Tens
             raise UserError(f"{folder}: the weights have no {name}")
         return whole.pop(name)
 
-    weights = {"embedding": take(EMBEDDING), "norm": take(NORM)}
+    weights = {"embedding.weight": take(EMBEDDING), "norm": take(NORM)}
     if not base.tied:
-        weights["head"] = take(HEAD)
+        weights["head.weight"] = take(HEAD)
     for i in range(arch.depth):
         layer = layers.pop(i, {})
         for change in opened.family.layer:
@@ -279,36 +279,34 @@ def _layer(
     over_heads: bool,
     parallel: bool,
 ) -> dict[str, Tensor]:
-    """One layer of a stock model by our names: heads on a grid, rotary pairs side by side."""
+    """One layer of a stock model by our names: rotary pairs side by side."""
     kv, queries, dim = spec.kv_heads, spec.queries_per_group, spec.head_dim
-    grids = {"q": (kv, queries, dim), "k": (kv, dim), "v": (kv, dim)}
+    grids = {"q_norm": (kv, queries, dim), "k_norm": (kv, dim)}
     try:
         found = {
             ours: stock.pop(f"{theirs}.weight")
             for ours, theirs in (("mixer_norm", "input_layernorm"), ("ffn_norm", "post_attention_layernorm"))
             if not (parallel and ours == "mixer_norm")
         } | {
-            "attention.o": _grid(stock.pop("self_attn.o_proj.weight"), 1, grids["q"]),
+            "attention.o.weight": stock.pop("self_attn.o_proj.weight"),
         }
         found |= {name: stock.pop(f"{name}.weight") for name in _OUT_NORMS if f"{name}.weight" in stock}
         found |= (
             _experts(stock, spec.experts)
             if spec.experts > 1
-            else {f"ffn.{name}": stock.pop(f"mlp.{name}_proj.weight") for name in ("gate", "up", "down")}
+            else {f"ffn.{name}.weight": stock.pop(f"mlp.{name}_proj.weight") for name in ("gate", "up", "down")}
         )
-        for name, grid in grids.items():
-            for suffix, kind in (("", "weight"), ("_bias", "bias")):
+        for name in "qkv":
+            for kind in ("weight", "bias"):
                 key = f"self_attn.{name}_proj.{kind}"
                 if kind == "weight" or key in stock:
-                    weight = _grid(stock.pop(key), 0, grid)
-                    found[f"attention.{name}{suffix}"] = (
-                        weight if name == "v" else weight.index_select(len(grid) - 1, pairs)
-                    )
-        for name in ("q_norm", "k_norm"):
+                    stored = stock.pop(key)
+                    heads = stored.view(-1, dim, *stored.shape[1:])
+                    found[f"attention.{name}.{kind}"] = (heads if name == "v" else heads[:, pairs]).flatten(0, 1)
+        for name, grid in grids.items():
             if f"self_attn.{name}.weight" in stock:
                 gain = stock.pop(f"self_attn.{name}.weight")
-                grid = grids[name[0]] if over_heads else (dim,)
-                found[f"attention.{name}"] = gain.reshape(grid).index_select(len(grid) - 1, pairs)
+                found[f"attention.{name}"] = gain.reshape(grid if over_heads else (dim,))[..., pairs]
     except (KeyError, RuntimeError) as error:
         raise UserError(
             f"{folder}: layer {number}: a weight is missing or has another shape than config.json says ({error})"
@@ -327,12 +325,7 @@ _OUT_NORMS = ("mixer_out_norm", "ffn_out_norm")
 def _experts(stock: dict[str, Tensor], experts: int) -> dict[str, Tensor]:
     """The feed-forwards of a mixture, stacked, and its router."""
     found = {
-        f"ffn.{name}": torch.stack([stock.pop(f"mlp.experts.{e}.{name}_proj.weight") for e in range(experts)])
+        f"ffn.{name}.weight": torch.stack([stock.pop(f"mlp.experts.{e}.{name}_proj.weight") for e in range(experts)])
         for name in ("gate", "up", "down")
     }
-    return found | {"ffn.router": stock.pop("mlp.gate.weight")}
-
-
-def _grid(weight: Tensor, axis: int, sizes: tuple[int, ...]) -> Tensor:
-    """One axis of heads and channels as a grid of them."""
-    return weight.reshape(*weight.shape[:axis], *sizes, *weight.shape[axis + 1 :])
+    return found | {"ffn.router.weight": stock.pop("mlp.gate.weight")}

@@ -16,9 +16,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from llmnas.cost import decode_flops_per_token, operations_by_kind, prefill_flops_per_token
+from llmnas.nn.elastic_linear import ElasticLinear
+from llmnas.nn.expert_linear import ExpertLinear
 from llmnas.space import Architecture, BaseModel, LayerSpec
 from llmnas.supernet import Transformer, extract
-from llmnas.supernet.layouts import LOW_BIT_LAYOUTS
 
 
 def counted(model, tokens, *arch):
@@ -70,10 +71,9 @@ def test_operations_by_kind_are_two_for_every_weight_that_a_token_meets(case, co
     small, met = extract(Transformer(space), arch), {"ternary": 0.0, "binary": 0.0}
     for (_, spec), block in zip(arch.kept, small.layers, strict=True):
         for module in block.modules():
-            if spec.weights in met and type(module) in LOW_BIT_LAYOUTS:
-                names, matrices = LOW_BIT_LAYOUTS[type(module)]
-                share = spec.top_k / spec.experts if matrices else 1
-                met[spec.weights] += 2 * share * sum(getattr(module, name).numel() for name in names)
+            if isinstance(module, ElasticLinear | ExpertLinear) and module.kinds:
+                share = spec.top_k / spec.experts if isinstance(module, ExpertLinear) else 1
+                met[spec.weights] += 2 * share * module.weight.numel()
     found = operations_by_kind(arch, space.base, context)
     assert {kind: found[kind] for kind in met} == pytest.approx(met)
     assert sum(found.values()) == pytest.approx(decode_flops_per_token(arch, space.base, context))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from grids import sliced
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import scrambled, spaces_with_members
@@ -104,7 +105,7 @@ def test_a_step_for_one_network_is_a_step_against_the_one_it_conflicts_with():
     before, stood = loss(others), conflict(gradient, other)
     with torch.no_grad():
         for name, value in gradient.items():
-            supernet.get_parameter(name)[tuple(map(slice, value.shape))] -= 1e-4 * value
+            sliced(supernet)[name][tuple(map(slice, value.shape))] -= 1e-4 * value
     squared = sum(value.square().sum() for value in gradient.values())
     others_squared = sum(value.square().sum() for value in other.values())
     slope = stood.cosine * (squared * others_squared).sqrt().item()

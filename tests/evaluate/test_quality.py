@@ -89,16 +89,16 @@ def test_the_order_of_windows_is_kept(supernet):
 @pytest.mark.parametrize("training", [True, False])
 def test_leaves_the_model_and_the_generator_as_they_were(supernet, training):
     supernet.train(training)
-    supernet.embedding.grad = torch.ones_like(supernet.embedding)
+    supernet.embedding.weight.grad = torch.ones_like(supernet.embedding.weight)
     weights = {name: value.clone() for name, value in supernet.state_dict().items()}
     state = torch.get_rng_state()
     window_losses(supernet, SPACE.smallest(), WINDOWS)
     assert supernet.training is training
     assert torch.equal(torch.get_rng_state(), state)
-    assert bool((supernet.embedding.grad == 1).all())
+    assert bool((supernet.embedding.weight.grad == 1).all())
     assert all(parameter.requires_grad for parameter in supernet.parameters())
     assert all(torch.equal(value, weights[name]) for name, value in supernet.state_dict().items())
-    supernet.embedding.grad = None
+    supernet.embedding.weight.grad = None
 
 
 def test_forms_of_a_loss():

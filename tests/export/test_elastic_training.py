@@ -111,7 +111,7 @@ def loaded(tmp_path):
 
 def change_in_place(model):
     with torch.no_grad():
-        model.model.layers[1].ffn.up[0, 0] += 1e-3
+        model.model.layers[1].ffn.up.weight[0, 0] += 1e-3
 
 
 def change_behind_autograd(model):

@@ -71,7 +71,7 @@ def test_ternary_codes_and_scales_are_exact(ternary, tmp_path):
     found = {tensor.name: tensor for tensor in GGUFReader(tmp_path / "model.gguf").tensors}
     gate, scale = found["blk.1.ffn_gate.weight"], found["blk.1.ffn_gate.scale"]
     assert gate.tensor_type == GGMLQuantizationType[ternary.upper()]
-    weight = model.layers[1].ffn.gate.detach()
+    weight = model.layers[1].ffn.gate.weight.detach()
     gamma = weight.abs().mean()
     assert scale.data.tolist() == [gamma.item()]
     assert torch.equal(torch.from_numpy(dequantize(gate.data, gate.tensor_type)), (weight / gamma).round().clamp(-1, 1))

@@ -144,7 +144,7 @@ def test_no_dtype_touches_codes_or_their_scales(coded, dtype):
     for name, value in stored.items():
         if not value.is_floating_point():
             assert torch.equal(state[name], value)
-            scale = next(key for key in state if key.startswith(f"{name}_") and key.endswith("_scale"))
+            scale = next(key for key in state if key.startswith(name.removesuffix("weight")) and key.endswith("_scale"))
             assert state[scale].dtype == torch.float32
             assert torch.equal(state[scale], stored[scale])
     with torch.no_grad():
@@ -168,7 +168,7 @@ def test_unpacked_it_learns_and_is_stored_in_floats(coded, tmp_path):
     assert not any(weight.requires_grad for weight in packed.parameters())
     plain = packed.unpacked()
     plain(tokens, labels=tokens).loss.backward()
-    assert plain.model.layers[0].attention.q.grad.abs().sum() > 0
+    assert plain.model.layers[0].attention.q.weight.grad.abs().sum() > 0
     plain.save_pretrained(tmp_path / "floats")
     floats = load_file(tmp_path / "floats" / "model.safetensors")
     assert {value.dtype for value in floats.values()} == {torch.float32}
@@ -184,7 +184,7 @@ def test_unpacked_it_learns_and_is_stored_in_floats(coded, tmp_path):
             assert torch.equal(one(tokens).logits, model(tokens))
 
 
-QUERY = "model.layers.0.attention.q"
+QUERY, SCALE = "model.layers.0.attention.q.weight", "model.layers.0.attention.q.ternary_scale"
 
 
 def wrong_code(weights):
@@ -192,15 +192,15 @@ def wrong_code(weights):
 
 
 def nan_scale(weights):
-    weights[f"{QUERY}_ternary_scale"].fill_(torch.nan)
+    weights[SCALE].fill_(torch.nan)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (wrong_code, "model.layers.0.attention.q: packed: row 2, byte 1 holds code 3, must be 0, 1 or 2"),
-        (nan_scale, "model.layers.0.attention.q_ternary_scale: holds nan, must hold positive numbers"),
-        (lambda weights: weights.pop(f"{QUERY}_ternary_scale"), f"{QUERY}_ternary_scale is missing"),
+        (wrong_code, "model.layers.0.attention.q.weight: packed: row 2, byte 1 holds code 3, must be 0, 1 or 2"),
+        (nan_scale, "model.layers.0.attention.q.ternary_scale: holds nan, must hold positive numbers"),
+        (lambda weights: weights.pop(SCALE), f"{SCALE} is missing"),
         (lambda weights: weights.update({QUERY: torch.zeros(64, 64)}), rf"{QUERY} is \[64, 64\], must be \[64, 16\]"),
     ],
 )
@@ -222,7 +222,7 @@ def test_a_damaged_export_does_not_verify(coded, tmp_path):
     wrong_code(weights)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
-        RunError, match=r"^does not load: .*: model.layers.0.attention.q: packed: row 2, byte 1 holds code 3"
+        RunError, match=r"^does not load: .*: model.layers.0.attention.q.weight: packed: row 2, byte 1 holds code 3"
     ):
         check_model(folder, *(torch.zeros(1, 1),) * 2)
 
@@ -249,15 +249,15 @@ def test_any_member_of_any_space_is_stored_exactly(case):
 
 def test_low_bit_weights_are_stored_as_codes_and_stay_so(zoo):
     weights = own_weights(zoo)
-    q, scale = weights["model.layers.0.attention.q"], weights["model.layers.0.attention.q_ternary_scale"]
+    q, scale = weights["model.layers.0.attention.q.weight"], weights["model.layers.0.attention.q.ternary_scale"]
     assert len(q.unique()) == 3
     assert not any(tensor.isnan().any() for tensor in weights.values())
     again = own_weights(shell(zoo).model)
     assert all(torch.equal(weights[name], again[name]) for name in weights)
     # after a cast every weight is still a code times the cast scale
     half = own_weights(Transformer(FixedShape(BASE, ZOO)).bfloat16())
-    assert torch.equal(half["model.layers.0.attention.q"].unique().abs().max(), half[
-        "model.layers.0.attention.q_ternary_scale"].max())  # fmt: skip
+    assert torch.equal(half["model.layers.0.attention.q.weight"].unique().abs().max(), half[
+        "model.layers.0.attention.q.ternary_scale"].max())  # fmt: skip
     assert torch.equal((q / scale).bfloat16() * scale.bfloat16(), q.bfloat16())
 
 

@@ -103,21 +103,21 @@ def from_stock(stock):
     qk_norm = config.model_type == "qwen3"
     base = BaseModel(40, tied=config.tie_word_embeddings, qk_norm=qk_norm, rope_theta=3000.0, max_seq=64)
     model = Transformer(FixedShape(base, Architecture(24, (LayerSpec(3, 2, 8, 20),) * 2)))
-    ours = {"embedding": weights["model.embed_tokens.weight"], "norm": weights["model.norm.weight"]}
+    ours = {"embedding.weight": weights["model.embed_tokens.weight"], "norm": weights["model.norm.weight"]}
     if not base.tied:
-        ours["head"] = weights["lm_head.weight"]
+        ours["head.weight"] = weights["lm_head.weight"]
     for i in range(2):
         theirs = {k.removeprefix(f"model.layers.{i}."): v for k, v in weights.items()}
         layer = {
             "mixer_norm": theirs["input_layernorm.weight"],
             "ffn_norm": theirs["post_attention_layernorm.weight"],
-            "attention.q": adjacent(theirs["self_attn.q_proj.weight"], 6).view(3, 2, 8, 24),
-            "attention.k": adjacent(theirs["self_attn.k_proj.weight"], 3),
-            "attention.v": theirs["self_attn.v_proj.weight"].view(3, 8, 24),
-            "attention.o": theirs["self_attn.o_proj.weight"].view(24, 3, 2, 8),
-            "ffn.gate": theirs["mlp.gate_proj.weight"],
-            "ffn.up": theirs["mlp.up_proj.weight"],
-            "ffn.down": theirs["mlp.down_proj.weight"],
+            "attention.q.weight": adjacent(theirs["self_attn.q_proj.weight"], 6).flatten(0, 1),
+            "attention.k.weight": adjacent(theirs["self_attn.k_proj.weight"], 3).flatten(0, 1),
+            "attention.v.weight": theirs["self_attn.v_proj.weight"],
+            "attention.o.weight": theirs["self_attn.o_proj.weight"],
+            "ffn.gate.weight": theirs["mlp.gate_proj.weight"],
+            "ffn.up.weight": theirs["mlp.up_proj.weight"],
+            "ffn.down.weight": theirs["mlp.down_proj.weight"],
         }
         if qk_norm:
             layer["attention.q_norm"] = adjacent(theirs["self_attn.q_norm.weight"], 1).view(8)

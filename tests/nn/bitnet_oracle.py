@@ -3,9 +3,8 @@
 import torch
 from torchao.prototype.quantized_training import bitnet
 
-from llmnas.nn.lowbit import inputs, project
-from llmnas.nn.ternary import add_scales
-from llmnas.space import LayerKinds
+from llmnas.nn.elastic_linear import ElasticLinear
+from llmnas.nn.lowbit import inputs
 from llmnas.triton_kernels import reference
 
 
@@ -14,10 +13,9 @@ def main():
     weight, x, grad = torch.randn(64, 128), torch.randn(16, 128), torch.randn(16, 64)
     ours, theirs = weight.clone(), weight.clone()
     a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
-    layer = torch.nn.Module()
-    layer.w = torch.nn.Parameter(ours)
-    add_scales(layer, LayerKinds(("ternary",)), {"w": 1})
-    y = project(layer, "w", inputs(a, "ternary", layer.w), "ternary", (64, 128), 1)
+    layer = ElasticLinear(128, 64, kinds=("ternary",))
+    layer.weight = torch.nn.Parameter(ours)
+    y = layer(inputs(a, "ternary", layer), 64, "ternary")
     y.backward(grad)
     scale = bitnet.get_bitnet_scale(theirs)
     assert torch.equal(bitnet.quantize_bitnet_weight(theirs, scale), reference.ternary_codes(weight, scale))
@@ -27,7 +25,7 @@ def main():
     want.backward(grad)
     torch.testing.assert_close(y, want, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(layer.w.grad, getattr(wrapped.grad, "_data", wrapped.grad), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(layer.weight.grad, getattr(wrapped.grad, "_data", wrapped.grad), rtol=1e-4, atol=1e-3)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Attention against a softmax written out in float64, with groups of queries and with documents."""
 
 import torch
+from grids import grid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -44,9 +45,9 @@ def test_attend_is_softmax_attention(batch, seq, kv, queries, dim, packed, seed)
 
 @given(*CASES, st.booleans(), st.booleans(), st.integers(0, 1000))
 @settings(max_examples=40)
-def test_a_slice_of_the_module_is_attention_with_the_leading_heads(batch, seq, kv, queries, dim, norm, bias, seed):
+def test_a_slice_of_the_module_is_attention_with_the_leading_heads(batch, seq, kv, queries, dim, norm, biased, seed):
     """Written head by head with plain matrices, in float64."""
-    base = BaseModel(vocab_size=8, qk_norm=norm, qkv_bias=bias)
+    base = BaseModel(vocab_size=8, qk_norm=norm, qkv_bias=biased)
     module = Attention(base, 12, LayerSpec(3, 3, 8, 4), LayerKinds()).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -56,6 +57,9 @@ def test_a_slice_of_the_module_is_attention_with_the_leading_heads(batch, seq, k
     x = torch.randn(batch, seq, hidden, dtype=torch.float64, generator=generator)
     rotation = rotations(frequencies(8, 1e4, "spread"), seq, x.device)
 
+    def bias(linear):
+        return None if linear.bias is None else linear.bias.view(linear.rows)
+
     def head(weight, bias_, gain, *index):
         y = x @ weight[index][:dim, :hidden].T
         if bias_ is not None:
@@ -64,12 +68,12 @@ def test_a_slice_of_the_module_is_attention_with_the_leading_heads(batch, seq, k
             y = y / (y.pow(2).mean(-1, keepdim=True) + base.norm_eps).sqrt() * gain[:dim]
         return y
 
-    grid = [(g, i) for g in range(kv) for i in range(queries)]
-    q = torch.stack([head(module.q, module.q_bias, module.q_norm, g, i) for g, i in grid], 2)
-    k = torch.stack([head(module.k, module.k_bias, module.k_norm, g) for g in range(kv)], 2)
-    v = torch.stack([head(module.v, module.v_bias, None, g) for g in range(kv)], 2)
+    pairs = [(g, i) for g in range(kv) for i in range(queries)]
+    q = torch.stack([head(grid(module.q), bias(module.q), module.q_norm, g, i) for g, i in pairs], 2)
+    k = torch.stack([head(grid(module.k), bias(module.k), module.k_norm, g) for g in range(kv)], 2)
+    v = torch.stack([head(grid(module.v), bias(module.v), None, g) for g in range(kv)], 2)
     mixed = explicit(rotate(q, rotation), rotate(k, rotation), v)
-    expected = sum(mixed[:, :, n] @ module.o[:hidden, g, i, :dim].T for n, (g, i) in enumerate(grid))
+    expected = sum(mixed[:, :, n] @ grid(module.o)[:hidden, g, i, :dim].T for n, (g, i) in enumerate(pairs))
     torch.testing.assert_close(module(x, spec, rotation, None), expected, rtol=1e-5, atol=1e-5)
 
 

@@ -54,7 +54,7 @@ def test_tokens_are_quantised_as_the_twin_does(shape):
 def test_packed_binary_products_are_exact(m, n, k):
     """Signs against signs, and integers against signs, as in float64; rows of a slice lie apart."""
     weight, x = torch.randn(n, k + 64), torch.randn(m, k)
-    bits, alpha = kernels.pack_signs(weight), magnitude(weight, "binary", 1)
+    bits, alpha = kernels.pack_signs(weight), magnitude(weight, "binary")
     assert bits.nbytes * 32 == weight.nbytes
     bits, signs = bits[:, : k // 32], torch.where(weight[:, :k] >= 0, 1.0, -1.0).double()
     found = kernels.packed_binary_linear(x, bits, alpha)
@@ -103,7 +103,7 @@ def test_nothing_is_read_or_written_outside(monkeypatch):
 def test_packed_layer_is_the_fake_quantised_layer_in_double_precision():
     weight, small = packed(70, 128)
     x = torch.randn(2, 5, 128)
-    gamma = magnitude(weight, "ternary", 1).double()
+    gamma = magnitude(weight, "ternary").double()
     dense = (weight.double() / gamma).round().clamp(-1, 1) * gamma
     want = read_input(x.double(), "ternary") @ dense.T
     torch.testing.assert_close(product(x, small).double(), want, rtol=1e-5, atol=1e-4)
@@ -146,7 +146,7 @@ def test_integer_product_is_the_detach_trick_in_double_precision(kind):
     """Tokens and weights quantised in floats, their gradients let through (Bengio et al. 2013)."""
     generator = torch.Generator().manual_seed(0)
     weight, x = (torch.randn(n, 40, generator=generator, dtype=torch.float64, requires_grad=True) for n in (12, 6))
-    grad, scale = torch.randn(6, 12, generator=generator, dtype=torch.float64), magnitude(weight, kind, 1)
+    grad, scale = torch.randn(6, 12, generator=generator, dtype=torch.float64), magnitude(weight, kind)
     signs = torch.where(weight >= 0, 1.0, -1.0).double()
     code = (weight.detach() / scale).round().clamp(-1, 1) if kind == "ternary" else signs
     step = 127 / x.detach().abs().amax(1, keepdim=True)

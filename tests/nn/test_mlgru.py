@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from grids import grid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -65,14 +66,14 @@ def test_a_slice_is_the_equations_with_the_leading_channels(kv, queries, dim, hi
     x = random(2, 5, hidden, seed=seed)
     index = (slice(kv), slice(queries), slice(dim))
     forget, candidate, gate = (
-        getattr(mixer, name)[index][..., :hidden].flatten(0, 2) for name in ("forget", "candidate", "output_gate")
+        grid(getattr(mixer, name))[index][..., :hidden].flatten(0, 2) for name in ("forget", "candidate", "output_gate")
     )
     lower = mixer.lower[index].flatten().sigmoid()
     f = lower + (1 - lower) * (x @ forget.T).sigmoid()
     c = x @ candidate.T
     c = c * c.sigmoid()
     h = loop(f, (1 - f) * c)
-    out = mixer.o[(slice(hidden), *index)].flatten(1)
+    out = grid(mixer.o)[(slice(hidden), *index)].flatten(1)
     expected = ((x @ gate.T).sigmoid() * h) @ out.T
     torch.testing.assert_close(mixer(x, spec, None), expected)
 

@@ -33,7 +33,7 @@ def experts(base=None, seed=0):
 
 def one_by_one(module, x, spec):
     """Every token through each of its experts by itself, in float64."""
-    gate, up, down, router = (getattr(module, name).double() for name in ("gate", "up", "down", "router"))
+    gate, up, down, router = (getattr(module, name).weight.double() for name in ("gate", "up", "down", "router"))
     f, e, h = spec.ffn_size, spec.experts, x.shape[-1]
     rows = []
     for token in x.double():
@@ -70,7 +70,7 @@ def test_a_slice_is_the_mixture_of_the_leading_experts(case, seed):
     expected = one_by_one(module, x, spec)
     torch.testing.assert_close(found[0].double(), expected, rtol=1e-4, atol=1e-5)
     weight = torch.randn(tokens, width, generator=torch.Generator().manual_seed(seed + 1))
-    inputs = (x, *(getattr(module, name) for name in ("gate", "up", "down", "router")))
+    inputs = (x, *(getattr(module, name).weight for name in ("gate", "up", "down", "router")))
     ours = torch.autograd.grad((found[0] * weight).sum(), inputs, retain_graph=True)
     theirs = torch.autograd.grad((expected * weight.double()).sum(), inputs)
     for a, b in zip(ours, theirs, strict=True):
@@ -114,15 +114,15 @@ def test_low_bit_experts_are_the_detach_formulation(kind, count, k):
     for token, experts_of, weights in zip(x, chosen.tolist(), weight, strict=True):
         row = 0
         for e, share in zip(experts_of, weights, strict=True):
-            gate, seen = low_bit(kind, module.gate[e], token)
-            up, _ = low_bit(kind, module.up[e], token)
-            down, _ = low_bit(kind, module.down[e], token)
+            gate, seen = low_bit(kind, module.gate.weight[e], token)
+            up, _ = low_bit(kind, module.up.weight[e], token)
+            down, _ = low_bit(kind, module.down.weight[e], token)
             channels = F.silu(gate[:8, :width] @ seen) * (up[:8, :width] @ seen)
             normed = F.rms_norm(channels, (8,), module.inner_norm[:8], module.eps)
             row = row + share * (down[:width, :8] @ int8(normed))
         expected.append(row)
     torch.testing.assert_close(found, torch.stack(expected))
-    inputs = (x, *(getattr(module, name) for name in ("gate", "up", "down", "router", "inner_norm")))
+    inputs = (x, *(getattr(module, name).weight for name in ("gate", "up", "down", "router")), module.inner_norm)
     direction = torch.randn_like(found)
     ours = torch.autograd.grad((found * direction).sum(), inputs)
     theirs = torch.autograd.grad((torch.stack(expected) * direction).sum(), inputs)
@@ -134,13 +134,13 @@ def test_low_bit_experts_are_the_detach_formulation(kind, count, k):
 def test_one_expert_is_the_dense_feed_forward_and_needs_no_router():
     module, spec = experts(), LayerSpec(1, 1, 2, 8)
     dense = FeedForward(BaseModel(vocab_size=8), H, 16, LayerKinds())
-    dense.load_state_dict({name: getattr(module, name)[0] for name in ("gate", "up", "down")})
+    dense.load_state_dict({f"{name}.weight": getattr(module, name).weight[0] for name in ("gate", "up", "down")})
     x = torch.randn(2, 3, H)
     found, routing = module(x, spec)
     torch.testing.assert_close(found, dense(x, spec))
     assert routing is None
     found.sum().backward()
-    assert module.router.grad is None
+    assert module.router.weight.grad is None
 
 
 @pytest.mark.parametrize("norm", [False, True])
@@ -156,11 +156,13 @@ def test_experts_and_a_shared_one_are_the_block_of_qwen2_moe(norm):
         num_experts_per_tok=2, norm_topk_prob=norm, experts_implementation="eager",
     )  # fmt: skip
     theirs = Qwen2MoeSparseMoeBlock(config)
+    shared = {
+        f"shared_expert.{name}_proj.weight": getattr(module.shared, name).weight for name in ("gate", "up", "down")
+    }
     theirs.load_state_dict({
-        "gate.weight": module.router, "experts.gate_up_proj": torch.cat([module.gate, module.up], 1),
-        "experts.down_proj": module.down, "shared_expert.gate_proj.weight": module.shared.gate,
-        "shared_expert.up_proj.weight": module.shared.up, "shared_expert.down_proj.weight": module.shared.down,
-        "shared_expert_gate.weight": module.shared_gate[None],
+        "gate.weight": module.router.weight, "experts.down_proj": module.down.weight,
+        "experts.gate_up_proj": torch.cat([module.gate.weight, module.up.weight], 1),
+        "shared_expert_gate.weight": module.shared_gate[None], **shared,
     })  # fmt: skip
     x = torch.randn(2, 9, H)
     found, expected = module(x, spec)[0], theirs(x)
@@ -169,9 +171,9 @@ def test_experts_and_a_shared_one_are_the_block_of_qwen2_moe(norm):
     (found * weight).sum().backward()
     (expected * weight).sum().backward()
     for ours, other in (
-        (module.down, theirs.experts.down_proj),
-        (module.shared.up, theirs.shared_expert.up_proj.weight),
-        (module.router, theirs.gate.weight),
+        (module.down.weight, theirs.experts.down_proj),
+        (module.shared.up.weight, theirs.shared_expert.up_proj.weight),
+        (module.router.weight, theirs.gate.weight),
     ):
         assert other.grad.abs().max() > 1e-3
         torch.testing.assert_close(ours.grad, other.grad, rtol=1e-3, atol=1e-4)
@@ -188,7 +190,7 @@ def test_fewer_shared_experts_are_a_slice_and_none_is_none():
     without = LayerSpec(1, 1, 2, 8, experts=4, top_k=2)
     for count in (0, 1, 2):
         f = count * 8
-        gate, up, down = module.shared.gate[:f], module.shared.up[:f], module.shared.down[:, :f]
+        gate, up, down = module.shared.gate.weight[:f], module.shared.up.weight[:f], module.shared.down.weight[:, :f]
         expected = module(x, without)[0] + (F.silu(x @ gate.T) * (x @ up.T)) @ down.T
         found = module(x, LayerSpec(1, 1, 2, 8, experts=4, top_k=2, shared_experts=count))[0]
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
@@ -202,13 +204,13 @@ def test_experts_without_tokens_are_fine():
     found, routing = module(torch.randn(1, 7, H), spec)
     assert routing.load.tolist() == [0, 0, 0, 1, 0, 0]
     found.sum().backward()
-    assert (module.gate.grad.flatten(1).abs().sum(1) > 0).tolist() == [False, False, False, True, False, False]
+    assert (module.gate.weight.grad.flatten(1).abs().sum(1) > 0).tolist() == [False, False, False, True, False, False]
 
 
 def test_statistics_are_those_of_the_papers():
     module, spec = experts(), LayerSpec(1, 1, 2, 16, experts=4, top_k=2)
     x = torch.randn(50, H)
-    logits = x @ module.router[:4].T
+    logits = x @ module.router.weight[:4].T
     chosen, _, routing = module.route(x, spec)
     p = logits.softmax(-1)
     share = torch.stack([(chosen == e).float().mean() for e in range(4)])
@@ -271,6 +273,6 @@ def test_cost_is_that_of_the_experts_in_use_and_nothing_loops_over_experts(top_k
 def test_a_uniform_router_has_the_greatest_entropy():
     module, spec = experts(), LayerSpec(1, 1, 2, 16, experts=6, top_k=2)
     with torch.no_grad():
-        module.router.zero_()
+        module.router.weight.zero_()
     _, _, routing = module.route(torch.randn(9, H), spec)
     assert routing.entropy.item() == pytest.approx(math.log(6), abs=1e-5)

@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from llmnas.nn import kernels, packed_cpu, packed_products
-from llmnas.nn.lowbit import inputs, project, project_experts
-from llmnas.nn.ternary import add_scales, magnitude, read_input
-from llmnas.space.architecture import LayerKinds
+from llmnas.nn.elastic_linear import ElasticLinear
+from llmnas.nn.expert_linear import ExpertLinear
+from llmnas.nn.lowbit import inputs
+from llmnas.nn.ternary import magnitude, read_input
 from llmnas.triton_kernels import reference
 
 SPECIAL = (np.nan, -np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, 1e-38, -3.4e38, 3.4e38, 1e-6, 127.5, 1e10)
@@ -64,27 +64,22 @@ def test_every_weight_has_one_of_three_codes(row, gamma):
     assert torch.equal(reference.unpack2(reference.pack2(codes[:, :64])), codes[:, :64])
 
 
-class Layer(nn.Module):
-    """A matrix [8, 64] and two experts with the same, at random."""
-
-    def __init__(self, kind):
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        self.weight = nn.Parameter(torch.randn(8, 64, generator=generator))
-        self.experts = nn.Parameter(torch.randn(2, 8, 64, generator=generator))
-        kinds = LayerKinds(weights=(kind,), mixers=("attention",))
-        add_scales(self, kinds, {"weight": 1})
-        add_scales(self, kinds, {"experts": 2}, matrices=1)
+def random(linear):
+    """A layer with weights at random."""
+    with torch.no_grad():
+        linear.weight.normal_(generator=torch.Generator().manual_seed(0))
+    return linear
 
 
-def products(layer, x, kind):
+def products(x, kind):
     """Every way a low-bit product of tokens [M, 64] is computed on a CPU, [M, 8] each."""
-    seen = inputs(x, kind, layer.weight, signed=False)
+    layer, experts = random(ElasticLinear(64, 8, kinds=(kind,))), random(ExpertLinear(2, 64, 8, kinds=(kind,)))
+    seen = inputs(x, kind, layer, signed=False)
     packed = kernels.quantise(x, packed=True)
-    scale = magnitude(layer.weight, kind, 1)
-    yield project(layer, "weight", seen, kind, (8, 64), 1)
-    yield project(layer, "weight", read_input(x, kind, signed=False), kind, (8, 64), 1)
-    yield project_experts(layer, "experts", seen, kind, (8, 64), torch.tensor([1, len(x)], dtype=torch.int32))
+    scale = magnitude(layer.weight, kind)
+    yield layer(seen, 8, kind)
+    yield layer(read_input(x, kind, signed=False), 8, kind)
+    yield experts(seen, 8, torch.tensor([1, len(x)], dtype=torch.int32), kind)
     if kind == "ternary":
         yield kernels.packed_linear(packed, kernels.pack(layer.weight.detach(), scale))
     else:
@@ -104,8 +99,7 @@ def test_a_token_that_is_not_finite_stays_so(value, kind, vnni, numba, monkeypat
     x = torch.randn(40, 64)
     bad = torch.arange(1, 40, 3)
     x[bad, 5 * bad % 64] = value
-    layer = Layer(kind)
-    for y in products(layer, x, kind):
+    for y in products(x, kind):
         assert y[bad].isnan().all()
         assert y[torch.arange(0, 40, 3)].isfinite().all()
 
@@ -115,13 +109,13 @@ def test_a_token_that_is_not_finite_stays_so(value, kind, vnni, numba, monkeypat
 @pytest.mark.parametrize("stored", [False, True])
 def test_a_weight_that_is_not_finite_is_no_ordinary_network(value, kind, stored):
     """Its codes are integers; the scale of its matrix (binary: of its row) says what they cannot, a stored one too."""
-    layer = Layer(kind)
+    layer = random(ElasticLinear(64, 8, kinds=(kind,)))
     if stored:
-        getattr(layer, f"weight_{kind}_scale").copy_(magnitude(layer.weight, kind, 1))
+        layer.get_buffer(f"{kind}_scale").copy_(magnitude(layer.weight, kind))
     with torch.no_grad():
         layer.weight[2, 7] = value
     x = torch.randn(3, 64, requires_grad=True)
-    y = project(layer, "weight", inputs(x, kind, layer.weight, signed=False), kind, (8, 64), 1)
+    y = layer(inputs(x, kind, layer, signed=False), 8, kind)
     assert not (y if kind == "ternary" else y[:, 2]).isfinite().any()
     y.sum().backward()
     assert not x.grad.isfinite().any()

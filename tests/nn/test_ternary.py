@@ -2,83 +2,91 @@
 
 import pytest
 import torch
+from grids import grid
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
 
-from llmnas.nn.ternary import add_scales, codes, magnitude, read_input, reader, scale_name, scale_of
-from llmnas.space import LayerKinds
+from llmnas.nn.elastic_linear import ElasticLinear
+from llmnas.nn.expert_linear import ExpertLinear
+from llmnas.nn.ternary import codes, magnitude, read_input, scale_name
 
-BOTH = LayerKinds(("binary", "ternary", "dense"))
+BOTH = ("binary", "ternary", "dense")
 SEEDS = st.integers(0, 1000)
 
 
-class Holder(nn.Module):
-    def __init__(self, shape, out_dims, matrices=0, seed=0):
-        super().__init__()
-        self.w = nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(seed)))
-        add_scales(self, BOTH, {"w": out_dims}, matrices)
+def random(linear, seed=0):
+    with torch.no_grad():
+        linear.weight.normal_(generator=torch.Generator().manual_seed(seed))
+    return linear
+
+
+def matrix(rows, columns, seed=0):
+    return random(ElasticLinear(columns, rows, kinds=BOTH), seed)
+
+
+def read(linear, kind):
+    """The weight that plain tokens meet: what the layer makes of unit vectors."""
+    unit = torch.eye(linear.in_features)
+    return linear(unit, linear.rows, kind).T
 
 
 @given(SEEDS)
 def test_ternary_is_the_equation_of_the_paper(seed):
-    module = Holder((6, 10), 1, seed=seed)
-    w = module.w.detach()
+    linear = matrix(6, 10, seed)
+    w = linear.weight.detach()
     gamma = w.abs().mean()
     expected = (w / gamma).round().clamp(-1, 1) * gamma
-    torch.testing.assert_close(reader(module, "w", "ternary", 1)(module.w), expected)
+    torch.testing.assert_close(read(linear, "ternary"), expected)
 
 
 @given(SEEDS)
 def test_binary_is_the_equation_of_the_paper(seed):
-    module = Holder((6, 10), 1, seed=seed)
-    w = module.w.detach()
+    linear = matrix(6, 10, seed)
+    w = linear.weight.detach()
     expected = torch.where(w >= 0, 1.0, -1.0) * w.abs().mean(1, keepdim=True)
-    torch.testing.assert_close(reader(module, "w", "binary", 1)(module.w), expected)
+    torch.testing.assert_close(read(linear, "binary"), expected)
 
 
 @given(SEEDS, st.sampled_from(["ternary", "binary"]), st.integers(1, 3), st.integers(1, 4), st.integers(1, 5))
 def test_codes_of_a_slice_are_the_slice_of_the_codes(seed, kind, a, b, c):
-    module = Holder((3, 4, 5), 2, seed=seed)
+    linear = matrix((3, 4), 5, seed)
     index = (slice(a), slice(b), slice(c))
-    scale = scale_of(module, "w", kind, 2)
-    whole = codes(module.w, scale, kind)
-    block = module.w[index]
-    part = codes(block, scale[tuple(slice(size) for size in block.shape)], kind)
-    assert torch.equal(part, whole[index])
-    torch.testing.assert_close(reader(module, "w", kind, 2)(block), reader(module, "w", kind, 2)(module.w)[index])
+    whole = codes(linear.weight, linear.scale(kind), kind).view(3, 4, 5)
+    part = codes(grid(linear)[index].flatten(0, 1), linear.scale(kind, (a, b)), kind)
+    assert torch.equal(part, whole[index].flatten(0, 1))
+    found = linear(torch.eye(5)[:c, :c], (a, b), kind).T
+    torch.testing.assert_close(found, read(linear, kind).view(3, 4, 5)[index].flatten(0, 1))
 
 
 def test_a_scale_of_the_block_would_change_codes():
     """The mistake that the full matrix's scale avoids: a few per cent of the codes differ."""
-    module = Holder((256, 256), 1)
-    with torch.no_grad():
-        module.w[:, 128:] *= 1.3
-    full, block = magnitude(module.w, "ternary", 1), magnitude(module.w[:, :128], "ternary", 1)
-    differ = (codes(module.w[:, :128], full, "ternary") != codes(module.w[:, :128], block, "ternary")).float().mean()
+    weight = matrix(256, 256).weight.detach()
+    weight[:, 128:] *= 1.3
+    full, block = magnitude(weight, "ternary"), magnitude(weight[:, :128], "ternary")
+    differ = (codes(weight[:, :128], full, "ternary") != codes(weight[:, :128], block, "ternary")).float().mean()
     assert differ > 0.02
 
 
 def test_every_expert_has_a_scale_of_its_own():
-    module = Holder((3, 4, 5), 2, matrices=1)
-    scale = scale_of(module, "w", "ternary", 2, 1)
+    experts = random(ExpertLinear(3, 5, 4, kinds=BOTH))
+    scale = experts.scale("ternary")
     assert scale.shape == (3, 1, 1)
-    torch.testing.assert_close(scale.flatten(), module.w.detach().abs().mean((1, 2)))
+    torch.testing.assert_close(scale.flatten(), experts.weight.detach().abs().mean((1, 2)))
+    assert experts.scale("binary").shape == (3, 4, 1)
 
 
 def test_a_stored_scale_is_used_as_it_is():
-    module = Holder((4, 6), 1)
-    getattr(module, scale_name("w", "ternary")).fill_(0.75)
-    values = reader(module, "w", "ternary", 1)(module.w).detach().unique()
+    linear = matrix(4, 6)
+    linear.get_buffer(scale_name("ternary")).fill_(0.75)
+    values = read(linear, "ternary").detach().unique()
     torch.testing.assert_close(values, torch.tensor([-0.75, 0.0, 0.75]))
 
 
 @pytest.mark.parametrize("kind", ["ternary", "binary"])
 def test_gradients_go_straight_through(kind):
-    module = Holder((4, 6), 1)
-    weight = torch.randn(4, 6)
-    (reader(module, "w", kind, 1)(module.w) * weight).sum().backward()
-    torch.testing.assert_close(module.w.grad, weight)
+    linear, weight = matrix(4, 6), torch.randn(4, 6)
+    (read(linear, kind) * weight).sum().backward()
+    torch.testing.assert_close(linear.weight.grad, weight)
     x = torch.randn(3, 6, requires_grad=True)
     (read_input(x, kind) * weight[:3]).sum().backward()
     torch.testing.assert_close(x.grad, weight[:3])

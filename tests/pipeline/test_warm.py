@@ -62,7 +62,7 @@ def test_train_starts_from_the_model_and_resumes(llmnas, model, tmp_path):
     assert record["difference"] <= 1e-4
     assert json.loads(run.tokens("train").with_suffix(".json").read_text())["eos_id"] == 3
     trained = load_weights(Transformer(space), run.supernet)
-    moved = (trained.embedding - initial.embedding).abs().max()
+    moved = (trained.embedding.weight - initial.embedding.weight).abs().max()
     assert 0 < moved < 0.01, "a few small steps away from where it started"
     # the rest of the run again, from the last checkpoint but one
     before = run.supernet.read_bytes()
@@ -97,7 +97,7 @@ def test_a_dense_model_becomes_a_mixture_that_computes_the_same(llmnas, model, t
             arch = space.build(128, dict.fromkeys(range(4), replace(spec, **changes)))
             torch.testing.assert_close(initial(tokens, space.require(arch)), expected, rtol=1e-4, atol=1e-3)
     trained = load_weights(Transformer(space), run.supernet)
-    before, after = (m.layers[0].ffn.gate.detach()[:, :341] for m in (initial, trained))
+    before, after = (m.layers[0].ffn.gate.weight.detach()[:, :341] for m in (initial, trained))
     assert all(torch.equal(before[0], before[e]) for e in (1, 2, 3))
     assert all(not torch.equal(after[0], after[e]) for e in (1, 2, 3))
     record = json.loads(run.manifest.read_text())["stages"]["warm_start"]
@@ -112,9 +112,9 @@ def test_experts_are_sorted_before_they_are_copied(model):
 
     mixture = Transformer(SearchSpace.from_dict({**MIXTURE, "experts": [1, 64], "top_k": 1, "shared_experts": 0}))
     start_from(mixture, read_pretrained(model[0]), [torch.arange(3, 35)[None]])
-    gate = mixture.layers[0].ffn.gate.detach()[:, :341]
+    gate = mixture.layers[0].ffn.gate.weight.detach()[:, :341]
     assert all(torch.equal(gate[0], other) for other in gate[1:])
-    assert not torch.equal(gate[0], read_pretrained(model[0]).weights["layers.0.ffn.gate"])
+    assert not torch.equal(gate[0], read_pretrained(model[0]).weights["layers.0.ffn.gate.weight"])
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,9 @@ def test_a_model_is_trained_on_the_text_before_it_is_cut_and_teaches(llmnas, mod
     losses = [window_losses(m, None, windows).mean() for m in (first, taught)]
     assert losses[1] < losses[0] - 0.3
     assert (
-        (supernet.embedding - taught.embedding).abs().max() < 0.002 < (taught.embedding - first.embedding).abs().max()
+        (supernet.embedding.weight - taught.embedding.weight).abs().max()
+        < 0.002
+        < (taught.embedding.weight - first.embedding.weight).abs().max()
     )
     assert run.recorded("correction")["steps"] == 12
     # the leading channels are the important ones of what it became

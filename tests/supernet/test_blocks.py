@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import torch
+from grids import sliced
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import random_tokens, scrambled, spaces_with_members
@@ -25,7 +26,7 @@ def marked(boxes, shape):
 def test_a_network_uses_what_its_copy_holds(case):
     space, arch = case
     supernet = Transformer(space)
-    blocks, whole = used_blocks(supernet, arch), dict(supernet.named_parameters())
+    blocks, whole = used_blocks(supernet, arch), sliced(supernet)
     copies = {namesake(name, arch): p for name, p in extract(supernet, arch).named_parameters()}
     assert blocks.keys() == copies.keys()
     for name, copy in copies.items():
@@ -40,10 +41,10 @@ def test_what_is_not_used_has_no_gradient(case, seed):
     space, arch = case
     supernet, tokens = scrambled(space, seed), random_tokens(space.base, 2, 6, seed)
     supernet(tokens, arch, targets=tokens).loss.backward()
-    boxes = active_boxes(supernet, [arch])
+    boxes, shapes = active_boxes(supernet, [arch]), sliced(supernet)
     for name, parameter in supernet.named_parameters():
-        unused = torch.from_numpy(marked(boxes.get(name, ()), parameter.shape) == 0)
-        assert parameter.grad is None or not parameter.grad[unused].any()
+        unused = torch.from_numpy(marked(boxes.get(name, ()), shapes[name].shape) == 0)
+        assert parameter.grad is None or not parameter.grad[unused.view(parameter.shape)].any()
 
 
 @given(st.data(), st.integers(1, 4))
@@ -66,7 +67,7 @@ def test_several_networks_use_what_one_of_them_does(case, seed):
     supernet = Transformer(space)
     boxes, each = active_boxes(supernet, networks), [used_blocks(supernet, network) for network in networks]
     assert boxes.keys() == set(itertools.chain(*each))
-    for name, parameter in supernet.named_parameters():
+    for name, parameter in sliced(supernet).items():
         expected = np.zeros(parameter.shape, dtype=int)
         for blocks in each:
             if name in blocks:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from grids import sliced
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import random_tokens, scrambled, spaces_with_members
@@ -48,15 +49,16 @@ def test_gradients_are_those_of_the_copy_and_zero_elsewhere(case, seed):
     torch.testing.assert_close(loss, expected, **CLOSE)
     loss.backward()
     expected.backward()
-    whole, used = dict(supernet.named_parameters()), set()
+    whole, used, shapes, own = dict(supernet.named_parameters()), set(), sliced(supernet), sliced(small)
     for name, parameter in small.named_parameters():
-        padded = torch.zeros_like(whole[namesake(name, arch)])
-        padded[tuple(slice(size) for size in parameter.shape)] = parameter.grad
+        size = own[name].shape
+        padded = torch.zeros_like(shapes[namesake(name, arch)])
+        padded[tuple(slice(length) for length in size)] = parameter.grad.view(size)
         used.add(namesake(name, arch))
-        found = whole[namesake(name, arch)].grad
+        found = whole[namesake(name, arch)].grad.view(padded.shape)
         torch.testing.assert_close(found, padded, **CLOSE)
         inactive = torch.ones_like(found, dtype=torch.bool)
-        inactive[tuple(slice(size) for size in parameter.shape)] = False
+        inactive[tuple(slice(length) for length in size)] = False
         assert (found[inactive] == 0).all()
     skipped = {name for name in whole if name not in used}
     assert all(whole[name].grad is None for name in skipped)

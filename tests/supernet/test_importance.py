@@ -93,7 +93,7 @@ def test_scores_order_channels_as_removal_does(batches):
     for channel in some:
         cut = glass()
         with torch.no_grad():
-            cut.layers[1].ffn.down[:, channel] = 0
+            cut.layers[1].ffn.down.weight[:, channel] = 0
             changes.append(float((cut(windows[0][:, :-1]) - whole).square().mean()))
     correlation = np.corrcoef(np.argsort(np.argsort(changes)), np.argsort(np.argsort(scores[some].numpy())))[0, 1]
     assert correlation > 0.6
@@ -106,7 +106,7 @@ def test_experts_are_sorted_by_load_times_the_norm_of_what_they_write():
     ffn, name, seen = model.layers[0].ffn, "layers.0.ffn", []
     with torch.no_grad():
         ffn.balance[1] += 9  # every token chooses it
-        ffn.down[1] = 0
+        ffn.down.weight[1] = 0
     tokens = random_tokens(model.base, 2, 12)
     handle = ffn.register_forward_hook(lambda module, args, out: seen.extend(args[0].flatten(0, -2)))
     with torch.no_grad():
@@ -114,10 +114,11 @@ def test_experts_are_sorted_by_load_times_the_norm_of_what_they_write():
     handle.remove()
     energy = torch.zeros(4)
     for x in seen:
-        scores = (ffn.router @ x).softmax(0).detach()
+        scores = (ffn.router.weight @ x).softmax(0).detach()
         chosen = (scores + ffn.balance).topk(2).indices
         for e in chosen.tolist():
-            wrote = ffn.down[e] @ (F.silu(ffn.gate[e] @ x) * (ffn.up[e] @ x)) * scores[e] / scores[chosen].sum()
+            gate, up, down = (getattr(ffn, name).weight[e] for name in ("gate", "up", "down"))
+            wrote = down @ (F.silu(gate @ x) * (up @ x)) * scores[e] / scores[chosen].sum()
             energy[e] += wrote.detach().square().sum()
     scores = importance(model, [tokens])
     torch.testing.assert_close(scores.experts[name], (energy / tokens.numel()).sqrt(), rtol=1e-4, atol=1e-6)

@@ -30,7 +30,8 @@ def model():
 
 
 def matrices(model):
-    return [(name.rsplit(".", 1)[-1], p.detach()) for name, p in model.named_parameters() if p.numel() > 1000]
+    named = [(name.removesuffix(".weight"), p) for name, p in model.named_parameters() if p.numel() > 1000]
+    return [(name.rsplit(".", 1)[-1], p.detach()) for name, p in named]
 
 
 def test_matrices_are_normal_with_the_stated_deviation(model):
@@ -48,16 +49,16 @@ def test_gains_are_one_and_biases_zero(model):
             assert (parameter == 1).all()
         if name.endswith("bias"):
             assert (parameter == 0).all()
-    kinds = {name.rsplit(".", 1)[-1] for name, _ in model.named_parameters()}
-    assert {k for k in kinds if k.endswith(("norm", "bias"))} == {
+    kinds = {name.replace("layers.0.", "").replace("attention.", "") for name, _ in model.named_parameters()}
+    assert {k for k in kinds if k.endswith(("norm", "bias")) and not k.startswith("layers")} == {
         "norm",
         "mixer_norm",
         "ffn_norm",
         "q_norm",
         "k_norm",
-        "q_bias",
-        "k_bias",
-        "v_bias",
+        "q.bias",
+        "k.bias",
+        "v.bias",
     }
 
 
@@ -79,7 +80,7 @@ def test_everything_is_written_whatever_was_there():
 def test_the_embedding_deviation_is_a_knob():
     model = Transformer(SHAPE)
     initialise(model, DEPTH, seed=3, embedding_std=0.5)
-    assert model.embedding.std().item() == pytest.approx(0.5, rel=0.03)
+    assert model.embedding.weight.std().item() == pytest.approx(0.5, rel=0.03)
 
 
 def test_a_fresh_network_knows_nothing(model):
@@ -114,5 +115,5 @@ def test_matrices_that_may_be_low_bit_keep_their_size():
         }
     )
     model = Transformer(space, seed=3)
-    assert model.layers[1].ffn.down.std().item() == pytest.approx((2 * 2 * FFN) ** -0.5, rel=0.05)
-    assert model.layers[1].attention.o.std().item() == pytest.approx((2 * 2 * 6 * 16) ** -0.5, rel=0.05)
+    assert model.layers[1].ffn.down.weight.std().item() == pytest.approx((2 * 2 * FFN) ** -0.5, rel=0.05)
+    assert model.layers[1].attention.o.weight.std().item() == pytest.approx((2 * 2 * 6 * 16) ** -0.5, rel=0.05)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from grids import sliced
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import random_tokens, scrambled, spaces, spaces_with_members
@@ -34,7 +35,7 @@ def sample(seed):
 
 def by_hand(model, tokens):
     """The whole network in float64, one head at a time, from the stored weights and nothing of llmnas.nn."""
-    weights = {name: p.detach().double() for name, p in model.named_parameters()}
+    weights = {name: p.double() for name, p in sliced(model).items()}
     eps, theta, dim_of_theta = model.base.norm_eps, model.base.rope_theta, model.rope_dim
 
     def norm(x, gain):
@@ -51,16 +52,16 @@ def by_hand(model, tokens):
         return weights[f"layers.{i}.{name}"][index]
 
     def projected(i, h, name, *index):
-        y = h @ part(i, f"attention.{name}", *index).T
+        y = h @ part(i, f"attention.{name}.weight", *index).T
         if model.base.qkv_bias:
-            y = y + part(i, f"attention.{name}_bias", *index)
+            y = y + part(i, f"attention.{name}.bias", *index)
         if model.base.qk_norm and name != "v":
             y = norm(y, part(i, f"attention.{name}_norm"))
         return y if name == "v" else turn(y)
 
     rows = []
     for row in tokens:
-        x = weights["embedding"][row]
+        x = weights["embedding.weight"][row]
         future = torch.ones(len(row), len(row)).triu(1).bool()
         for i, (_, spec) in enumerate(model.envelope.kept):
             h, update = norm(x, part(i, "mixer_norm")), 0
@@ -69,12 +70,12 @@ def by_hand(model, tokens):
                 for j in range(spec.queries_per_group):
                     scores = projected(i, h, "q", g, j) @ k.T / spec.head_dim**0.5
                     mixed = scores.masked_fill(future, -torch.inf).softmax(-1) @ v
-                    update = update + mixed @ part(i, "attention.o", slice(None), g, j).T
+                    update = update + mixed @ part(i, "attention.o.weight", slice(None), g, j).T
             x = x + update
             h = norm(x, part(i, "ffn_norm"))
-            gate, up = h @ part(i, "ffn.gate").T, h @ part(i, "ffn.up").T
-            x = x + (gate * gate.sigmoid() * up) @ part(i, "ffn.down").T
-        rows.append(norm(x, weights["norm"]) @ weights["embedding" if model.base.tied else "head"].T)
+            gate, up = h @ part(i, "ffn.gate.weight").T, h @ part(i, "ffn.up.weight").T
+            x = x + (gate * gate.sigmoid() * up) @ part(i, "ffn.down.weight").T
+        rows.append(norm(x, weights["norm"]) @ weights["embedding.weight" if model.base.tied else "head.weight"].T)
     return torch.stack(rows)
 
 
@@ -220,7 +221,7 @@ def test_the_seed_alone_decides_the_weights(space, seed):
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
     other = Transformer(space, seed=seed + 1).state_dict()
-    assert not torch.equal(first["embedding"], other["embedding"])
+    assert not torch.equal(first["embedding.weight"], other["embedding.weight"])
 
 
 def test_a_forward_and_backward_touch_no_generator():

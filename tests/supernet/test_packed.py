@@ -9,7 +9,7 @@ import torch
 from strategies import random_tokens, scrambled
 
 from llmnas.errors import UserError
-from llmnas.nn.ternary import codes, scale_of
+from llmnas.nn.ternary import codes
 from llmnas.space import Architecture, BaseModel, FixedShape, LayerSpec, SearchSpace
 from llmnas.supernet import Transformer, extract, load_packed, pack, packable, save_packed, unpack
 from llmnas.triton_kernels import reference
@@ -74,27 +74,25 @@ def test_a_network_cut_out_of_a_supernet_keeps_the_supernets_codes():
     with torch.no_grad():
         assert torch.equal(small(tokens), extract(supernet, arch)(tokens))
     layer = supernet.layers[0].ffn
-    whole = codes(layer.gate.detach(), scale_of(layer, "gate", "ternary", 1), "ternary")
-    assert torch.equal(reference.unpack2(small.layers[0].ffn.gate).float(), whole[:64, :64])
+    whole = codes(layer.gate.weight.detach(), layer.gate.scale("ternary"), "ternary")
+    assert torch.equal(reference.unpack2(small.layers[0].ffn.gate.weight).float(), whole[:64, :64])
 
 
 def test_every_expert_keeps_its_own_scale_and_one_without_tokens_is_not_read():
     model = network(EXPERTS)
     ffn = model.layers[0].ffn
     with torch.no_grad():
-        ffn.gate *= torch.tensor([1.0, 10, 0.1, 3])[:, None, None]
+        ffn.gate.weight *= torch.tensor([1.0, 10, 0.1, 3])[:, None, None]
         ffn.balance[2] = -9
     small = pack(model)
-    assert small.layers[0].ffn.gate.shape == (4 * 128, 64 // 4)
-    scales = small.layers[0].ffn.gate_ternary_scale.flatten()
-    torch.testing.assert_close(scales, ffn.gate.detach().abs().mean((1, 2)))
-    small.layers[0].ffn.gate_ternary_scale[2] = torch.nan  # would be seen
+    assert small.layers[0].ffn.gate.weight.shape == (4 * 128, 64 // 4)
+    scales = small.layers[0].ffn.gate.ternary_scale.flatten()
+    torch.testing.assert_close(scales, ffn.gate.weight.detach().abs().mean((1, 2)))
+    small.layers[0].ffn.gate.ternary_scale[2] = torch.nan  # would be seen
     tokens = random_tokens(BASE, 1, 1)
     with torch.no_grad():
         assert torch.equal(small(tokens), model(tokens))
-        with pytest.raises(
-            ValueError, match=r"gate: \[4, 128, 64\] ternary weights are packed, \[2, 128, 64\] ternary"
-        ):
+        with pytest.raises(ValueError, match=r"^\[4, 128, 64\] ternary weights are packed, \[2, 128, 64\] ternary"):
             small(tokens, replace(EXPERTS, layers=(replace(EXPERTS.layers[0], experts=2), *EXPERTS.layers[1:])))
 
 
@@ -163,7 +161,7 @@ def test_weights_whose_inputs_cut_a_group_stay_as_they_are(tmp_path):
     small = pack(model)
     kinds = [value.dtype for value in small.layers.state_dict().values() if not value.is_floating_point()]
     assert sorted(map(str, kinds)) == ["torch.int32"] * 5 + ["torch.uint8"] * 8
-    assert small.layers[0].ffn.down.data_ptr() == model.layers[0].ffn.down.data_ptr()
+    assert small.layers[0].ffn.down.weight.data_ptr() == model.layers[0].ffn.down.weight.data_ptr()
     save_packed(small, tmp_path / "small")
     with torch.no_grad():
         assert torch.equal(small(tokens), model(tokens))
@@ -181,10 +179,10 @@ def test_unpacked_it_is_a_network_to_train_with_the_same_codes(arch):
     for name, value in small.state_dict().items():
         torch.testing.assert_close(again[name], value, rtol=0, atol=0, equal_nan=True)
     plain(tokens, targets=tokens).loss.backward()
-    assert plain.layers[0].ffn.gate.grad.abs().sum() > 0
+    assert plain.layers[0].ffn.gate.weight.grad.abs().sum() > 0
     with torch.no_grad():
-        plain.embedding.zero_()
-    assert small.embedding.abs().sum() > 0
+        plain.embedding.weight.zero_()
+    assert small.embedding.weight.abs().sum() > 0
 
 
 def test_a_packed_weight_is_used_whole():
@@ -192,7 +190,7 @@ def test_a_packed_weight_is_used_whole():
     tokens = random_tokens(BASE, 1, 4)
     with torch.no_grad():
         small(tokens, Architecture(64, (MLGRU, None)))  # layers may be left out
-        with pytest.raises(ValueError, match=r"gate: \[128, 64\] ternary weights are packed, \[64, 64\] ternary ones"):
+        with pytest.raises(ValueError, match=r"^\[128, 64\] ternary weights are packed, \[64, 64\] ternary ones"):
             small(tokens, Architecture(64, (replace(MLGRU, ffn_size=64), MLGRU)))
         with pytest.raises(ValueError, match="no weights for dense weights"):
             small(tokens, Architecture(64, (replace(MLGRU, weights="dense"), MLGRU)))
@@ -213,7 +211,7 @@ def damaged(path, change):
     [
         (lambda header: header["__metadata__"].update(format="other"), "format 'other', must be"),
         (lambda header: header["__metadata__"].update(architecture="{}"), "description of the network is damaged"),
-        (lambda header: header["__metadata__"].update(base='{"vocab_size": 65}'), r"embedding is \[64, 64\]"),
+        (lambda header: header["__metadata__"].update(base='{"vocab_size": 65}'), r"embedding.weight is \[64, 64\]"),
         (lambda header: header.update(extra=header.pop("norm")), "norm is missing"),
     ],
 )
@@ -231,14 +229,14 @@ def test_wrong_codes_and_no_file_are_refused(tmp_path):
     small, path = pack(network()), tmp_path / "small.safetensors"
     with pytest.raises(UserError, match="no such file"):
         load_packed(path)
-    small.layers[0].ffn.gate[3, 5] = 0b11
+    small.layers[0].ffn.gate.weight[3, 5] = 0b11
     save_packed(small, path)
-    with pytest.raises(UserError, match=r"layers.0.ffn.gate: packed: row 3, byte 5 holds code 3, must be 0, 1 or 2"):
+    with pytest.raises(UserError, match=r"layers.0.ffn.gate.weight: packed: row 3, byte 5 holds code 3, must be 0"):
         load_packed(path)
-    small.layers[0].ffn.gate[3, 5] = 0
-    small.layers[1].ffn.up_ternary_scale.fill_(torch.nan)
+    small.layers[0].ffn.gate.weight[3, 5] = 0
+    small.layers[1].ffn.up.ternary_scale.fill_(torch.nan)
     save_packed(small, path)
-    with pytest.raises(UserError, match=r"layers.1.ffn.up_ternary_scale: holds nan, must hold positive numbers"):
+    with pytest.raises(UserError, match=r"layers.1.ffn.up.ternary_scale: holds nan, must hold positive numbers"):
         load_packed(path)
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(UserError, match="damaged weights"):

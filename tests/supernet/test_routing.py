@@ -37,12 +37,13 @@ def test_figures_are_those_of_a_loop_over_tokens(model):
         if i not in studies:
             continue
         ffn, found = model.layers[i].ffn, studies[i]
-        scores = (x @ ffn.router.T).softmax(-1).detach()
+        scores = (x @ ffn.router.weight.T).softmax(-1).detach()
         load, energy, first, entropy = torch.zeros(4), torch.zeros(4), 0.0, 0.0
         for token, p in zip(x, scores, strict=True):
             chosen = (p + ffn.balance).topk(2).indices.tolist()
             for e in chosen:
-                out = ffn.down[e] @ (torch.nn.functional.silu(ffn.gate[e] @ token) * (ffn.up[e] @ token))
+                gate, up, down = (getattr(ffn, name).weight[e] for name in ("gate", "up", "down"))
+                out = down @ (torch.nn.functional.silu(gate @ token) * (up @ token))
                 load[e] += 1
                 energy[e] += (p[e] * out.detach()).square().sum()
             first += float(max(p[e] for e in chosen) / sum(p[e] for e in chosen))
@@ -58,10 +59,10 @@ def test_copies_are_alike_and_rotated_copies_only_by_cka(model):
     rotation = torch.linalg.qr(torch.randn(8, 8)).Q
     with torch.no_grad():
         for name in ("gate", "up", "down"):
-            weight = getattr(ffn, name)
+            weight = getattr(ffn, name).weight
             weight[1] = weight[0]
             weight[2] = weight[0]
-        ffn.down[2] = rotation @ ffn.down[0]
+        ffn.down.weight[2] = rotation @ ffn.down.weight[0]
     found = study_routers(model, BATCHES, ARCH)[0]
     assert found.cosine[0, 1].item() == pytest.approx(1, abs=1e-5)
     assert found.cka[0, [1, 2]].tolist() == pytest.approx([1, 1], abs=1e-5)

@@ -84,7 +84,7 @@ def reference(kind, bias=True, decays_idle=True, optimizer=None):
     """
     settings = settings_of(kind)
     model = with_an_idle_expert(Transformer(space_of(kind), seed=0))
-    plain = {name for name, _ in model.named_parameters() if name.endswith(("norm", "lower")) or name == "embedding"}
+    plain = {name for name, _ in model.named_parameters() if name.endswith(("norm", "lower", "embedding.weight"))}
     masked, muon = Masked(model, lambda name: name not in plain), Muon(model, "slice")
     usual = torch.optim.AdamW(
         [{"params": [p for n, p in model.named_parameters() if (n in plain) == free], "weight_decay": 1.0 - free}

@@ -6,6 +6,7 @@ Nothing here comes from `llmnas.train`. What a network uses of a weight is the s
 
 import torch
 
+from llmnas.nn.elastic_linear import grids
 from llmnas.supernet import extract
 
 BETAS, EPS = (0.9, 0.95), 1e-8
@@ -13,11 +14,22 @@ BETAS, EPS = (0.9, 0.95), 1e-8
 ROWS = {"q": 3, "k": 2, "v": 2, "o": 1, "forget": 3, "candidate": 3, "output_gate": 3}
 
 
+def role(name):
+    """The last part of a name that says something: `q` of `layers.0.attention.q.weight`."""
+    return name.removesuffix(".weight").split(".")[-1]
+
+
+def sliced(model):
+    """Every parameter by its name, in the shape in which it is sliced: views, without gradient."""
+    shapes = grids(model)
+    return {name: p.detach().view(shapes.get(name, p.shape)) for name, p in model.named_parameters()}
+
+
 def used_sizes(model, arch):
     """name -> size of the leading block that the network uses."""
     kept = [i for i, spec in enumerate(arch.layers) if spec is not None]
-    whole, found = dict(model.named_parameters()), {}
-    for name, parameter in extract(model, arch).named_parameters():
+    whole, found = sliced(model), {}
+    for name, parameter in sliced(extract(model, arch)).items():
         parts = name.split(".")
         if parts[0] == "layers":
             parts[1] = str(kept[int(parts[1])])
@@ -29,11 +41,11 @@ def used_sizes(model, arch):
 
 def masks(model, networks):
     """name -> which elements at least one network uses."""
-    found = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in model.named_parameters()}
+    found = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in sliced(model).items()}
     for arch in networks:
         for name, size in used_sizes(model, arch).items():
             found[name][tuple(slice(length) for length in size)] = True
-    return found
+    return {name: found[name].view(p.shape) for name, p in model.named_parameters()}
 
 
 class Masked:
@@ -76,15 +88,16 @@ class Muon:
 
     def __init__(self, model, scope, momentum=0.95, scale=0.2):
         self.model, self.scope, self.momentum, self.scale = model, scope, momentum, scale
-        self.moments = {name: torch.zeros_like(p) for name, p in model.named_parameters() if self.is_matrix(name)}
+        self.moments = {name: torch.zeros_like(p) for name, p in sliced(model).items() if self.is_matrix(name)}
 
     @staticmethod
     def is_matrix(name):
-        return name.split(".")[-1] in (*ROWS, "gate", "up", "down")
+        return role(name) in (*ROWS, "gate", "up", "down")
 
     @torch.no_grad()
     def step(self, networks, lr, weight_decay):
-        for name, p in self.model.named_parameters():
+        gradients = {name: p.grad for name, p in self.model.named_parameters()}
+        for name, p in sliced(self.model).items():
             if not self.is_matrix(name):
                 continue
             sizes = [used_sizes(self.model, arch).get(name) for arch in networks]
@@ -92,16 +105,16 @@ class Muon:
             if not sizes:
                 continue
             size = [max(lengths) for lengths in zip(*sizes, strict=True)]
-            experts = name.split(".")[-1] in ("gate", "up", "down") and p.dim() == 3
+            experts = role(name) in ("gate", "up", "down") and p.dim() == 3
             if self.scope == "whole":
                 size = [*size[: int(experts)], *p.shape[int(experts) :]]
             block = tuple(slice(length) for length in size)
-            g = (torch.zeros_like(p) if p.grad is None else p.grad)[block]
+            g = (torch.zeros_like(p) if gradients[name] is None else gradients[name].view(p.shape))[block]
             self.moments[name][block] = self.momentum * self.moments[name][block] + (1 - self.momentum) * g
             ahead = (1 - self.momentum) * g + self.momentum * self.moments[name][block]
             for e in range(size[0]) if experts else [slice(None)]:
                 part = ahead[e]
-                rows = 1 if experts else ROWS.get(name.split(".")[-1], 1)
+                rows = 1 if experts else ROWS.get(role(name), 1)
                 matrix = part.reshape(part.shape[:rows].numel(), -1)
                 update = orthogonal(matrix) * self.scale * max(matrix.shape) ** 0.5
                 old = p[block][e]

@@ -10,7 +10,7 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F  # noqa: N812
 from deepspeed.runtime.zero.linear import zero3_linear_wrap
-from plain_optimizers import Masked, Muon
+from plain_optimizers import Masked, Muon, role
 from train_script import SEQUENCES, SPACE
 from two_process_cases import sampler_of, settings_of
 
@@ -24,7 +24,7 @@ def optimizer_of(model, decay_all=False):
     """AdamW, unfused, whose matrices alone decay."""
     groups = {True: [], False: []}
     for name, parameter in model.named_parameters():
-        groups[decay_all or name.split(".")[-1] in MATRICES].append(parameter)
+        groups[decay_all or role(name) in MATRICES].append(parameter)
     return torch.optim.AdamW(
         [{"params": groups[True], "weight_decay": 1.0}, {"params": groups[False], "weight_decay": 0.0}],
         betas=(0.9, 0.95),

@@ -91,9 +91,9 @@ def test_the_low_bit_networks_hold_every_kind_of_layer():
 
 def test_the_idle_expert_decays_and_is_named(launched):
     layer, expert = IDLE
-    first = Transformer(SPACE, seed=0).layers[layer].ffn.gate[expert].detach()
+    first = Transformer(SPACE, seed=0).layers[layer].ffn.gate.weight[expert].detach()
     for run in RUNS:
-        gate = state_of(launched, f"sandwich-{run}")[f"layers.{layer}.ffn.gate"][expert]
+        gate = state_of(launched, f"sandwich-{run}")[f"layers.{layer}.ffn.gate.weight"][expert]
         ratio = gate / first
         assert ratio.std() < 1e-4  # nothing but the decay moved it
         assert 0.9 < ratio.mean() < 0.99

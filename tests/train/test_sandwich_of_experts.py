@@ -57,7 +57,7 @@ def one_step(space, kind="sandwich"):
         engine, sampler.networks(0), SEQUENCES, settings, 0, Balance(model, settings.moe), learning_rate(0, settings)
     )
     moved = {
-        i: (layer.ffn.gate.detach() - before[f"layers.{i}.ffn.gate"]).abs().amax((1, 2))
+        i: (layer.ffn.gate.weight.detach() - before[f"layers.{i}.ffn.gate.weight"]).abs().amax((1, 2))
         for i, layer in enumerate(model.layers)
     }
     return seen, moved

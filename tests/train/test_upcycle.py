@@ -70,7 +70,7 @@ def test_copies_part_when_they_are_trained(trained):
     settings = SETTINGS.model_copy(update={"steps": 12, "save_every": 1000})
     logged = {}
     train(model, OneNetwork(model.envelope), SEQUENCES, settings, start_processes(), log=logged.setdefault)
-    gate = model.layers[0].ffn.gate.detach()
+    gate = model.layers[0].ffn.gate.weight.detach()
     assert min((gate[a] - gate[b]).abs().max() for a in range(4) for b in range(a)) > 1e-3
     fresh = Transformer(FixedShape(model.base, model.envelope), seed=1)
     begins = logged[1]["train_loss"]
