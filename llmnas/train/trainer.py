@@ -97,10 +97,7 @@ def train(
     """
     if (guide is not None) != (settings.distill.source == "original"):
         raise ValueError(f"distill.source: {settings.distill.source}, guide: {guide}")
-    with asking(
-        f"weights, gradients and moments of {sum(weight.numel() for weight in model.parameters()):,} parameters",
-        SMALLER_MODEL,
-    ):
+    with asking("weights, gradients and moments of the whole model", SMALLER_MODEL):
         engine = Engine(model, settings, processes)
     balance = Balance(model, settings.moe, engine.average)
     predictor = sampler.predictor
