@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel as Model
 from pydantic import (
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -16,15 +14,9 @@ from pydantic import (
 )
 
 from llmnas.files import PathText
-from llmnas.train.numbers import Decay, ThreadCount
+from llmnas.train.numbers import Decay, Strict, ThreadCount, changed
 
-
-class Strict(Model):
-    """Frozen; unknown keys and numbers that are not finite are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
+__all__ = ["OPERATION", "UNMARKED", "WATCHING", "Strict", "TrainSettings", "changed"]
 WATCHING = ("log_every", "eval_every", "eval_sequences", "save_every", "keep", "patience_minutes")
 """Settings that look at a training and leave its result as it is."""
 UNMARKED = ("patience_minutes", "on_divergence", "rewind_lr")
@@ -33,15 +25,6 @@ OPERATION = (
     *WATCHING, "threads", "micro_batch", "checkpoint_blocks", "skip_limit", "on_divergence", "rewind_lr",
 )  # fmt: skip
 """Settings of how a training is run, which a run that goes on may change: they move its result by rounding at most."""
-
-
-def changed(section: Model) -> set[str]:
-    """Fields that differ from their defaults.
-
-    What a user wrote is told by value: a stored config writes every key, and must be one that can be read again.
-    """
-    fields = type(section).model_fields
-    return {name for name in fields if getattr(section, name) != fields[name].get_default(call_default_factory=True)}
 
 
 class Phase(Strict):

@@ -56,7 +56,7 @@ def processes(tmp_path):
     def start(size, *ranks):
         started.extend(Process(tmp_path / FOLDER, rank, size) for rank in ranks or range(size))
         deadline = time.monotonic() + 60
-        while len(list((tmp_path / FOLDER).glob("rank*.json"))) < size:
+        while sum(path.stat().st_size > 0 for path in (tmp_path / FOLDER).glob("rank*.json")) < size:
             assert time.monotonic() < deadline
         return started
 
