@@ -142,6 +142,14 @@ class Checkpoints:
             item.restore(_load_learned(self._folder, self._saved, name))
         return self._saved
 
+    def damage(self, step: int) -> str | None:
+        """What is wrong with the checkpoint of `step`, in words; None where it is whole. Collective.
+
+        Raises:
+            UserError: it is of another run.
+        """
+        return None if self._folder is None else _damage(self._engine, self._folder / name_of(step), self._identity)
+
     def save(self, step: int) -> None:
         """Save the state after `step` steps, unless it is on disk; collective."""
         if self._folder is None or step == self._saved:

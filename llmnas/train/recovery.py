@@ -1,8 +1,9 @@
 """What a training does about a loss that runs away: warn, stop, or go back and train that part with a lower rate.
 
 Where it went back is part of the run: `rewinds.json` beside the checkpoints says from which step until which the rate
-is lower. It is written after the checkpoints of the bad part are put aside and before the good one is loaded, so that a
-run that is killed anywhere does the same again, and one that goes on later does the same steps with the same rates.
+is lower. It is written after the checkpoints of the bad part are put aside and the good one is loaded, which changes
+nothing on disk, so that a run that is killed anywhere does the same again, and one that goes on later does the same
+steps with the same rates.
 """
 
 from __future__ import annotations
@@ -141,12 +142,20 @@ class Recovery:
         return self._go_back(step, good, why)
 
     def _good(self) -> int | None:
-        """The newest checkpoint from before the rise; none that only a stop of this run made, or it would matter."""
+        """The newest whole checkpoint from before the rise; collective.
+
+        None that only a stop of this run made, or it would matter. A damaged one is named and passed over.
+        """
         if self._folder is None:
             return None
-        regular = (step for step in saved_steps(self._folder) if step % self._settings.save_every == 0)
-        best = max((step for step in regular if step <= self._watch.calm), default=None)
-        return all_of(best, self._engine.processes.size)[0]
+        regular = [step for step in saved_steps(self._folder) if step % self._settings.save_every == 0]
+        calm = [step for step in reversed(regular) if step <= self._watch.calm]
+        for step in all_of(calm, self._engine.processes.size)[0]:
+            damage = self._checkpoints.damage(step)
+            if damage is None:
+                return step
+            self._say(f"{damage}; looking for an older checkpoint to go back to")
+        return None
 
     def _end(self, why: str, good: int | None) -> str:
         """Why the run ends, and what is left; checkpoints of the bad part are put aside."""
@@ -163,17 +172,17 @@ class Recovery:
         return f"{why}: {left}; {advice}"
 
     def _go_back(self, step: int, good: int, why: str) -> int:
-        length = step + 1 - good
-        rewind = Rewind(start=good, end=step + 1 + length, lr=self._settings.rewind_lr, why=why)
+        """Load the checkpoint after `good` steps, write down what is gone back over; the step to go on with."""
         self._put_aside(good)
+        start = self._checkpoints.restore()  # what is written and said is what was loaded
+        rewind = Rewind(start=start, end=2 * (step + 1) - start, lr=self._settings.rewind_lr, why=why)
         self.rewinds.append(rewind)
         if self._folder is not None and self._engine.processes.rank == 0:
             write_json(self._folder / FILE, [item.model_dump(mode="json") for item in self.rewinds])
         self._engine.barrier()
-        self._checkpoints.restore()
         self._skips.in_a_row = 0
-        self._say(f"{why}; back to step {good}, with {rewind.lr:g} times the learning rate until step {rewind.end}")
-        return good
+        self._say(f"{why}; back to step {start}, with {rewind.lr:g} times the learning rate until step {rewind.end}")
+        return start
 
     def _put_aside(self, good: int) -> None:
         """Rename checkpoints newer than `good`, the newest first: what a kill leaves is still in order. Collective."""

@@ -14,9 +14,9 @@ from train_script import SEQUENCES, SETTINGS, SPACE, run
 from llmnas.errors import Preempted, RunError, UserError
 from llmnas.files import write_json
 from llmnas.supernet import Transformer
-from llmnas.train.checkpoint import saved_steps
+from llmnas.train.checkpoint import Checkpoints, name_of, saved_steps
 from llmnas.train.engine import Engine, start_processes
-from llmnas.train.recovery import FILE, MOST, Steps, stored
+from llmnas.train.recovery import FILE, MOST, Recovery, Steps, stored
 from llmnas.train.sampling import SupernetSampler
 from llmnas.train.schedule import learning_rate
 from llmnas.train.settings import TrainSettings
@@ -114,6 +114,54 @@ def test_going_back_is_a_run_with_lower_rates_there(tmp_path, planned, rises, pa
     for step in range(12):
         factor = np.prod([part[2] for part in parts if part[0] <= step < part[1]])
         assert losses[step + 1]["lr"] == pytest.approx(learning_rate(step, settings) * factor, rel=1e-12)
+
+
+def damaging(monkeypatch, *steps):
+    """Checkpoints of these steps have one bit changed when the loss has run away."""
+    look = Recovery.look
+
+    def damage(self, step, means, result):
+        if step in Planned.rises:
+            for bad in steps:
+                path = max((self._folder / name_of(bad)).rglob("*.pt"), key=lambda file: file.stat().st_size)
+                content = bytearray(path.read_bytes())
+                content[len(content) // 2] ^= 1
+                path.write_bytes(content)
+        return look(self, step, means, result)
+
+    monkeypatch.setattr(Recovery, "look", damage)
+
+
+def test_a_damaged_checkpoint_is_not_gone_back_to(tmp_path, planned, monkeypatch, caplog):
+    planned(s7=5)
+    damaging(monkeypatch, 4)
+    settings = settings_of(on_divergence="rewind", rewind_lr=0.25, steps=12, save_every=2, keep=8)
+    found = run(tmp_path / "a", settings)
+    assert [(item.start, item.end) for item in stored(tmp_path / "a")] == [(2, 14)]
+    assert "step-00000004" in caplog.text
+    assert "back to step 2, with 0.25 times the learning rate until step 14" in caplog.text
+    monkeypatch.undo()
+    assert same(weights(found), expected(tmp_path / "b", (2, 14, 0.25)))
+
+
+def test_a_checkpoint_damaged_while_it_is_gone_back_to_is_not_said_to_be_loaded(tmp_path, planned, monkeypatch):
+    """Between the look at it and its loading: the older one that is loaded is the one that counts."""
+    planned(s7=5)
+    damaging(monkeypatch, 4)
+    monkeypatch.setattr(Checkpoints, "damage", lambda *_: None)
+    settings = settings_of(on_divergence="rewind", rewind_lr=0.25, steps=12, save_every=2, keep=8)
+    found = run(tmp_path / "a", settings)
+    assert [(item.start, item.end) for item in stored(tmp_path / "a")] == [(2, 14)]
+    monkeypatch.undo()
+    assert same(weights(found), expected(tmp_path / "b", (2, 14, 0.25)))
+
+
+def test_stop_names_no_damaged_checkpoint(tmp_path, planned, monkeypatch):
+    planned(s7=5)
+    damaging(monkeypatch, 4)
+    with pytest.raises(RunError, match=rf"^step 7: planned: the last good checkpoint is {tmp_path}/step-00000002; "):
+        run(tmp_path, settings_of(on_divergence="stop", steps=12, save_every=2, keep=8))
+    assert saved_steps(tmp_path) == [2]
 
 
 @pytest.mark.parametrize(("stop", "time"), [(3, 1), (5, 1), (7, 1), (5, 2), (6, 2), (9, 1)])
