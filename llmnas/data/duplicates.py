@@ -40,9 +40,13 @@ def mark_repeated(files: Sequence[Path], marks: Sequence[Path], most: int = 1 <<
     """
     sizes = [path.stat().st_size // 8 for path in files]
     parts = max(1, -(-sum(sizes) // most))
-    for path, size in zip(marks, sizes, strict=True):
+    aside = [path.with_name(f"{path.name}.new") for path in marks]  # what reads the marks of before keeps them
+    for path, size in zip(aside, sizes, strict=True):
         np.zeros(size, np.uint8).tofile(path)
-    return sum(_mark_part(files, marks, part, parts) for part in range(parts))
+    found = sum(_mark_part(files, aside, part, parts) for part in range(parts))
+    for path, mark in zip(aside, marks, strict=True):
+        path.replace(mark)
+    return found
 
 
 def _mark_part(files: Sequence[Path], marks: Sequence[Path], part: int, parts: int) -> int:

@@ -13,9 +13,14 @@ from pydantic import ConfigDict, NonNegativeInt
 
 from llmnas.data.corpus import Corpus
 from llmnas.data.duplicates import Duplicates
+from llmnas.errors import UserError
+from llmnas.files import as_kind, read_json, write_text
 
 GROUP_BYTES = 1 << 26
 """Input bytes that make a shard; a larger file makes one by itself."""
+
+MOST_PLAN = 1 << 30
+"""Bytes of a plan, about a hundred for each file."""
 
 
 class _Strict(Model):
@@ -25,7 +30,8 @@ class _Strict(Model):
 class Settings(_Strict):
     """What a store's tokens depend on besides the text.
 
-    `validation`: share of documents held out; `tokenizer`: what gave it, None where it is trained with `vocab_size`.
+    `validation`: share of documents held out; `tokenizer`: what gave it, None where it is trained with `vocab_size`;
+    `given_sha256`: of the file that gave it, None also in stores made before it was noted.
     """
 
     text_field: str
@@ -34,6 +40,7 @@ class Settings(_Strict):
     validation: float
     vocab_size: int
     tokenizer: str | None
+    given_sha256: str | None = None
 
 
 class Source(_Strict):
@@ -70,6 +77,23 @@ class Plan(_Strict):
     groups: tuple[Group, ...]
 
 
+def write_plan(path: Path, plan: Plan) -> None:
+    """Write a plan; `UserError` before that for one that could not be read back."""
+    text = plan.model_dump_json()
+    if len(text.encode()) > MOST_PLAN:
+        files = sum(len(group.files) for group in plan.groups)
+        raise UserError(
+            f"{plan.source}: the list of its {files:,} files has more than {MOST_PLAN:,} bytes; write many texts "
+            "into one file, as .jsonl with one a line"
+        )
+    write_text(path, f"{text}\n")
+
+
+def read_plan(path: Path) -> Plan:
+    """A plan that was written; `UserError` for one that is damaged."""
+    return as_kind(read_json(path, MOST_PLAN), Plan, path)
+
+
 def short_hash(value: object) -> str:
     """Eight hex digits of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
@@ -94,12 +118,14 @@ def grouped(known: Sequence[Group], sources: Mapping[str, Source], group_bytes: 
             groups.append(Group(number=group.number, files=files))
     number = max((group.number for group in known), default=-1) + 1
     waiting: list[Source] = []
+    size = 0  # of those that wait
     new = [sources[name] for name in sorted(sources) if name not in taken]
     for file in new:
-        if waiting and sum(other.bytes for other in waiting) + file.bytes > group_bytes:
+        if waiting and size + file.bytes > group_bytes:
             groups.append(Group(number=number, files=tuple(waiting)))
-            number, waiting = number + 1, []
+            number, waiting, size = number + 1, [], 0
         waiting.append(file)
+        size += file.bytes
     if waiting:
         groups.append(Group(number=number, files=tuple(waiting)))
     return tuple(groups)
@@ -107,10 +133,8 @@ def grouped(known: Sequence[Group], sources: Mapping[str, Source], group_bytes: 
 
 def changed_groups(before: Sequence[Group], after: Sequence[Group]) -> tuple[int, int]:
     """(groups made of new files, groups of which a file changed or went)."""
-    old = {group.number: group for group in before}
-    new = sum(group.number not in old for group in after)
-    changed = sum(group.number in old and old[group.number] != group for group in after)
-    return new, changed + sum(number not in {group.number for group in after} for number in old)
+    old, new = ({group.number: group for group in groups} for groups in (before, after))
+    return len(new.keys() - old.keys()), sum(new.get(number) != group for number, group in old.items())
 
 
 def names(folder: Path, key: str) -> dict[str, Path]:

@@ -115,4 +115,4 @@ def write_store(path: Path, info: StoreInfo, sides: dict[Side, TokenInfo]) -> No
     for side in SIDES:
         for left in path.glob(f"{side}-*.bin"):
             if left.name not in named:
-                left.unlink()
+                left.unlink(missing_ok=True)

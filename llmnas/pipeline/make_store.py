@@ -13,7 +13,17 @@ from pathlib import Path
 
 from llmnas.cost.device import available_cores
 from llmnas.data.corpus import Corpus, Reading, open_corpus
-from llmnas.data.plan import Group, Plan, Settings, changed_groups, grouped, short_hash, sources_of
+from llmnas.data.plan import (
+    Group,
+    Plan,
+    Settings,
+    changed_groups,
+    grouped,
+    read_plan,
+    short_hash,
+    sources_of,
+    write_plan,
+)
 from llmnas.data.rows import LISTED
 from llmnas.data.shards import Piece, Scan, ShardInfo, encode, scan
 from llmnas.data.split import SIDES
@@ -22,8 +32,8 @@ from llmnas.data.tokenizer import SAMPLE_BYTES
 from llmnas.distributed.lock import locked
 from llmnas.distributed.workers import run_jobs
 from llmnas.errors import UserError
-from llmnas.files import PACKED, read_as, sha256, write_json
-from llmnas.pipeline.store_common import BusyError, Common, Progress, Request, own_tokenizer, settle
+from llmnas.files import PACKED, read_as, sha256
+from llmnas.pipeline.store_common import BusyError, Common, Progress, Request, known_common, own_tokenizer, settle
 
 _UNPACKS = 5
 """How many times its size packed text is taken to have, where a sample of it is drawn."""
@@ -54,13 +64,15 @@ def make_store(request: Request, progress: Progress) -> Outcome:
         validation=request.validation,
         vocab_size=own[1] if own else request.vocab_size,
         tokenizer=str(request.tokenizer) if request.tokenizer else None,
+        given_sha256=sha256(own[0] if isinstance(own[0], Path) else own[0].path) if own else None,
     )
+    _require_apart(request)
     with locked(request.out) if request.task is None else nullcontext():
         plan, lines = _plan(request, corpus, settings)
         pieces = _pieces(request, corpus, plan, trains=own is None)
         mine = [piece for place, piece in enumerate(pieces) if _is_mine(place, request.task)]
         _scan(mine, workers, progress)
-        if missing := [piece for piece in pieces if not piece.files["json"].exists()]:
+        if missing := [piece for piece in pieces if not _is_scanned(piece)]:
             return Outcome(None, (*lines, _left(request, "scanned", len(pieces), len(missing))))
         scans = [read_as(piece.files["json"], Scan) for piece in pieces]
         _require_text(corpus, settings, scans)
@@ -87,10 +99,12 @@ def _plan(request: Request, corpus: Corpus, settings: Settings) -> tuple[Plan, l
         if strangers:
             raise UserError(f"{request.out}: holds {strangers[0]} and is no token store; choose another --out")
         plan = Plan(source=source, settings=settings, groups=grouped((), sources_of(corpus), request.group_bytes))
-        write_json(path, plan.model_dump(mode="json"))
+        write_plan(path, plan)
         return plan, []
-    before = read_as(path, Plan)
+    before = read_plan(path)
     old, new = before.settings.model_dump() | {"SOURCE": before.source}, settings.model_dump() | {"SOURCE": source}
+    if old["given_sha256"] is None and old["tokenizer"] is not None:  # a store made before it was noted
+        del new["given_sha256"]
     changed = [f"{name}: {old[name]} -> {new[name]}" for name in new if old[name] != new[name]]
     if changed:
         raise UserError(f"{request.out}: made with other settings: {'; '.join(changed[:3])}; choose another --out")
@@ -98,11 +112,18 @@ def _plan(request: Request, corpus: Corpus, settings: Settings) -> tuple[Plan, l
     plan = before.model_copy(update={"groups": groups})
     if groups == before.groups:
         return plan, []
-    write_json(path, plan.model_dump(mode="json"))
+    write_plan(path, plan)
     fresh, redone = changed_groups(before.groups, groups)
     said = f"{fresh:,} new shard(s) for new text; of {redone:,} a file changed or is gone, they are made again"
-    kept = sum(group in before.groups for group in groups)
+    kept = len(set(before.groups).intersection(groups))
     return plan, [f"{said}; {kept:,} are read no more; the tokenizer stays"]
+
+
+def _require_apart(request: Request) -> None:
+    """`UserError` where the store would lie in its own text, and a later start would read it."""
+    source, out = Path(_absolute(request.source)), request.out.resolve()
+    if source.is_dir() and out.is_relative_to(source):
+        raise UserError(f"--out {request.out}: lies in SOURCE {request.source}; choose a folder outside of it")
 
 
 def _absolute(source: str) -> str:
@@ -113,7 +134,7 @@ def _pieces(request: Request, corpus: Corpus, plan: Plan, *, trains: bool) -> li
     name, path = corpus.files[0]
     root = path.parents[len(Path(name).parts) - 1]
     share = 0
-    if trains and not (request.out / "tokenizer.json").exists():
+    if trains and known_common(request) is None:
         size = sum(_unpacked(group) for group in plan.groups)
         share = max(1, -(-size // SAMPLE_BYTES))
     return [Piece(request.out, root, group, plan.settings, share=share) for group in plan.groups]
@@ -131,11 +152,7 @@ def _is_mine(place: int, task: tuple[int, int] | None) -> bool:
 
 
 def _scan(pieces: Sequence[Piece], workers: int, progress: Progress) -> None:
-    todo = [
-        piece for piece in pieces
-        if not piece.files["json"].exists() or (piece.share and not piece.files["sample"].exists())
-    ]  # fmt: skip
-    _run(scan, todo, workers, progress, "scan")
+    _run(scan, [piece for piece in pieces if not _is_scanned(piece)], workers, progress, "scan")
 
 
 def _encode(pieces: Sequence[Piece], workers: int, progress: Progress) -> None:
@@ -149,6 +166,11 @@ def _run(
     for number, (piece, _) in enumerate(run_jobs(function, pieces, min(workers, len(pieces))), start=1):
         done += piece.group.bytes
         progress(stage, done, total, f"{number} of {len(pieces)} shards")
+
+
+def _is_scanned(piece: Piece) -> bool:
+    """Whether a group's scan is there, with the text that a tokenizer is to learn from."""
+    return piece.files["json"].exists() and (not piece.share or piece.files["sample"].exists())
 
 
 def _is_encoded(piece: Piece) -> bool:
@@ -229,7 +251,7 @@ def _clean(work: Path, pieces: Sequence[Piece]) -> None:
     used = {path.name for piece in pieces for path in (*piece.files.values(), piece.described)}
     for path in work.iterdir():
         if path.is_file() and path.name not in {*used, "plan.json", "common.json"}:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def _told(store: Store) -> list[str]:

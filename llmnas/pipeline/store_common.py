@@ -103,20 +103,37 @@ def settle(
         UserError: a vocabulary that the text is too small for, a tokenizer that loses text, or one that changed.
         BusyError: another task is at it.
     """
-    path, tokenizer = request.out / "work" / "common.json", request.out / "tokenizer.json"
     keys = tuple(piece.group.key(piece.settings) for piece in pieces)
-    known = read_as(path, Common) if path.exists() else None
-    if known is not None and tokenizer.exists() and sha256(tokenizer) != known.tokenizer_sha256:
-        raise UserError(f"{tokenizer}: damaged: not the tokenizer of this store (SHA-256 differs); use another --out")
-    if known is not None and known.keys == keys and tokenizer.exists():
-        return known
     with ExitStack() as stack:
-        if request.task:
+        known = known_common(request)
+        if request.task and (known is None or known.keys != keys):
             try:
                 stack.enter_context(locked(request.out / "work" / "common"))
             except UserError:
                 raise BusyError from None
+            known = known_common(request)  # another task may have settled it before this one had the lock
+        if known is not None and known.keys == keys:
+            return known
         return _settle_alone(request, pieces, corpus, own, known, progress)
+
+
+def known_common(request: Request) -> Common | None:
+    """What was settled, of this text or an earlier one; None where that is not done, or the tokenizer is gone.
+
+    Raises:
+        UserError: the tokenizer is another one.
+    """
+    path, tokenizer = _path(request), request.out / "tokenizer.json"
+    if not path.exists() or not tokenizer.exists():
+        return None
+    known = read_as(path, Common)
+    if sha256(tokenizer) != known.tokenizer_sha256:
+        raise UserError(f"{tokenizer}: damaged: not the tokenizer of this store (SHA-256 differs); use another --out")
+    return known
+
+
+def _path(request: Request) -> Path:
+    return request.out / "work" / "common.json"
 
 
 def _settle_alone(
@@ -128,22 +145,23 @@ def _settle_alone(
     progress: Progress,
 ) -> Common:
     settings, repeated = pieces[0].settings, 0
+    if known is not None:  # the marks are about to change: until all have, nothing is settled
+        write_json(_path(request), known.model_copy(update={"keys": ()}).model_dump(mode="json"))
     if settings.duplicates != "keep":
         kind = "exact" if settings.duplicates == "exact" else "digests"
         progress("duplicates", 0, 1, "")
         repeated = mark_repeated([p.files[kind] for p in pieces], [p.files["repeated"] for p in pieces])
         progress("duplicates", 1, 1, f"{repeated:,} found")
-    path = request.out / "tokenizer.json"
-    if known is None or not path.exists():
+    if known is None:
         model = _put_tokenizer(request, pieces, corpus, own, progress)
         eos, prefix = (model.eos_id, model.prefix) if model else (EOS_ID, ())
         known = Common(
-            keys=(), tokenizer_sha256=sha256(path), vocab_size=settings.vocab_size, eos_id=eos, prefix=prefix,
-            model=model is not None, repeated=0,
+            keys=(), tokenizer_sha256=sha256(request.out / "tokenizer.json"), vocab_size=settings.vocab_size,
+            eos_id=eos, prefix=prefix, model=model is not None, repeated=0,
         )  # fmt: skip
     keys = tuple(piece.group.key(settings) for piece in pieces)
     common = known.model_copy(update={"keys": keys, "repeated": repeated})
-    write_json(request.out / "work" / "common.json", common.model_dump(mode="json"))
+    write_json(_path(request), common.model_dump(mode="json"))
     for piece in pieces:
         piece.files["sample"].unlink(missing_ok=True)
     return common

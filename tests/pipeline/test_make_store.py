@@ -11,11 +11,12 @@ import tiny
 
 from llmnas.data import EOS_ID, load_tokenizer
 from llmnas.data import shards as shards_module
-from llmnas.data.duplicates import normal_digest
+from llmnas.data.duplicates import mapped, mark_repeated, normal_digest
 from llmnas.data.shards import side_of
 from llmnas.data.store import Store
 from llmnas.errors import RunError, UserError
 from llmnas.files import sha256
+from llmnas.pipeline import store_common
 from llmnas.pipeline.make_store import make_store
 from llmnas.pipeline.store_common import Request
 
@@ -82,6 +83,69 @@ def test_workers_and_tasks_make_the_same_files(source, tmp_path):
     assert files(out) == alone
 
 
+def test_what_another_task_has_just_settled_is_taken(source, tmp_path, monkeypatch):
+    alone = files(made(source, tmp_path / "alone").store.path)
+    out, real, first = tmp_path / "tasks", store_common.locked, [True]
+    made(source, out, task=(0, 2))
+
+    def after_the_other(folder):
+        """The lock, which task 1 gets when task 0 has done all its work meanwhile."""
+        if first and folder.name == "common":
+            first.clear()
+            assert "has encoded its share; 3 of 6" in made(source, out, task=(0, 2)).lines[-1]
+            marks.update({path.name: path.stat().st_ino for path in out.glob("work/*.repeated")})
+        return real(folder)
+
+    marks = {}
+    monkeypatch.setattr(store_common, "locked", after_the_other)
+    assert made(source, out, task=(1, 2)).store is not None
+    assert files(out) == alone
+    assert {path.name: path.stat().st_ino for path in out.glob("work/*.repeated")} == marks
+
+
+def test_marks_are_not_changed_under_who_reads_them(tmp_path):
+    digests, marks = tmp_path / "a.digests", tmp_path / "a.repeated"
+    np.array([1, 2, 1], "<u8").tofile(digests)
+    assert mark_repeated([digests], [marks]) == 1
+    read = mapped(marks, np.uint8)
+    np.array([2, 2, 1], "<u8").tofile(digests)
+    mark_repeated([digests], [marks])
+    assert read.tolist() == [0, 0, 1]
+    assert mapped(marks, np.uint8).tolist() == [0, 1, 0]
+    assert {path.name for path in tmp_path.iterdir()} == {"a.digests", "a.repeated"}
+
+
+def test_new_text_after_an_end_between_the_tokenizer_and_what_is_said_of_it(source, tmp_path, monkeypatch):
+    out = tmp_path / "store"
+    with monkeypatch.context() as patched:
+        patched.setattr(store_common, "write_json", ends)
+        with pytest.raises(KeyboardInterrupt):
+            made(source, out)
+    assert (out / "tokenizer.json").exists()
+    write_lines(source / "12.jsonl", ["new text"])
+    for task in (0, 1, 0):
+        outcome = made(source, out, task=(task, 2))
+    assert sum(outcome.store.info.documents.values()) == len(PARTS) + 1
+
+
+def test_text_as_before_after_an_end_among_the_marks_of_other_text(source, tmp_path, monkeypatch):
+    out, first = tmp_path / "store", source / "00.jsonl"
+    made(source, out)
+    before, text = first.stat(), first.read_text()
+    write_lines(first, PARTS[100:120])  # now those of 05.jsonl are repeated
+    with monkeypatch.context() as patched:
+        patched.setattr(store_common, "mark_repeated", lambda *paths: ends(mark_repeated(*paths)))
+        with pytest.raises(KeyboardInterrupt):
+            made(source, out)
+    first.write_text(text)
+    os.utime(first, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert sorted(texts_of(made(source, out).store, "train")) == sorted(p for p in PARTS if side(p) == "train")
+
+
+def ends(*_):
+    raise KeyboardInterrupt
+
+
 def test_equal_texts_are_left_out_and_never_on_two_sides(source, tmp_path):
     held_out = next(part for part in PARTS if side(part) == "validation")
     changed = [held_out + " ", f"\n{held_out.upper()}", held_out.replace(" ", "  "), held_out]
@@ -140,6 +204,7 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from llmnas.data import shards
+from llmnas.pipeline import store_common
 from llmnas.pipeline.make_store import make_store
 from llmnas.pipeline.store_common import Request
 
@@ -224,8 +289,12 @@ def test_what_cannot_be_made_is_one_line_that_names_the_place(source, tmp_path):
     assert [line.rpartition(": must")[0].rpartition("/")[2] for line in store.info.listed] == [
         "07.jsonl: line 21", "07.jsonl: line 22",
     ]  # fmt: skip
-    with pytest.raises(UserError, match=r"03\.jsonl holds|holds 00\.jsonl and is no token store"):
-        made(source, source)
+    for inside in (source, source / "store"):
+        with pytest.raises(UserError, match=rf"--out {inside}: lies in SOURCE {source}; choose a folder outside"):
+            made(source, inside)
+        assert not (inside / "work").exists()
+    with pytest.raises(UserError, match=r"holds \w+ and is no token store"):
+        made(source, tmp_path)
     with pytest.raises(UserError, match="its validation part has no document"):
         made(source, tmp_path / "third", validation=1e-9, bad_rows=2)
     with pytest.raises(UserError, match="is no token store"):
@@ -250,6 +319,24 @@ def test_a_store_takes_the_tokenizer_of_another(source, tmp_path):
     assert [s.sha256 for s in second.tokens("train").info.shards] == [
         s.sha256 for s in first.tokens("train").info.shards
     ]
+
+
+def test_a_tokenizer_that_was_replaced_is_refused(source, tmp_path):
+    for name, parts in {"a": PARTS, "b": PARTS[:100]}.items():
+        write_lines(tmp_path / f"{name}.jsonl", parts)
+        made(tmp_path / f"{name}.jsonl", tmp_path / name)
+    given, out = tmp_path / "tokenizer.json", tmp_path / "store"
+    given.write_bytes((tmp_path / "a" / "tokenizer.json").read_bytes())
+    made(source, out, tokenizer=given)
+    plan = out / "work" / "plan.json"
+    old = json.loads(plan.read_text())
+    del old["settings"]["given_sha256"]  # as plans of before
+    plan.write_text(json.dumps(old, indent=2))
+    made(source, out, tokenizer=given)
+    made(source, tmp_path / "second", tokenizer=given)
+    given.write_bytes((tmp_path / "b" / "tokenizer.json").read_bytes())
+    with pytest.raises(UserError, match="made with other settings: given_sha256: "):
+        made(source, tmp_path / "second", tokenizer=given)
 
 
 def test_a_file_that_changes_between_the_passes_is_noticed(source, tmp_path, monkeypatch):
