@@ -131,11 +131,10 @@ class Archive:
         with self._transaction():
             for statement in SCHEMA:
                 self._db.execute(statement)
-            # Another search that ended before its first evaluation (a mistake in its options, say) owns nothing.
-            empty = self._db.execute("SELECT 1 FROM evaluations LIMIT 1").fetchone() is None
-            if empty and self._db.execute("SELECT identity FROM search").fetchone() != (identity,):
+            # A search that ended before anything of it was stored (a mistake in its options, say) owns nothing.
+            used = self._db.execute("SELECT 1 FROM evaluations UNION ALL SELECT 1 FROM log LIMIT 1").fetchone()
+            if used is None:
                 self._db.execute("INSERT OR REPLACE INTO search VALUES (0, ?)", (identity,))
-                self._db.execute("DELETE FROM log")
             (stored,) = self._db.execute("SELECT identity FROM search").fetchone()
             self._require_same(identity_of(stored), json.loads(identity))
             if is_of_first_layout(self._db):

@@ -51,7 +51,7 @@ class Dialogue:
     Args:
         first: architectures that are measured before the strategy is asked. It is not told of them: its problem names
             them.
-        batch: how many trials are measured together.
+        batch: how many the strategy was asked for at once, of archives of an earlier layout that do not say it.
 
     Attributes:
         exhausted: the strategy proposes nothing new any more, and nothing is pending that could change that.
@@ -92,23 +92,24 @@ class Dialogue:
     def propose(self, n: int) -> list[Trial]:
         """Ask the strategy until it proposes something new; `exhausted` where it does not and nothing is pending."""
         for _ in range(_BARREN_ASKS):
-            ask, fresh = self._ask(n)
+            ask, asked, fresh = self._ask(n)
             if fresh:
                 return [self._trials[arch] for arch in fresh]
-            if not self._asks[ask].untold:
+            if not asked:
                 break
-            self._hear(ask)
+            if self._asks[ask].untold:
+                self._hear(ask)
         self.exhausted = not self._open
         return []
 
-    def _ask(self, n: int) -> tuple[int, list[Architecture]]:
-        """(number of the ask, what is new in it), noted for the log."""
+    def _ask(self, n: int) -> tuple[int, list[Architecture], list[Architecture]]:
+        """(number of the ask, what it proposed, what is new in that), noted for the log."""
         asked = self._strategy.ask(n)
         fresh = [a for a in dict.fromkeys(asked) if a not in self._trials and not self._is_proposed(a)]
         known = [i for i, arch in enumerate(asked) if self._archive.get(arch) is not None and arch not in fresh]
         event = {"ask": n, "new": [arch.id for arch in fresh], **({"known": known} if known else {})}
         self._events.append(json.dumps(event))
-        return self._note(asked, fresh, known), fresh
+        return self._note(asked, fresh, known), asked, fresh
 
     def _note(self, asked: Sequence[Architecture], fresh: Sequence[Architecture], known: Iterable[int] = ()) -> int:
         """Number an ask and its trials; those of `asked` that are pending in an earlier ask are that one's to tell."""
@@ -162,13 +163,13 @@ class Dialogue:
         return found is not None and found.proposed
 
     def _resume(self, first: list[Architecture]) -> None:
-        """Ask and tell the strategy what it was asked and told."""
-        for i in range(0, len(first), self._batch):
-            self._note([], first[i : i + self._batch])
+        """Ask and tell the strategy what it was asked and told. The log begins with `first`, also without any."""
+        self._note([], first)
         if self._archive.log:
-            for event in map(json.loads, self._archive.log):
+            for event in map(json.loads, self._archive.log[1:]):
                 self._replay(event)
         else:
+            self._events.append(json.dumps({"first": len(first)}))
             self._replay_earlier_layout(first)
         for evaluation in self._archive.asked_from(0, self._archive.asked):
             if evaluation.arch not in self._trials:
@@ -193,10 +194,10 @@ class Dialogue:
         self._require_stored(first, 0)
         barren = 0
         while (position := len(self._trials)) < self._archive.asked:
-            ask, fresh = self._ask(self._archive.asked_with(position) or self._batch)
+            ask, asked, fresh = self._ask(self._archive.asked_with(position) or self._batch)
             self._require_stored(fresh, position)
             barren = 0 if fresh else barren + 1
-            if barren == _BARREN_ASKS or not self._asks[ask].untold:
+            if barren == _BARREN_ASKS or not asked:
                 raise self._other_proposals(position, [], [])
             if not self._asks[ask].waiting:
                 self._hear(ask)

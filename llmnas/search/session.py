@@ -46,6 +46,7 @@ class Search:
     `run` measures by itself; `ask` and `tell` let others measure, as many at once and in whatever order they like. The
     same arguments and the same order of asks and tells give the same proposals. With an existing `archive_path`
     the search goes on: what was asked for and not told is in `pending`, and is handed out, or measured, again first.
+    A search belongs to the thread that made it; only `stop` may be called from another.
 
     Args:
         space: a search space, or what has one and measures its members (a trained supernet).
@@ -118,8 +119,8 @@ class Search:
         free = [trial for trial in self.pending if trial.id not in self._handed][:n]
         while len(free) < n and (more := self._dialogue.propose(n - len(free))):
             free += more
-        self._handed |= {trial.id for trial in free}
         self._dialogue.flush()
+        self._handed |= {trial.id for trial in free}
         return free
 
     def tell(self, trial: Trial | int, result: Result) -> Evaluation:
@@ -130,10 +131,13 @@ class Search:
             result: metrics by name, or `Failed`.
 
         Raises:
-            UserError: there is no such trial, it was told already, or the result has no objective.
+            UserError: there is no such trial, it was told already, it is of another search, or the result has no
+                objective.
         """
-        number = whole_number("trial", trial.id if isinstance(trial, Trial) else trial, 0)
-        (evaluation,) = self._dialogue.store([self._dialogue.find(number)], [result], complete=False)
+        found = self._dialogue.find(whole_number("trial", trial.id if isinstance(trial, Trial) else trial, 0))
+        if isinstance(trial, Trial) and trial != found:
+            raise UserError(f"trial {trial.id} is of {found.arch.id} in this search, not of {trial.arch.id}")
+        (evaluation,) = self._dialogue.store([found], [result], complete=False)
         return evaluation
 
     def step(self, most: int | None = None) -> list[Evaluation]:
@@ -150,7 +154,7 @@ class Search:
         """
         if self._evaluate is None:
             raise UserError("step and run need evaluate=...; without one, use ask and tell")
-        trials = (self._dialogue.oldest() or self._dialogue.propose(self.batch))[:most]
+        trials = (self._dialogue.oldest() or self._dialogue.propose(self.batch))[: min(self.batch, most or self.batch)]
         if not trials:
             return []
         results = self._evaluate([trial.arch for trial in trials])

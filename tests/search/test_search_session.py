@@ -13,7 +13,7 @@ import pytest
 from toy_problem import BUDGET, EACH, LIGHT, SPACE, measure
 
 from llmnas.archive import Archive
-from llmnas.errors import UserError
+from llmnas.errors import RunError, UserError
 from llmnas.pareto import Failed
 from llmnas.search import Search, search
 from llmnas.search.strategy import Candidates
@@ -78,6 +78,55 @@ def test_a_run_goes_on_with_what_was_asked_for_and_not_told(tmp_path):
     assert again.pending == [asked[i] for i in (0, 1, 2, 4)]
     assert [e.arch for e in again.step()] == [asked[i].arch for i in (0, 1, 2, 4)]
     assert len(again.run(30).archive) == 30
+
+
+@pytest.mark.parametrize("batches", [(2, 5), (8, 1)])
+def test_those_that_come_first_are_told_in_any_order_with_any_batch(batches, tmp_path):
+    path, first = tmp_path / "evaluations.sqlite", [SPACE.largest(), SPACE.smallest(), SPACE.middle()]
+    work = opened(path=path, first=first, batch=batches[0])
+    trials = work.ask(3)
+    assert [trial.arch for trial in trials] == first
+    work.tell(trials[2], result(trials[2]))
+    work.close()
+    work = opened(path=path, first=first, batch=batches[1], evaluate=measure)
+    assert work.pending == trials[:2]
+    (asked,) = [trial for trial in work.ask(3) if trial not in trials]
+    work.tell(asked, result(asked))
+    work.close()
+    work = opened(path=path, first=first, batch=batches[0], evaluate=measure).run(20)
+    assert len({e.arch for e in work.archive.evaluations}) == 20
+
+
+def test_asked_for_more_than_a_batch_a_run_measures_no_more_than_that_at_once():
+    sizes = []
+    work = opened(evaluate=lambda archs: sizes.append(len(archs)) or measure(archs), batch=4)
+    work.ask(18)
+    work.run(30)
+    assert max(sizes) == 4
+
+
+def test_what_was_asked_for_belongs_to_its_search(tmp_path):
+    path = tmp_path / "evaluations.sqlite"
+    work = opened(path=path)
+    (trial,) = work.ask()
+    with pytest.raises(UserError, match="belongs to another search"):
+        Search(SPACE, seed=2, archive_path=path)
+    with pytest.raises(UserError, match=f"trial 0 is of {trial.arch.id} in this search, not of {SPACE.middle().id}"):
+        work.tell(trial._replace(arch=SPACE.middle()), result(trial))
+    work.close()
+    assert opened(path=path).pending == [trial]
+
+
+def test_a_trial_that_could_not_be_stored_is_handed_out_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("llmnas.archive.layout.PATIENCE", 0.01)
+    path = tmp_path / "evaluations.sqlite"
+    work = opened(path=path)
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(RunError, match="locked by another process"):
+            work.ask(2)
+        other.rollback()
+    assert [trial.id for trial in work.ask(2)] == [0, 1]
 
 
 def test_a_process_killed_between_ask_and_tell_loses_no_trial(tmp_path):
