@@ -10,8 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-
 from llmnas.archive import layout
 from llmnas.archive.layout import (
     INSERT,
@@ -27,6 +25,7 @@ from llmnas.archive.layout import (
     rows_of,
 )
 from llmnas.archive.naming import named
+from llmnas.archive.values import flat, numbers, plain
 from llmnas.errors import RunError, UserError
 from llmnas.files import regular, sync_dir, user_path
 from llmnas.pareto import (
@@ -84,7 +83,7 @@ class Archive:
                 name: [end if math.isfinite(end) else None for end in ends] for name, ends in self.constraints.items()
             },
         }
-        text = json.dumps(identity, default=_plain)
+        text = json.dumps(identity, default=plain)
         self._rows: list[Evaluation] = []
         self._all: tuple[Evaluation, ...] | None = ()
         self._own: list[Evaluation] = []
@@ -151,7 +150,7 @@ class Archive:
         self._log = events_of(self._db)
 
     def _require_same(self, stored: dict[str, Any], asked: dict[str, Any]) -> None:
-        old, new = _flat(stored), _flat(asked if "evaluation" in stored else {**asked, "evaluation": None})
+        old, new = flat(stored), flat(asked if "evaluation" in stored else {**asked, "evaluation": None})
         # how many were asked for at once belonged to the identity in the first layout
         changed = [key for key in {**old, **new} if key != "batch" and old.get(key) != new.get(key)]
         if changed:
@@ -218,7 +217,7 @@ class Archive:
         return new
 
     def _judge(self, arch: Architecture, result: Result, index: int, proposed: bool) -> Evaluation:
-        metrics = _numbers(result.metrics if isinstance(result, Failed) else result)
+        metrics = numbers(result.metrics if isinstance(result, Failed) else result)
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         if isinstance(result, Failed):
             return Evaluation(arch, finite, result.reason, index, proposed, result.dropped_after)
@@ -343,31 +342,3 @@ def read_archive(
         for evaluation in found:
             require_objectives(evaluation, [*objectives, *constraints])
     return objectives, constraints, found
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys. None is left out: an option that is added later, and off, changes nothing."""
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            flat |= _flat(item, f"{prefix}{key}.")
-        elif item is not None:
-            flat[f"{prefix}{key}"] = item
-    return flat
-
-
-def _plain(value: Any) -> Any:
-    """A number or array of NumPy as JSON's; a `UserError` for what JSON cannot say."""
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    raise UserError(f"evaluation: {value!r} is no plain value; say it with text, numbers, lists and mappings")
-
-
-def _numbers(result: Mapping[str, float]) -> dict[str, float]:
-    """Metrics as Python's floats, whatever kind of number they are."""
-    try:
-        if all(isinstance(name, str) and not isinstance(value, str | bytes) for name, value in result.items()):
-            return {name: float(value) for name, value in result.items()}
-    except (AttributeError, TypeError, ValueError, OverflowError):
-        pass
-    raise UserError(f"evaluate: must return a mapping from metric to number, got {result!r}")

@@ -6,10 +6,10 @@ from typing import Any
 
 from pydantic import Field, NonNegativeInt, ValidationError, model_validator
 
+from llmnas.config.data import DataConfig
 from llmnas.config.sections import (
     CompareConfig,
     CorrelateConfig,
-    DataConfig,
     ExtractConfig,
     HardwareConfig,
     LadderConfig,

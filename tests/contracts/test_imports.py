@@ -34,7 +34,13 @@ MAY_IMPORT = {
     "data": {"rng"},
     "distributed": set(),
     "supernet": {"nn", "space"},
-    "config": {"space", "cost", "train.settings", "train.darts_settings"},  # the knobs of training, without torch
+    "config": {
+        "space",
+        "cost",
+        "train.settings",
+        "train.numbers",
+        "train.darts_settings",
+    },  # the knobs of training, without torch
     "manifest": set(),
     "runs": {"manifest"},
     "tracking": set(),
