@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llmnas.distributed.lock import started
+from llmnas.distributed.lock import runs, space, started
 from llmnas.errors import UserError
 from llmnas.files import open_regular, parse_json
 
@@ -30,9 +30,11 @@ class Beat:
         rank: of the process.
         host: where it runs.
         process: its number there.
-        started: when it began (clock ticks since boot), so that a number used again is not taken for it.
+        started: when it began (clock ticks since boot; 0 where that is not known), so that a number used again is not
+            taken for it.
         marks: what it has done that others wait for.
         ended: why it ended before its end; None while it runs.
+        space: where its number means this process.
     """
 
     launch: str
@@ -42,6 +44,7 @@ class Beat:
     started: int
     marks: tuple[str, ...] = ()
     ended: str | None = None
+    space: str = ""
 
     def __str__(self) -> str:
         """In words."""
@@ -49,8 +52,8 @@ class Beat:
 
     @property
     def is_gone(self) -> bool:
-        """Whether its process is known to have died: only one on this host can be."""
-        return self.host == socket.gethostname() and started(self.process) != self.started
+        """Whether its process is known to have died: only one whose number means the same here can be."""
+        return runs(self.host, self.space, self.process, self.started) is False
 
 
 def path_of(folder: Path, rank: int) -> Path:
@@ -63,7 +66,7 @@ class Writer:
 
     def __init__(self, folder: Path, launch: str, rank: int) -> None:
         own = os.getpid()
-        self.now = Beat(launch, rank, socket.gethostname(), own, started(own) or 0)
+        self.now = Beat(launch, rank, socket.gethostname(), own, started(own) or 0, space=space())
         self._path = path_of(folder, rank)
         self._written: Beat | None = None
 

@@ -1,9 +1,9 @@
 """One process at a time writes in a run folder.
 
 The holder keeps an advisory lock (`flock`) on `lock.json`, which says who it is. The kernel drops the lock with the
-process, however it ends, so on one machine what a dead process left is taken over at once. Not every shared file
-system carries such locks from host to host: the holder also touches the file again and again, and a newcomer on another
-host watches whether it does.
+process, however it ends, so under one kernel what a dead process left is taken over at once. Not every shared file
+system carries such locks from host to host, and names of hosts are used twice: the holder also touches the file again
+and again, and a newcomer elsewhere watches whether it does.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FILE = "lock.json"
 REFRESH = 10.0
 """Seconds between two touches of the file."""
 PATIENCE = 60.0
-"""Seconds without a touch after which a holder on another host counts as gone."""
+"""Seconds without a touch after which a holder elsewhere counts as gone."""
 
 _UNSUPPORTED = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 _OTHER = {errno.EAGAIN, errno.EACCES}
@@ -36,31 +36,50 @@ _OTHER = {errno.EAGAIN, errno.EACCES}
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lock: a process by number and by when it began (clock ticks since boot), and since when it holds."""
+    """Who holds a lock.
+
+    Attributes:
+        host: where it runs.
+        process: its number there.
+        started: when it began (clock ticks since boot; 0 where that is not known).
+        since: when it took the lock.
+        boot: `boot` there.
+        space: `space` there.
+    """
 
     host: str
     process: int
     started: int
     since: str
+    boot: str = ""
+    space: str = ""
 
     @classmethod
     def of_this_process(cls) -> Self:
         """This one, from now on."""
         now = time.strftime("%Y-%m-%d %H:%M:%S")
-        return cls(socket.gethostname(), os.getpid(), started(os.getpid()) or 0, now)
+        return cls(socket.gethostname(), os.getpid(), started(os.getpid()) or 0, now, boot(), space())
 
     @classmethod
     def read(cls, fd: int) -> Self | None:
         """What a lock file says; None where it says nothing, as between its creation and its first writing."""
         try:
             values = json.loads(os.pread(fd, 4096, 0))
-            return cls(str(values["host"]), int(values["process"]), int(values["started"]), str(values["since"]))
-        except (ValueError, KeyError, TypeError, OverflowError):
+            where = str(values.get("boot", "")), str(values.get("space", ""))  # before, none was written
+            return cls(
+                str(values["host"]), int(values["process"]), int(values["started"]), str(values["since"]), *where
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             return None
 
-    def lives(self) -> bool:
-        """Whether the process runs; only on its own host."""
-        return started(self.process) == self.started
+    @property
+    def is_near(self) -> bool:
+        """Whether it runs, or ran, under the kernel that this process runs under."""
+        return self.host == socket.gethostname() and self.boot != "" and self.boot == boot()
+
+    def lives(self) -> bool | None:
+        """Whether the process runs; None where that cannot be known from here."""
+        return runs(self.host, self.space, self.process, self.started)
 
     def __str__(self) -> str:
         """In words."""
@@ -74,6 +93,37 @@ def started(process: int) -> int | None:
     except OSError:
         return None
     return None if fields[0] in "ZX" else int(fields[19])
+
+
+def boot() -> str:
+    """Tells this kernel, since it was started, from all others; empty where that is not known (no /proc)."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def space() -> str:
+    """Tells apart where a number means different processes: kernels, and containers on one; empty where not known."""
+    kernel = boot()
+    try:
+        return kernel and f"{kernel} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def runs(host: str, where: str, process: int, since: int) -> bool | None:
+    """Whether the process that said this of itself runs; None where its number says nothing here.
+
+    Args:
+        host: its name; of two with one name, `where` differs.
+        where: `space` there.
+        process: its number there.
+        since: `started` of it; another one may have its number now.
+    """
+    if since == 0 or not where or (host, where) != (socket.gethostname(), space()):
+        return None
+    return started(process) == since
 
 
 @contextlib.contextmanager
@@ -136,12 +186,10 @@ def _require_free(path: Path, fd: int, patience: float) -> None:
             raise
         supported = False
     holder = Holder.read(fd)
-    if holder is None:
+    if holder is None or (supported and holder.is_near):  # the kernel has dropped its lock
         return
-    if holder.host == socket.gethostname():
-        if not supported and holder.lives():
-            raise _taken(path, holder)
-    elif not _silent(path, holder, patience):
+    lives = holder.lives()
+    if lives or (lives is None and not _silent(path, holder, patience)):
         raise _taken(path, holder)
 
 
@@ -154,7 +202,7 @@ def _taken(path: Path, holder: Holder | None) -> UserError:
 
 
 def _silent(path: Path, holder: Holder, patience: float) -> bool:
-    """Watch whether a holder on another host touches the file; clocks of two hosts are never compared."""
+    """Watch whether a holder elsewhere touches the file; clocks of two hosts are never compared."""
     print(f"llmnas: {path}: held by {holder}; watching for {patience:.0f} s whether it lives", file=sys.stderr)
     before, deadline = _touched(path), time.monotonic() + patience
     while time.monotonic() < deadline:

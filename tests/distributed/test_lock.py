@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -113,8 +114,56 @@ def test_without_advisory_locks_a_process_counts_by_number_and_start(holder, tmp
 
 
 def test_a_number_that_another_process_has_got_since_is_not_the_holder():
-    assert Holder.of_this_process().lives()
-    assert not Holder(socket.gethostname(), os.getpid(), 1, "").lives()
+    own = Holder.of_this_process()
+    assert own.lives() is True
+    assert replace(own, started=own.started + 1).lives() is False
+
+
+ELSEWHERE = [{"space": "another"}, {"space": ""}, {"host": "another"}, {"started": 0}]
+
+
+@pytest.mark.parametrize("changes", ELSEWHERE, ids=str)
+def test_a_number_says_nothing_of_another_container_or_without_proc(changes):
+    assert replace(Holder.of_this_process(), **{"process": 2**30, **changes}).lives() is None
+
+
+@pytest.mark.parametrize(
+    ("flock", "changes"),
+    [
+        (False, {"space": "another"}),
+        (False, {"started": 0}),
+        (False, {"space": ""}),
+        (True, {"boot": "another", "space": "another"}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("touches", [False, True])
+def test_a_holder_on_a_host_of_the_same_name_is_watched(tmp_path, monkeypatch, flock, changes, touches):
+    """In another container, or under another kernel, whose locks do not come here: its number is nobody's here."""
+
+    def unsupported(*_):
+        raise OSError(lock.errno.ENOLCK, "No locks available")
+
+    if not flock:
+        monkeypatch.setattr(lock.fcntl, "flock", unsupported)
+    left = replace(Holder.of_this_process(), process=2**30, **changes)
+    (tmp_path / FILE).write_text(json.dumps(asdict(left)))
+    times = iter(range(10**6))
+    monkeypatch.setattr(lock, "_touched", lambda _: next(times) if touches else 0)
+    if touches:
+        with pytest.raises(UserError, match=f"process {2**30} on "), locked(tmp_path, patience=0.3):
+            pytest.fail("two at once")
+    else:
+        with locked(tmp_path, patience=0.3):
+            assert json.loads((tmp_path / FILE).read_text())["process"] == os.getpid()
+
+
+def test_a_holder_in_another_container_on_this_kernel_is_known_by_its_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "_silent", lambda *_: pytest.fail("watched"))
+    left = replace(Holder.of_this_process(), process=2**30, space="another")
+    (tmp_path / FILE).write_text(json.dumps(asdict(left)))
+    with locked(tmp_path):
+        pass
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"host": 1}', "\x00"])

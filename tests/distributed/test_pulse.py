@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -183,3 +184,10 @@ def test_a_full_disk_is_no_silence(tmp_path, monkeypatch):
     time.sleep(0.02)
     assert writer.beat()
     assert read(tmp_path, 1, "launch")[0] > stamp
+
+
+@pytest.mark.parametrize("changes", [{"space": "another container"}, {"space": ""}, {"started": 0}], ids=str)
+def test_a_number_that_means_nothing_here_is_no_death(tmp_path, changes):
+    gone = replace(other(tmp_path).now, process=2**30)
+    assert gone.is_gone
+    assert not replace(gone, **changes).is_gone
