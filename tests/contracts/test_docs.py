@@ -145,7 +145,7 @@ def test_readme_python(monkeypatch, capsys):
     assert lines[0].endswith("architectures")
 
 
-@pytest.mark.parametrize("name", ["docs/space.md", "docs/extending.md", "docs/entanglement.md"])
+@pytest.mark.parametrize("name", ["docs/space.md", "docs/extending.md", "docs/entanglement.md", "docs/search.md"])
 def test_python_of_a_page_runs(name, monkeypatch, capsys):
     monkeypatch.chdir(tiny.ROOT)
     for block in blocks(name, "python"):
