@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +16,7 @@ from llmnas.files import parse_json, read_most
 
 MOST_DOCUMENT = 1 << 28
 """Bytes of one document, which is held and encoded whole."""
+_BLOCK = 1 << 16
 LISTED = 1000
 """Bad rows that are named; all are counted."""
 
@@ -79,13 +82,15 @@ def json_lines(name: str, stream: IO[bytes] | _Rest, path: Path, text_field: str
 
 def json_file(name: str, stream: IO[bytes], path: Path, text_field: str, bad: BadRows) -> Iterator[Document]:
     """A list of rows, where that is how the file begins, else `json_lines`."""
-    begin = b""
-    while not begin.strip() and (piece := stream.read(1)):
-        begin += piece
-    if not begin.removeprefix(b"\xef\xbb\xbf").strip().startswith(b"["):
-        yield from json_lines(name, _Rest(begin, stream), path, text_field, bad)
+    begin = [read_most(stream, len(codecs.BOM_UTF8))]
+    first, held = begin[0].removeprefix(codecs.BOM_UTF8).lstrip(), 0
+    while not first and held <= MOST_DOCUMENT and (piece := stream.read(_BLOCK)):
+        begin.append(piece)
+        first, held = piece.lstrip(), held + len(piece)
+    if not first.startswith(b"["):
+        yield from json_lines(name, _Rest(b"".join(begin), stream), path, text_field, bad)
         return
-    data = begin + read_most(stream, MOST_DOCUMENT + 1)
+    data = b"".join([*begin, read_most(stream, MOST_DOCUMENT + 1)])
     if len(data) > MOST_DOCUMENT:
         raise UserError(
             f"{path}: a list of more than {MOST_DOCUMENT:,} bytes, which is read whole; write it as .jsonl, one a line"
@@ -180,12 +185,12 @@ class _Rest:
     """A stream of which the beginning has been read."""
 
     def __init__(self, begin: bytes, stream: IO[bytes]) -> None:
-        self._begin, self._stream = begin, stream
+        self._begin, self._stream = io.BytesIO(begin), stream
 
     def readline(self, most: int) -> bytes:
         """The next line, or `most` bytes of it."""
-        line, end, self._begin = self._begin.partition(b"\n")
-        return line + end if end else line + self._stream.readline(most)
+        line = self._begin.readline(most)
+        return line if line.endswith(b"\n") or len(line) == most else line + self._stream.readline(most - len(line))
 
 
 def _parsed(text: str, path: Path, place: str) -> Any:

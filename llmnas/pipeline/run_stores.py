@@ -26,7 +26,7 @@ from llmnas.data import (
 )
 from llmnas.data.store import FILE
 from llmnas.errors import UserError
-from llmnas.files import read_as, sha256, write_json
+from llmnas.files import read_as, regular, sha256, write_json
 from llmnas.runs import RunFolder
 
 MOST_HELD_OUT = 1 << 24
@@ -113,6 +113,11 @@ def _hash(file: TokenFile) -> str:
 def _require_alike(config: Config, stores: list[Store], model: ModelTokenizer | None) -> None:
     first, wanted = stores[0], config.space.base.vocab_size
     for store in stores:
+        tokenizer = regular(store.path / "tokenizer.json")
+        if sha256(tokenizer) != store.info.tokenizer_sha256:
+            raise UserError(
+                f"{tokenizer}: not the tokenizer that its tokens were made with (SHA-256 differs from {FILE})"
+            )
         if store.info.tokenizer_sha256 != first.info.tokenizer_sha256:
             raise UserError(
                 f"data.tokens: {store.path} has another tokenizer than {first.path}; prepare one of them again with "

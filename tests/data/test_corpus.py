@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import io
 import json
 import lzma
 import os
@@ -14,6 +15,7 @@ import pytest
 import zstandard
 
 from llmnas.data import BadRows, Document, Reading, open_corpus, read_corpus
+from llmnas.data.rows import json_file
 from llmnas.errors import UserError
 
 
@@ -268,6 +270,33 @@ def test_a_quote_without_end_is_refused_in_little_memory(tmp_path, monkeypatch):
     (tmp_path / "a.csv").write_text('text\n"' + "word\n" * 100)
     with pytest.raises(UserError, match=r"a\.csv: line \d+: not CSV"):
         read_corpus(str(tmp_path))
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "marked"])
+@pytest.mark.parametrize("before", ["", "\n \r\n"], ids=["at_once", "after_spaces"])
+def test_json_is_a_list_or_lines_whatever_comes_first(tmp_path, mark, before):
+    path = tmp_path / "rows.json"
+    path.write_text(mark + before + '[{"text": "one"},\n {"text": "two"}]', newline="")
+    assert [document.id for document in read_corpus(str(path))] == ["rows.json:1", "rows.json:2"]
+    path.write_text(mark + before + '{"text": "one"}\n{"text": "two"}', newline="")
+    line = 1 + before.count("\n")
+    assert [document.id for document in read_corpus(str(path))] == [f"rows.json:{line}", f"rows.json:{line + 1}"]
+
+
+@pytest.mark.parametrize("space", [b" ", b"\n"], ids=["one_line", "lines"])
+def test_a_json_file_of_spaces_is_read_in_blocks(tmp_path, space):
+    class Counted(io.BytesIO):
+        reads = 0
+
+        def read(self, size=-1):
+            self.reads += 1
+            return super().read(size)
+
+    for end, found in ((b'[{"text": "one"}]', ["rows:1"]), (b"", [])):
+        stream = Counted(space * 300_000 + end)
+        documents = json_file("rows", stream, tmp_path / "rows.json", "text", BadRows())
+        assert [document.id for document in documents] == found
+        assert stream.reads < 20
 
 
 def test_what_is_no_text_is_told(tmp_path):

@@ -130,6 +130,19 @@ def test_a_store_that_changes_under_a_run_is_noticed(stores, tmp_path):
         context.sequences(32, seed=1)
 
 
+def test_a_store_whose_tokenizer_was_replaced_is_refused(stores, tmp_path):
+    shutil.copytree(stores, tmp_path / "stores")
+    context = context_of(tmp_path / "run", *config_of(tmp_path, tmp_path / "stores"))
+    tokenizer = tmp_path / "stores" / "late" / "tokenizer.json"
+    shutil.copyfile(stores / "other" / "tokenizer.json", tokenizer)
+    with pytest.raises(UserError, match=r"late/tokenizer\.json: not the tokenizer that its tokens were made with"):
+        prepare(context)
+    tokenizer.unlink()
+    with pytest.raises(UserError, match=r"late/tokenizer\.json"):
+        prepare(context)
+    assert not (tmp_path / "run" / "data").exists()
+
+
 @pytest.mark.full
 def test_a_run_from_stores_trains_and_reports_every_text(llmnas, stores, tmp_path):
     config, sets = config_of(tmp_path, stores)
