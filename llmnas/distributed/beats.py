@@ -10,13 +10,14 @@ import contextlib
 import json
 import os
 import socket
+import threading
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llmnas.distributed.lock import runs, space, started
 from llmnas.errors import UserError
-from llmnas.files import open_regular, parse_json
+from llmnas.files import open_regular, parse_json, write_bytes
 
 _MOST = 1 << 14  # bytes of a file
 
@@ -62,37 +63,39 @@ def path_of(folder: Path, rank: int) -> Path:
 
 
 class Writer:
-    """Writes this process's file; `beat` and `change` may be called by several threads."""
+    """Writes this process's file, whole or not at all; `beat` and `change` may be called by several threads."""
 
     def __init__(self, folder: Path, launch: str, rank: int) -> None:
         own = os.getpid()
         self.now = Beat(launch, rank, socket.gethostname(), own, started(own) or 0, space=space())
         self._path = path_of(folder, rank)
         self._written: Beat | None = None
+        self._lock = threading.RLock()
 
     def change(self, **values: Any) -> None:
         """Say something else, at once."""
-        self.now = replace(self.now, **values)
-        self.beat()
+        with self._lock:
+            self.now = replace(self.now, **values)
+            self.beat()
+
+    def mark(self, what: str) -> None:
+        """Say that something is done that others wait for."""
+        with self._lock:
+            self.change(marks=(*self.now.marks, what))
 
     def beat(self) -> bool:
         """Write the file where it says something else, touch it otherwise; whether that was possible."""
-        now = self.now
-        with contextlib.suppress(OSError):
-            if now != self._written or not self._path.exists():
+        with self._lock, contextlib.suppress(OSError):
+            if self.now != self._written or not self._path.exists():
+                self._written = None
                 with contextlib.suppress(OSError):  # a full disk: the file's time alone is a sign of life, too
-                    self._write(now)
-            os.utime(self._path)
+                    self._write(self.now)
+            self._path.touch()
             return True
         return False
 
     def _write(self, now: Beat) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-        try:
-            os.write(descriptor, json.dumps(asdict(now)).encode())
-        finally:
-            os.close(descriptor)
+        write_bytes(self._path, json.dumps(asdict(now)).encode())
         self._written = now
 
     def remove(self) -> None:
@@ -114,6 +117,6 @@ def read(folder: Path, rank: int, launch: str) -> tuple[int | None, Beat | None]
         beat = Beat(**{**values, "marks": tuple(values["marks"])})
     except (UserError, OSError):
         return None, None
-    except (ValueError, KeyError, TypeError):  # it is being written
+    except (ValueError, KeyError, TypeError):  # made where there was no room for what it says
         return stamp, None
     return (stamp, beat) if beat.launch == launch else (None, None)

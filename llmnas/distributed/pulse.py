@@ -100,16 +100,31 @@ class Pulse:
         """Rank 0 works; the others wait for the end of that, however long it takes, for as long as rank 0 lives.
 
         Raises:
-            RunError: on the others, where rank 0 failed.
+            RunError: on the others, where rank 0 failed, or left before they saw it done.
         """
         self.at(what)
-        if not self._peers or self._rank == 0:
-            work()
-            self._writer.change(marks=(*self._writer.now.marks, what))
+        if self._peers and self._rank != 0:
+            self._await(what)
             return
-        while (beat := read(self._folder, 0, self._launch)[1]) is None or what not in beat.marks:
+        work()
+        if self._peers:
+            self._writer.mark(what)
+
+    def _await(self, what: str) -> None:
+        """Wait until rank 0 says that this is done."""
+        beat, away = None, 0.0
+        while True:
+            stamp, found = read(self._folder, 0, self._launch)
+            beat = found or self._peers[0].beat or beat
+            if beat is not None and what in beat.marks:
+                return
             if beat is not None and beat.ended is not None:
                 raise RunError(self._line(f"{beat} ended: {beat.ended}"))
+            # a file that was taken away by others comes back with the next sign of life; with the folder away, all are
+            gone = beat is not None and stamp is None and self._writer.beat()
+            away = away + _POLL if gone else 0.0
+            if away > 2 * self._refresh:
+                raise RunError(self._line(f"{beat} left, and this process did not see it done"))
             time.sleep(_POLL)
 
     def __enter__(self) -> Self:

@@ -35,7 +35,6 @@ ALLOWED = {
     "data/parquet.py": {"ParquetFile": "of a stream from `open_regular`"},
     "data/tokenizer_child.py": {"json.loads": "lines of the process that started it"},
     "data/tokens.py": {"np.memmap": "a file whose size and blocks are checked against its description"},
-    "distributed/beats.py": {"os.open": OWN},
     "distributed/lock.py": {
         "os.open": OWN,
         "json.loads": "4096 bytes of a lock, any fault is no lock",

@@ -5,7 +5,9 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -191,3 +193,109 @@ def test_a_number_that_means_nothing_here_is_no_death(tmp_path, changes):
     gone = replace(other(tmp_path).now, process=2**30)
     assert gone.is_gone
     assert not replace(gone, **changes).is_gone
+
+
+def awaited(pulse, what):
+    """What comes of waiting for rank 0; fails where that has no end."""
+    found = []
+
+    def wait():
+        try:
+            found.append(pulse.first(what, lambda: pytest.fail("twice")))
+        except RunError as error:
+            found.append(error)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert found, "it waits for ever"
+    return found[0]
+
+
+def pair(folder, patience):
+    """Rank 0, played by this process, and rank 1, which sees it."""
+    first, second = Writer(folder, "launch", 0), Pulse(folder, "launch", 1, 2, patience)
+    first.beat()
+    return first, second
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_nobody_waits_for_a_first_that_has_left(tmp_path, early):
+    """Whether it left before the others began to wait, or while they did."""
+    first, second = pair(tmp_path / FOLDER, PATIENCE)
+    if early:
+        second._lost(0.0)
+    leaves = threading.Timer(0.0 if early else 0.5, first.remove)
+    leaves.start()
+    error = awaited(second, "prepare")
+    leaves.join()
+    gone = f"rank 0 on {HOST} (process {os.getpid()}) left, and this process did not see it done"
+    assert str(error) == f"prepare: {gone}"
+
+
+def test_a_first_that_has_left_after_its_mark_was_seen_is_not_missed(tmp_path):
+    first, second = pair(tmp_path / FOLDER, PATIENCE)
+    first.mark("prepare")
+    second._lost(0.0)
+    first.remove()
+    assert awaited(second, "prepare") is None
+
+
+def test_a_file_that_others_took_away_comes_back(tmp_path):
+    first, second = pair(tmp_path / FOLDER, 30.0)
+    second._lost(0.0)
+    path_of(tmp_path / FOLDER, 0).unlink()
+    returns = threading.Timer(0.4, first.mark, ["prepare"])
+    returns.start()
+    assert awaited(second, "prepare") is None
+    returns.join()
+
+
+def test_one_process_leaves_nothing(tmp_path):
+    with Pulse(tmp_path / FOLDER, "launch", 0, 1, PATIENCE) as pulse:
+        pulse.first("prepare", (tmp_path / "done").touch)
+    assert [path.name for path in tmp_path.iterdir()] == ["done"]
+
+
+def test_a_file_that_two_threads_write_is_always_whole(tmp_path):
+    """Long and short contents in turn: what one leaves of the other's would be of no sense."""
+    writer = other(tmp_path)
+    done = threading.Event()
+
+    def write(name, values):
+        for value in values:
+            writer.change(**{name: value})
+            assert getattr(writer.now, name) == value
+
+    def look():
+        while not done.is_set():
+            _, beat = read(tmp_path, 1, "launch")
+            parts.append(beat is None)
+
+    parts = []
+    reader = threading.Thread(target=look)
+    reader.start()
+    with ThreadPoolExecutor(2) as pool:
+        marks = pool.submit(write, "marks", [("x" * (999 * (i % 2)),) for i in range(100)])
+        ended = pool.submit(write, "ended", ["y" * (999 * (i % 2)) for i in range(100)])
+        marks.result()
+        ended.result()
+    done.set()
+    reader.join()
+    assert parts
+    assert not any(parts)
+    assert read(tmp_path, 1, "launch")[1] == writer.now
+    assert [path.name for path in tmp_path.iterdir()] == ["rank1.json"]
+
+
+def test_what_found_no_room_is_written_when_there_is(tmp_path, monkeypatch):
+    writer = other(tmp_path)
+    with monkeypatch.context() as full:
+        full.setattr(writer, "_write", lambda _: fail(OSError(28, "No space left on device")))
+        writer.mark("prepare")
+        assert read(tmp_path, 1, "launch")[1].marks == ()  # what it said before is left
+        path_of(tmp_path, 1).unlink()
+        assert writer.beat()  # a sign of life without words
+        assert read(tmp_path, 1, "launch")[0] is not None
+    assert writer.beat()
+    assert read(tmp_path, 1, "launch")[1] == writer.now
