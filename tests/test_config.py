@@ -1,11 +1,13 @@
 """A config that is malformed cannot exist: every mistake is one line with file, key and what is allowed."""
 
+from pathlib import Path
+
 import pytest
 import tiny
 import torch
 import yaml
 
-from llmnas.config import Config, differences, load_config
+from llmnas.config import Config, as_kept, differences, load_config
 from llmnas.errors import UserError
 from llmnas.nn.lowbit import grouped_product
 
@@ -260,7 +262,44 @@ def test_relative_paths_are_those_beside_the_config(config, tmp_path, monkeypatc
     stores = data_of({"tokens": [{"path": "stores/a"}], "validation": {"a": "stores/a"}})
     assert stores.tokens[0].path == stores.held_out["a"] == str(project / "stores" / "a")
     monkeypatch.chdir(project)
-    assert data_of({"source": "texts"}).source == "texts"
+    assert data_of({"source": "texts"}).source == str(project / "texts")  # the same from its own folder
+    path = Path("my.yaml")
+    assert data_of({"source": "texts"}).source == str(project / "texts")
+    path = project / "my.yaml"
     (project / "manifest.json").write_text("{}")  # a run's own config, read from elsewhere
     monkeypatch.chdir(elsewhere)
     assert data_of({"source": "texts"}).source == "texts"
+
+
+@pytest.mark.parametrize(
+    ("kept", "now", "same"),
+    [
+        ("texts", "project/texts", True),  # a run of before, begun in the folder of its config
+        ("../texts", "texts", True),
+        ("project/texts", "texts", True),  # the text is gone, and is not needed any more
+        ("project/texts", "link/texts", True),
+        ("texts", "project/other", False),
+        ("here", "project/here", False),  # what lies here is another
+        ("sotu", "project/sotu", False),
+        ("..", "project", False),
+    ],
+)
+def test_paths_that_mean_the_same_are_spelt_as_they_are_kept(tmp_path, monkeypatch, kept, now, same):
+    (tmp_path / "project" / "texts").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("project")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    one, other = (str(tmp_path / path) if path.startswith(("project", "link")) else path for path in (kept, now))
+    if now == "texts" and kept.startswith(".."):
+        other = str(tmp_path / "texts")
+
+    def values(path):
+        stores = [{"path": path, "weight": 1.0}]
+        data = {"source": path, "tokenizer": path, "tokens": stores, "validation": {"a": path}}
+        return {"data": data, "train": {"init_from": path}}
+
+    expected = values(one if same else other)
+    given = values(other)
+    assert as_kept(given, values(one)) == expected
+    assert given == values(other)
+    assert as_kept(given, {"data": {"validation": 0.1}}) == given

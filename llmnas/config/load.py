@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from llmnas.config.find import find_config
+from llmnas.config.relative import write_paths_out
 from llmnas.config.run import Config
 from llmnas.errors import UserError, explain
 from llmnas.files import parse_yaml, read_yaml, user_path
@@ -42,40 +42,8 @@ def load_config(path: Path, overrides: list[str]) -> Config:
     """
     found = find_config(user_path(path))
     values = read_yaml(found)
-    _from_its_folder(values, found.parent)
+    write_paths_out(values, found.parent)
     return make_config(values, overrides, str(path))
-
-
-_PATHS = (("data", "source"), ("data", "tokenizer"), ("train", "init_from"))
-"""Keys that name files or folders; stores of `data.tokens` and `data.validation` come on top."""
-
-
-def _from_its_folder(values: Any, folder: Path) -> None:
-    """Write paths that lie beside a config out, so that they mean the same in every working directory.
-
-    The config that a run folder keeps is as it was understood when the run began.
-    """
-    if not isinstance(values, dict) or folder.resolve() == Path.cwd() or (folder / "manifest.json").exists():
-        return
-    for section, key in _PATHS:
-        _write_out(values.get(section), key, folder)
-    data = values.get("data")
-    if isinstance(data, dict):
-        stores = data.get("tokens")
-        for store in stores if isinstance(stores, list) else ():
-            _write_out(store, "path", folder)
-        named = data.get("validation")
-        for name in list(named) if isinstance(named, dict) else ():
-            _write_out(named, name, folder)
-
-
-def _write_out(section: Any, key: Any, folder: Path) -> None:
-    text = section.get(key) if isinstance(section, dict) else None
-    if not isinstance(text, str) or not text or text in {"sotu", "stdlib"} or text.startswith("~") or "\0" in text:
-        return
-    beside = folder / text
-    if beside.exists():
-        section[key] = os.path.abspath(beside)
 
 
 def make_config(values: dict[str, Any], overrides: list[str], where: str) -> Config:

@@ -14,7 +14,7 @@ import torch
 import yaml
 from pydantic import ValidationError
 
-from llmnas.config import Config, differences
+from llmnas.config import Config, as_kept, differences
 from llmnas.cost import sample
 from llmnas.data import (
     Mixture,
@@ -94,8 +94,13 @@ class Context:
 
                 preflight(Path(self.config.train.init_from), self.config.space, tokenizer)
         self.run.check_results()
-        values = self.config.model_dump(mode="json")
+        values = self._values()
         self.run.claim(yaml.safe_dump(values, sort_keys=False), values, _bound, differences)
+
+    def _values(self) -> dict[str, Any]:
+        """The config, with its paths as the folder spells them."""
+        values = self.config.model_dump(mode="json")
+        return as_kept(values, read_yaml(self.run.config)) if self.run.bound else values
 
     def _require_search(self) -> None:
         """A misspelt option of the strategy must not come to light when the supernet has been trained."""
@@ -123,7 +128,7 @@ class Context:
     @property
     def identity(self) -> str:
         """Tells apart runs whose tokens or weights must not mix."""
-        values = self.config.model_dump(mode="json")
+        values = self._values()
         if self.run.bound:  # how the training was run at first stands for how it is run now
             stored = read_yaml(self.run.config).get("train") or {}
             values["train"] |= {key: stored[key] for key in OPERATION if key in stored}
