@@ -94,11 +94,12 @@ class Context:
 
                 preflight(Path(self.config.train.init_from), self.config.space, tokenizer)
         self.run.check_results()
-        values = self._values()
+        values = self.values
         self.run.claim(yaml.safe_dump(values, sort_keys=False), values, _bound, differences)
 
-    def _values(self) -> dict[str, Any]:
-        """The config, with its paths as the folder spells them."""
+    @property
+    def values(self) -> dict[str, Any]:
+        """The config as plain values, its paths spelt as the folder keeps them: identities depend on these."""
         values = self.config.model_dump(mode="json")
         return as_kept(values, read_yaml(self.run.config)) if self.run.bound else values
 
@@ -128,7 +129,7 @@ class Context:
     @property
     def identity(self) -> str:
         """Tells apart runs whose tokens or weights must not mix."""
-        values = self._values()
+        values = self.values
         if self.run.bound:  # how the training was run at first stands for how it is run now
             stored = read_yaml(self.run.config).get("train") or {}
             values["train"] |= {key: stored[key] for key in OPERATION if key in stored}

@@ -85,13 +85,13 @@ def train_alone(
 
 def _identity(context: Context, arch: Architecture, settings: TrainSettings, seed: int, start: Start) -> str:
     """Of what the result depends on: without inherited weights, nothing of how the supernet was trained."""
-    values = context.config.model_dump(mode="json")
+    values = context.values
+    training = settings.model_dump(mode="json", exclude={*WATCHING, *UNMARKED})
+    if "init_from" in training and settings.init_from == context.config.train.init_from:
+        training["init_from"] = values["train"]["init_from"]
     shape = stand_alone_shape(context.config.space.base, rope_dim(context, arch), arch)
     depends = [values["seed"], values["data"], values["search"]["windows"], asdict(shape)]
-    return identity(
-        *depends, settings.model_dump(mode="json", exclude={*WATCHING, *UNMARKED}), seed, start,
-        context.identity if start != "scratch" else None,
-    )  # fmt: skip
+    return identity(*depends, training, seed, start, context.identity if start != "scratch" else None)
 
 
 def trained_as(folder: Path) -> str | None:

@@ -8,6 +8,7 @@ from llmnas.config import load_config
 from llmnas.errors import UserError
 from llmnas.pipeline.context import Context
 from llmnas.pipeline.prepare import prepare
+from llmnas.pipeline.stand_alone import _identity
 from llmnas.runs import RunFolder
 from llmnas.tracking import Tracker
 
@@ -20,6 +21,11 @@ def project(tmp_path):
     tiny.write_corpus(folder / "texts")
     tiny.write_config(folder, "texts")
     return folder
+
+
+def trained_alone(context):
+    """What tells apart networks that were trained alone."""
+    return _identity(context, context.config.space.largest(), context.config.train, 0, "scratch")
 
 
 def claimed(path, folder, *sets):
@@ -58,5 +64,6 @@ def test_a_run_of_before_that_keeps_a_relative_path_goes_on(project, tmp_path, m
         context = claimed(path, run.path)
         assert context.config.data.source == str(project / "texts")  # where it is read
         assert context.identity == of_before.identity
+        assert trained_alone(context) == trained_alone(of_before)
     with pytest.raises(UserError, match=r"data\.source: texts -> sotu"):
         claimed(path, run.path, "data.source=sotu")
