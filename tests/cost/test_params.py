@@ -79,7 +79,7 @@ def test_counts_are_those_of_the_module(case):
         assert count.total == sum(p.numel() for p in module.parameters())
         idle = sum((s.experts - s.top_k) * 3 * a.hidden_size * s.ffn_size for _, s in a.kept)
         assert count.active == count.total - idle
-        embeddings = [p for name, p in module.named_parameters() if name in {"embedding", "head"}]
+        embeddings = [p for name, p in module.named_parameters() if name in {"embedding.weight", "head.weight"}]
         assert count.embedding == sum(p.numel() for p in embeddings)
         assert len(embeddings) == (1 if space.base.tied else 2)
     assert count_params(arch, space.base) == count_params(arch.compact(), space.base)

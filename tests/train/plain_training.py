@@ -42,7 +42,7 @@ def reference(kind, decay_all=False, clip=True, skip_unused=False, skipped=None,
     settings = settings_of(kind, **changes)
     model = Transformer(SPACE, seed=0)
     optimizer = optimizer_of(model, decay_all)
-    masked = Masked(model, lambda name: name.split(".")[-1] in MATRICES)
+    masked = Masked(model, lambda name: role(name) in MATRICES)
     muon = Muon(model, scope)
     losses = []
     for step in range(settings.steps):
