@@ -95,8 +95,8 @@ class Context:
                 preflight(Path(self.config.train.init_from), self.config.space, tokenizer)
         elif "tracking" not in read_yaml(self.run.config):
             raise UserError(
-                f"{self.run.config}: cut off: llmnas writes a section tracking last, and it is not there; take the file "
-                "from a copy of the folder, or another --run-dir"
+                f"{self.run.config}: cut off: llmnas writes a section tracking last, and it is not there; take the "
+                "file from a copy of the folder, or another --run-dir"
             )
         self.run.check_results()
         values = self.values
