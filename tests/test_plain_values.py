@@ -137,7 +137,7 @@ def test_options_in_mappings_and_lists_may_be_numpy_numbers(name):
         ({"space": "space.yaml"}, "space: must be a SearchSpace"),
         ({"space": MIXED.model_dump()}, "space: must be a SearchSpace"),
         ({"evaluate": None}, "evaluate: must be a function"),
-        ({"strategy": None}, "strategy: must be the name of a strategy, got None"),
+        ({"strategy": None}, "strategy: must be a name, or something with ask.* got None"),
         ({"objectives": "loss"}, "objectives: 'loss' names no directions"),
         ({"objectives": ["loss"]}, "objectives: .* names no directions"),
         ({"objectives": {"loss": None}}, "loss: None is not a direction; allowed: min, max"),

@@ -10,7 +10,7 @@ from typing import Any
 from llmnas.archive import Archive
 from llmnas.cost import Budget
 from llmnas.pareto import Constraints, Objectives
-from llmnas.search.evaluating import Catch, Evaluate
+from llmnas.search.evaluating import Catch, Evaluate, results_of
 from llmnas.search.session import Search
 from llmnas.search.strategy import Problem, Strategy
 from llmnas.space import Architecture, SearchSpace
@@ -71,6 +71,7 @@ def search(
         UserError: a wrong argument, a budget that nothing meets, a damaged archive or that of another
             search, or results of `evaluate` without an objective.
     """
+    results_of(evaluate, catch)  # here, other than there, somebody has to measure
     started = Search(
         space, evaluate, strategy=strategy, objectives=objectives, budget=budget, constraints=constraints, seed=seed,
         archive_path=archive_path, options=options, batch=batch, first=first, evaluation=evaluation, catch=catch,
