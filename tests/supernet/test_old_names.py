@@ -24,11 +24,11 @@ SHAPE = FixedShape(BASE, Architecture(8, LAYERS))
 
 
 def same(model, name):
-    """Whether the logits are those that the old code computed, to the bit."""
+    """Whether the logits are those that the old code computed, but for the rounding of another processor."""
     told = load_file(OLD / "logits.safetensors")
     with torch.no_grad():
         found = model(told["tokens"])
-    return torch.equal(found if torch.is_tensor(found) else found.logits, told[name])
+    return torch.allclose(found if torch.is_tensor(found) else found.logits, told[name], rtol=1e-5, atol=1e-6)
 
 
 def by_state_dict(model):

@@ -84,7 +84,7 @@ def test_block_distance_is_its_formula(kind):
 def test_a_student_comes_nearer_and_the_teacher_stays(stage):
     original = Transformer(SPACE, seed=1)
     with torch.no_grad():
-        original.embedding.mul_(10)  # opinions to learn: fresh weights find every token about as likely
+        original.embedding.weight.mul_(10)  # opinions to learn: fresh weights find every token about as likely
     arch = SPACE.smallest()
     kept = [i for i, _ in arch.kept]
     distill = {"source": "original", "weight": 1.0, "top_k": VOCAB, "blocks": 0.5, "block_loss": "cosine"}
