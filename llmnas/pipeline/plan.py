@@ -90,7 +90,7 @@ class Plan:
 
 def model_sizes(model: Transformer, optimizer: str) -> ModelSizes:
     """Counted on the module itself (on the meta device: no memory)."""
-    root = sum(p.numel() for p in model.parameters(recurse=False))
+    root = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("layers."))
     block = max(sum(p.numel() for p in layer.parameters()) for layer in model.layers)
     one_moment = sum(weight.numel() for weight in matrices_of(model)) if optimizer == "muon" else 0
     return ModelSizes(sum(p.numel() for p in model.parameters()), root, block, one_moment)
